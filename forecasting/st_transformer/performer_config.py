@@ -1,0 +1,84 @@
+"""All hyper-parameters of a SpatioTemporalPerformer, checked once."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .argument_checks import require_at_least, require_choice, require_probability
+from .layer_config import LayerConfig
+
+PositionEmbedding = Literal["learned", "periodic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerformerConfig(LayerConfig):
+    """Hyper-parameters of the model; those of its layers are inherited from LayerConfig.
+
+    Args:
+        d_y_context: sensors in the context; the first `d_y_target` of them are the targets.
+        d_y_target: sensors to forecast.
+        d_x: time covariates; 0 is allowed when `time_embedding` is off.
+        n_encoder_layers: number of encoder layers.
+        n_decoder_layers: number of decoder layers.
+        start_len: context steps repeated at the start of the decoder's input.
+        max_seq_len: learned positions: the largest context length plus target length; periodic positions: the longest
+            initial period.
+        time_emb_dim: Time2Vec components for each time covariate.
+        time_embedding: whether tokens carry the time covariates; when off, x is ignored.
+        indicator_embedding: whether tokens tell given values from missing ones.
+        position_embedding: "learned" (a table) or "periodic" (Time2Vec of the step, any length).
+        downsample_convs_embedding: convolutions that halve the context before the encoder.
+        downsample_convs_block: convolutions that halve the context between encoder layers, after the first ones.
+        windows: number of time windows within which the encoder's global attention stays.
+        use_shifted_time_window: shift the windows of every second encoder layer by half a window.
+        data_dropout_embedding: dropout rate on the embedding sums; plain dropout, despite its name.
+        final_norm: whether encoder and decoder end with a normalisation.
+        autoregressive_training: whether the decoder reads target values and is causal over time steps.
+        seed: source of the random features; each attention gets a seed of its own derived from it. Parameters are
+            drawn from torch's global generator.
+
+    Raises:
+        ValueError: a value outside its range, an unknown name, or values that do not fit together.
+    """
+
+    d_y_context: int
+    d_y_target: int
+    d_x: int
+    n_encoder_layers: int = 2
+    n_decoder_layers: int = 2
+    start_len: int = 0
+    max_seq_len: int = 512
+    time_emb_dim: int = 8
+    time_embedding: bool = True
+    indicator_embedding: bool = True
+    position_embedding: PositionEmbedding = "learned"
+    downsample_convs_embedding: int = 0
+    downsample_convs_block: int = 0
+    windows: int = 1
+    use_shifted_time_window: bool = True
+    data_dropout_embedding: float = 0.1
+    final_norm: bool = True
+    autoregressive_training: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("d_y_target", "n_encoder_layers", "n_decoder_layers", "max_seq_len", "windows"):
+            require_at_least(1, **{name: getattr(self, name)})
+        for name in ("d_x", "start_len", "downsample_convs_embedding", "downsample_convs_block"):
+            require_at_least(0, **{name: getattr(self, name)})
+        if self.time_embedding:
+            require_at_least(1, d_x=self.d_x, time_emb_dim=self.time_emb_dim)
+        if self.position_embedding == "periodic":
+            require_at_least(2, d_model=self.d_model, max_seq_len=self.max_seq_len)
+        require_choice("position_embedding", self.position_embedding, get_args(PositionEmbedding))
+        require_probability(data_dropout_embedding=self.data_dropout_embedding)
+        if self.d_y_context < self.d_y_target:
+            raise ValueError(
+                f"d_y_context must be at least d_y_target, because the targets are the first context columns: "
+                f"got d_y_context={self.d_y_context}, d_y_target={self.d_y_target}"
+            )
+        if self.downsample_convs_block >= self.n_encoder_layers:
+            raise ValueError(
+                f"downsample_convs_block must be smaller than n_encoder_layers, because its convolutions stand between "
+                f"layers: got {self.downsample_convs_block} for {self.n_encoder_layers} encoder layers"
+            )

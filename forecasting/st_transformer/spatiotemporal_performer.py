@@ -1,0 +1,206 @@
+"""SpatioTemporalPerformer: an encoder-decoder transformer over (time, sensor) tokens.
+
+Dimension key: b batch, l context steps, n target steps, d_x time covariates, N sensors, d model width.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import build_memory
+from .decoder import Decoder, DecoderLayer
+from .downsampling import DownsampleConv
+from .embedding import TokenEmbedding
+from .encoder import Encoder, EncoderLayer
+from .performer_config import PerformerConfig
+from .position import LearnedPosition, PeriodicPosition
+from .time_windows import TimeWindows
+
+HEAD_STD = 0.02
+
+
+class SpatioTemporalPerformer(nn.Module):
+    """Forecast sensors by attention over all (time, sensor) tokens.
+
+    Every value of every sensor is one token (Grigsby et al. 2021, Spacetimeformer, section 3). The encoder alternates
+    local attention (along time, within a sensor) and global attention (all sensors, all steps) over the context. The
+    decoder does the same over its own steps and attends to the encoder's output, again locally and globally. The
+    attention is FAVOR+ (Choromanski et al. 2021), whose cost is linear in the number of tokens. Tokens are
+    time-major: flat index = time * N + sensor.
+
+    The first `start_len` decoder steps repeat the end of the context, the others are placeholders (value 0, not
+    given): target values never enter. With `autoregressive_training` they do, and the decoder's self-attention hides
+    later steps: the output of a step depends on the decoder's inputs up to and including that step, so a caller who
+    trains with the truth shifts it by one step. Batch norm in training mode still mixes steps in its statistics.
+
+    Args:
+        d_y_context: sensors in the context; the first `d_y_target` of them are the targets.
+        d_y_target: sensors to forecast.
+        d_x: time covariates.
+        options: any other field of PerformerConfig, by name.
+
+    Raises:
+        ValueError: see PerformerConfig.
+
+    Example:
+        >>> model = SpatioTemporalPerformer(d_y_context=49, d_y_target=49, d_x=1, d_model=32)
+        >>> context_x, context_y = torch.rand(2, 40, 1), torch.randn(2, 40, 49)
+        >>> target_x, target_y = torch.rand(2, 20, 1), torch.full((2, 20, 49), torch.nan)
+        >>> model(context_x, context_y, target_x, target_y).shape
+        torch.Size([2, 20, 49])
+    """
+
+    def __init__(self, d_y_context: int, d_y_target: int, d_x: int, **options: Any) -> None:
+        super().__init__()
+        config = PerformerConfig(d_y_context=d_y_context, d_y_target=d_y_target, d_x=d_x, **options)
+        self.config = config
+        seeds = attention_seeds(config.seed)
+        self.embedding = build_embedding(config)
+        self.downsampling = nn.Sequential(
+            *(
+                DownsampleConv(config.d_model, activation=config.activation)
+                for _ in range(config.downsample_convs_embedding)
+            )
+        )
+        self.encoder = build_encoder(config, seeds)
+        self.decoder = build_decoder(config, seeds)
+        self.head = nn.Linear(config.d_model, 1)
+        # Forecasts start near 0, the mean of normalised data, so that a linear model beside this one leads at first.
+        nn.init.normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self,
+        context_x: Tensor,
+        context_y: Tensor,
+        target_x: Tensor,
+        target_y: Tensor,
+        *,
+        context_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Forecast the first d_y_target sensors, (b, n, d_y_target).
+
+        NaN in `context_y` or `target_y` means not given.
+
+        Args:
+            context_x: (b, l, d_x) time covariates of the context.
+            context_y: (b, l, d_y_context) sensor values.
+            target_x: (b, start_len + n, d_x) time covariates of the last `start_len` context steps and the targets.
+            target_y: (b, start_len + n, d_y_target) sensor values of the same steps; only the first `start_len` are
+                read unless `autoregressive_training` is on.
+            context_padding_mask: (b, l, d_y_context) bool, True = ignore: attention does not see this value's token.
+
+        Raises:
+            ValueError: shapes that do not fit together, or more steps than max_seq_len.
+        """
+        config = self.config
+        check_shapes(config, context_x, context_y, target_x, target_y, context_padding_mask)
+        if not config.autoregressive_training:
+            placeholders = torch.full_like(target_y[:, config.start_len :], torch.nan)
+            target_y = torch.cat((target_y[:, : config.start_len], placeholders), dim=1)
+
+        context_tokens = self.downsampling(self.embedding(context_x, context_y))
+        memory_tokens = self.encoder(context_tokens, context_padding_mask)
+        memory = build_memory(memory_tokens, config.d_y_target, context_padding_mask)
+        # The decoder continues the encoder's count of positions, so start steps have their place in the context.
+        target_tokens = self.embedding(target_x, target_y, start=context_y.shape[1] - config.start_len)
+        forecast_tokens = self.decoder(target_tokens, memory)[:, config.start_len :]
+        return self.head(forecast_tokens).squeeze(-1)
+
+
+def attention_seeds(seed: int) -> Iterator[int]:
+    """Derive an endless sequence of seeds from one."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield int(torch.randint(2**62, (), generator=generator))
+
+
+def build_embedding(config: PerformerConfig) -> TokenEmbedding:
+    """Build the embedding that encoder and decoder share."""
+    position = LearnedPosition if config.position_embedding == "learned" else PeriodicPosition
+    return TokenEmbedding(
+        config.d_y_context,
+        config.d_x,
+        config.d_model,
+        position(config.d_model, config.max_seq_len),
+        time_emb_dim=config.time_emb_dim if config.time_embedding else 0,
+        indicator_embedding=config.indicator_embedding,
+        dropout=config.data_dropout_embedding,
+    )
+
+
+def build_encoder(config: PerformerConfig, seeds: Iterator[int]) -> Encoder:
+    """Build the encoder, taking from `seeds` what its attentions need."""
+    layers, convs = [], []
+    for index in range(config.n_encoder_layers):
+        is_shifted = config.use_shifted_time_window and config.windows > 1 and index % 2 == 1
+        windows = TimeWindows(config.windows, is_shifted)
+        layers.append(EncoderLayer(config, [next(seeds), next(seeds)], windows=windows))
+        has_conv = index < config.downsample_convs_block
+        convs.append(DownsampleConv(config.d_model, activation=config.activation) if has_conv else nn.Identity())
+    return Encoder(layers, convs, config.build_norm() if config.final_norm else nn.Identity())
+
+
+def build_decoder(config: PerformerConfig, seeds: Iterator[int]) -> Decoder:
+    """Build the decoder, taking from `seeds` what its attentions need."""
+    layers = [
+        DecoderLayer(
+            config,
+            [next(seeds), next(seeds), next(seeds), next(seeds)],
+            num_sensors=config.d_y_target,
+            is_causal=config.autoregressive_training,
+        )
+        for _ in range(config.n_decoder_layers)
+    ]
+    return Decoder(layers, config.build_norm() if config.final_norm else nn.Identity())
+
+
+def check_shapes(
+    config: PerformerConfig,
+    context_x: Tensor,
+    context_y: Tensor,
+    target_x: Tensor,
+    target_y: Tensor,
+    context_padding_mask: Tensor | None,
+) -> None:
+    """Raise unless the inputs of forward fit the configuration and each other."""
+    inputs = {"context_x": context_x, "context_y": context_y, "target_x": target_x, "target_y": target_y}
+    for name, tensor in inputs.items():
+        if tensor.dim() != 3:
+            raise ValueError(f"{name} must have 3 dimensions (batch, time, column), got shape {tuple(tensor.shape)}")
+    batch, context_len, _ = context_y.shape
+    decoder_len = target_y.shape[1]
+    expected = {
+        "context_x": (batch, context_len, config.d_x),
+        "context_y": (batch, context_len, config.d_y_context),
+        "target_x": (batch, decoder_len, config.d_x),
+        "target_y": (batch, decoder_len, config.d_y_target),
+    }
+    for name, tensor in inputs.items():
+        if tuple(tensor.shape) != expected[name]:
+            raise ValueError(f"{name} must have shape {expected[name]}, got {tuple(tensor.shape)}")
+    if decoder_len <= config.start_len:
+        raise ValueError(
+            f"target_x and target_y must have start_len + n steps with n >= 1: got {decoder_len} steps, "
+            f"start_len={config.start_len}"
+        )
+    if context_len < max(config.start_len, 1):
+        raise ValueError(f"the context must have at least {max(config.start_len, 1)} steps, got {context_len}")
+    if context_padding_mask is not None:
+        check_padding(config, context_y, context_padding_mask)
+
+
+def check_padding(config: PerformerConfig, context_y: Tensor, context_padding_mask: Tensor) -> None:
+    """Raise unless the padding mask can be honoured."""
+    if context_padding_mask.dtype != torch.bool or context_padding_mask.shape != context_y.shape:
+        raise ValueError(
+            f"context_padding_mask must be a bool tensor of context_y's shape {tuple(context_y.shape)}, got "
+            f"{context_padding_mask.dtype} of shape {tuple(context_padding_mask.shape)}"
+        )
+    if config.downsample_convs_embedding or config.downsample_convs_block:
+        raise ValueError(
+            "context_padding_mask cannot be used with downsampling convolutions, which mix padded and other steps; "
+            "set downsample_convs_embedding=0 and downsample_convs_block=0"
+        )
