@@ -1,0 +1,194 @@
+"""Forecast without gradient descent: the yardsticks that a learned model has to beat.
+
+b batch, l context_len, n target_len, c d_y_context columns of which the first d_y_target are forecast.
+"""
+
+import torch
+from torch import Tensor
+
+from .baseline import Baseline, HeldOutChoice
+
+CHUNK_ELEMENTS = 1 << 23  # float64 window entries held at once while sums are accumulated: 64 MiB
+
+
+def default_baselines(period: int | None = None) -> list[Baseline]:
+    """List the baselines of a report, each with settings chosen on training rows where it has any.
+
+    Args:
+        period: rows of a season for SeasonalNaive; None leaves it out.
+    """
+    lags_and_penalties = [VectorRidge(lags, penalty) for lags in (1, 3, 10) for penalty in (1.0, 100.0, 1000.0)]
+    delays_and_energies = [DynamicModeDecomposition(d, energy) for d in (1, 10) for energy in (0.95, 0.99, 0.9999)]
+    return [
+        Persistence(),
+        *([] if period is None else [SeasonalNaive(period)]),
+        RidgeRegression(),
+        HeldOutChoice(VectorRidge.name, lags_and_penalties),
+        HeldOutChoice(DynamicModeDecomposition.name, delays_and_energies),
+    ]
+
+
+class Persistence(Baseline):
+    """Repeat the last value."""
+
+    name = "persistence"
+
+    def _fit(self, scaled: Tensor) -> None:
+        pass
+
+    def _predict(self, scaled: Tensor) -> Tensor:
+        return scaled[:, -1:, : self._d_y_target].expand(-1, self._target_len, -1)
+
+
+class SeasonalNaive(Baseline):
+    """Repeat the last period.
+
+    Args:
+        period: rows of a period, 1 to context_len.
+    """
+
+    name = "seasonal naive"
+
+    def __init__(self, period: int):
+        if period < 1:
+            raise ValueError(f"period must be at least 1, got {period}")
+        self.period = period
+
+    def _fit(self, scaled: Tensor) -> None:
+        if self.period > self._context_len:
+            raise ValueError(
+                f"a context must hold one period: got period={self.period} and context_len={self._context_len}"
+            )
+
+    def _predict(self, scaled: Tensor) -> Tensor:
+        steps = torch.arange(self._target_len) % self.period
+        return scaled[:, -self.period :, : self._d_y_target][:, steps]
+
+
+class RidgeRegression(Baseline):
+    """Map context to target by one matrix that all target columns share, after subtracting the last value.
+
+    y_hat = y_l + W (x - x_l),  W = argmin sum |(y - x_l) - W (x - x_l)|^2 + penalty |W|^2
+
+    over all training windows and target columns: NLinear (Zeng et al. 2023, section 3) in closed form.
+
+    Args:
+        penalty: > 0, in units of z-scored columns.
+    """
+
+    name = "ridge"
+
+    def __init__(self, penalty: float = 1.0):
+        self.penalty = _positive("penalty", penalty)
+
+    def _fit(self, scaled: Tensor) -> None:
+        length, width = self._context_len, self._context_len + self._target_len
+        windows = scaled[:, : self._d_y_target].unfold(0, width, 1)  # (windows, d_y_target, l + n), a view
+        gram = torch.zeros(length, length, dtype=torch.float64)
+        cross = torch.zeros(length, self._target_len, dtype=torch.float64)
+        for chunk in windows.split(max(1, CHUNK_ELEMENTS // (width * self._d_y_target))):
+            pairs = (chunk - chunk[..., length - 1 : length]).reshape(-1, width)
+            gram.addmm_(pairs[:, :length].T, pairs[:, :length])
+            cross.addmm_(pairs[:, :length].T, pairs[:, length:])
+        self._weight = _solve_ridge(gram, cross, self.penalty)
+
+    def _predict(self, scaled: Tensor) -> Tensor:
+        targets = scaled[..., : self._d_y_target].mT  # (b, d_y_target, l)
+        last = targets[..., -1:]
+        return ((targets - last) @ self._weight + last).mT
+
+
+class VectorRidge(Baseline):
+    """Map the last `lags` rows of all columns to all target rows at once: a ridge vector autoregression.
+
+    Args:
+        lags: rows of context that are used; at most context_len of them.
+        penalty: > 0, in units of z-scored columns.
+    """
+
+    name = "vector ridge"
+
+    def __init__(self, lags: int = 10, penalty: float = 1.0):
+        if lags < 1:
+            raise ValueError(f"lags must be at least 1, got {lags}")
+        self.lags = lags
+        self.penalty = _positive("penalty", penalty)
+
+    def _fit(self, scaled: Tensor) -> None:
+        lags, columns = min(self.lags, self._context_len), scaled.shape[1]
+        width = lags + self._target_len
+        windows = scaled.unfold(0, width, 1).mT  # (windows, lags + n, c), a view
+        gram = torch.zeros(lags * columns, lags * columns, dtype=torch.float64)
+        cross = torch.zeros(lags * columns, self._target_len * self._d_y_target, dtype=torch.float64)
+        for chunk in windows.split(max(1, CHUNK_ELEMENTS // (width * columns))):
+            inputs = chunk[:, :lags].flatten(1)
+            gram.addmm_(inputs.T, inputs)
+            cross.addmm_(inputs.T, chunk[:, lags:, : self._d_y_target].flatten(1))
+        self._weight = _solve_ridge(gram, cross, self.penalty)
+
+    def _predict(self, scaled: Tensor) -> Tensor:
+        forecast = scaled[:, -self.lags :].flatten(1) @ self._weight
+        return forecast.unflatten(1, (self._target_len, self._d_y_target))
+
+
+class DynamicModeDecomposition(Baseline):
+    """Advance the sensors by one linear operator, fitted on delay-embedded rows and reduced to its leading modes.
+
+    With h_t the last `delays` rows of all columns stacked, A = argmin sum |h_{t+1} - A h_t|^2 restricted to the leading
+    principal directions U of h: A_r = U^T A U (Schmid 2010, section 2.2, on the Hankel matrix of Arbabi & Mezic 2017).
+    Modes that would grow (|eigenvalue| > 1) are kept at constant amplitude.
+
+    Args:
+        delays: rows in h; at most context_len of them.
+        energy: share of the variance of h that the kept directions hold, in (0, 1].
+        max_modes: how many directions are kept at most.
+    """
+
+    name = "dmd"
+
+    def __init__(self, delays: int = 10, energy: float = 0.999, max_modes: int = 100):
+        if min(delays, max_modes) < 1:
+            raise ValueError(f"delays and max_modes must be at least 1, got {delays} and {max_modes}")
+        if not 0 < energy <= 1:
+            raise ValueError(f"energy must lie in (0, 1], got {energy}")
+        self.delays = delays
+        self.energy = energy
+        self.max_modes = max_modes
+
+    def _fit(self, scaled: Tensor) -> None:
+        delays, columns = min(self.delays, self._context_len), scaled.shape[1]
+        windows = scaled.unfold(0, delays + 1, 1).mT  # (windows, delays + 1, c), a view
+        gram = torch.zeros(delays * columns, delays * columns, dtype=torch.float64)
+        cross = torch.zeros_like(gram)
+        for chunk in windows.split(max(1, CHUNK_ELEMENTS // ((delays + 1) * columns))):
+            now, later = chunk[:, :-1].flatten(1), chunk[:, 1:].flatten(1)
+            gram.addmm_(now.T, now)
+            cross.addmm_(later.T, now)
+        variance, directions = (part.flip(-1) for part in torch.linalg.eigh(gram))
+        share = variance.cumsum(0) / variance.sum()
+        # directions below the rounding of the Gram matrix are noise and would be divided by next to nothing
+        useful = int((variance > 1e-12 * variance[0]).sum())
+        rank = min(int((share < self.energy).sum()) + 1, useful, self.max_modes)
+        self._basis = directions[:, :rank]
+        operator = self._basis.T @ cross @ self._basis / variance[:rank]
+        eigenvalues, self._modes = torch.linalg.eig(operator)
+        self._eigenvalues = eigenvalues / eigenvalues.abs().clamp(min=1)
+        self._readout = self._basis[-columns:][: self._d_y_target].to(torch.complex128) @ self._modes
+
+    def _predict(self, scaled: Tensor) -> Tensor:
+        state = scaled[:, -self.delays :].flatten(1) @ self._basis
+        amplitudes = torch.linalg.solve(self._modes, state.T.to(torch.complex128))  # (rank, b)
+        steps = torch.arange(1, self._target_len + 1)
+        powers = self._eigenvalues ** steps[:, None]  # (n, rank)
+        return torch.einsum("cr,nr,rb->bnc", self._readout, powers, amplitudes).real
+
+
+def _solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
+    gram.diagonal().add_(penalty)
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return value

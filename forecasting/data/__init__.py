@@ -1,0 +1,23 @@
+"""Sensor series: readers, splits, time covariates, windows, batches."""
+
+from .augmentation import InputAugmentation, add_gaussian_noise, frequency_domain_augmentation
+from .module import DataModule
+from .readers import SensorRecord, embedded_names, embedded_path, read_series, sensor_record
+from .series import SimulationTimeSeries
+from .time_features import generate_spectral_welch
+from .windows import SimulationTorchDataset
+
+__all__ = [
+    "DataModule",
+    "InputAugmentation",
+    "SensorRecord",
+    "SimulationTimeSeries",
+    "SimulationTorchDataset",
+    "add_gaussian_noise",
+    "embedded_names",
+    "embedded_path",
+    "frequency_domain_augmentation",
+    "generate_spectral_welch",
+    "read_series",
+    "sensor_record",
+]

@@ -1,0 +1,46 @@
+"""Choose target and exogenous columns by name or shell pattern."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+
+def match_columns(columns: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Return the columns that the names or shell patterns choose, in the order of the patterns, each once.
+
+    Raises:
+        ValueError: a pattern that matches nothing; the message lists names close to it.
+    """
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        # an exact name wins: "p [mbar]" is a name first and a pattern second
+        matches = [pattern] if pattern in columns else [name for name in columns if fnmatchcase(name, pattern)]
+        if not matches:
+            close = get_close_matches(pattern, columns, n=5, cutoff=0.4) or list(columns[:5])
+            raise ValueError(f"no column matches {pattern!r}; close matches: {close}, of {len(columns)} columns")
+        chosen.update(dict.fromkeys(matches))
+    return list(chosen)
+
+
+def choose_columns(
+    columns: Sequence[str], target_columns: Sequence[str] | None, exogenous_columns: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """Return the names of the target columns (None: all that are not exogenous) and of the exogenous columns.
+
+    Raises:
+        ValueError: an unknown name, a column that is both, no target at all.
+    """
+    exogenous = match_columns(columns, exogenous_columns or [])
+    if target_columns is None:
+        targets = [name for name in columns if name not in exogenous]
+    else:
+        targets = match_columns(columns, target_columns)
+    if not targets:
+        raise ValueError(
+            f"at least one of the {len(columns)} columns must be a target, got target_columns={target_columns}, "
+            f"exogenous_columns={exogenous_columns}"
+        )
+    both = [name for name in targets if name in exogenous]
+    if both:
+        raise ValueError(f"a column is either a target or exogenous, got both for {both[:5]}")
+    return targets, exogenous

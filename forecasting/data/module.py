@@ -1,0 +1,154 @@
+"""Serve a series as training, validation, test and prediction batches.
+
+b batch, l context_len, n target_len: each batch is (context_x (b, l, d_x), context_y (b, l, d_y_context),
+target_x (b, n, d_x), target_y (b, n, d_y_target)), float32, missing sensor values NaN.
+"""
+
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from .augmentation import AugmentedWindows, InputAugmentation
+from .series import SimulationTimeSeries
+from .windows import SimulationTorchDataset, Window
+
+
+class DataModule(pl.LightningDataModule):
+    """Cut a series into windows and load them: training shuffled, everything else in order, no batch dropped.
+
+    Args:
+        series: the series, split by time.
+        context_len: l, rows of context.
+        target_len: n, rows to forecast.
+        batch_size: windows a batch, at least 1; the last batch of an epoch may be smaller.
+        num_workers: loader processes, >= 0.
+        stride: rows from one training window to the next; validation and test always take every window.
+        time_resolution: rows from one row of a window to the next.
+        overfit: serve the training windows as every split, to see whether a model can learn at all.
+        prediction_split: the split of predict_dataloader.
+        augmentation: perturbation of the training contexts, drawn afresh for every item.
+        seed: seed of the training order and of the perturbations.
+
+    Raises:
+        ValueError: a split that is too short for one window, before anything is loaded.
+    """
+
+    def __init__(
+        self,
+        series: SimulationTimeSeries,
+        context_len: int = 128,
+        target_len: int = 32,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        *,
+        stride: int = 1,
+        time_resolution: int = 1,
+        overfit: bool = False,
+        prediction_split: Literal["train", "val", "test"] = "test",
+        augmentation: InputAugmentation | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}"
+            )
+        if prediction_split not in ("train", "val", "test"):
+            raise ValueError(f"prediction_split must be 'train', 'val' or 'test', got {prediction_split!r}")
+        self.series = series
+        self.context_len = context_len
+        self.target_len = target_len
+        self.time_resolution = time_resolution
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.overfit = overfit
+        self.prediction_split = prediction_split
+        self.augmentation = augmentation
+        self.seed = seed
+        self._windows = {
+            split: SimulationTorchDataset(
+                series, split, context_len, target_len, time_resolution, stride=stride if split == "train" else 1
+            )
+            for split in series.splits
+        }
+
+    @property
+    def d_x(self) -> int:
+        """Number of time covariates."""
+        return self.series.d_x
+
+    @property
+    def d_y_context(self) -> int:
+        """Number of sensor columns in a context."""
+        return self.series.d_y_context
+
+    @property
+    def d_y_target(self) -> int:
+        """Number of forecast sensor columns."""
+        return self.series.d_y_target
+
+    @property
+    def window_counts(self) -> dict[str, int]:
+        """Number of windows in each split of the series."""
+        return {split: len(windows) for split, windows in self._windows.items()}
+
+    def windows(self, split: str) -> SimulationTorchDataset:
+        """Return the windows that a split serves, unperturbed (with overfit: those of training).
+
+        Raises:
+            ValueError: the series has no such split.
+        """
+        if self.overfit:
+            return self._windows["train"]
+        self.series.split_range(split)
+        return self._windows[split]
+
+    def training_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each column over the training rows: two (d_y_context,)."""
+        return self.series.training_statistics()
+
+    def train_dataloader(self) -> DataLoader[Window]:
+        """Load the training windows in a new random order each epoch, the same for the same seed."""
+        # Epoch: a loader built later in a run (reloading, resuming) must not repeat the order of the first epoch.
+        # Rank: processes that share the windows must not share the perturbations.
+        epoch, rank = (self.trainer.current_epoch, self.trainer.global_rank) if self.trainer else (0, 0)
+        seed = self.seed + epoch + (rank << 32)
+        windows: Dataset[Window] = self._windows["train"]
+        if self.augmentation is not None:
+            windows = AugmentedWindows(self._windows["train"], self.augmentation, seed)
+        return self._loader(windows, shuffle=True, seed=seed)
+
+    def val_dataloader(self) -> DataLoader[Window]:
+        """Load the validation windows in order."""
+        return self._loader(self.windows("val"))
+
+    def test_dataloader(self) -> DataLoader[Window]:
+        """Load the test windows in order; a series without a test split raises ValueError."""
+        return self._loader(self.windows("test"))
+
+    def predict_dataloader(self) -> DataLoader[Window]:
+        """Load the windows of prediction_split in order."""
+        return self._loader(self.windows(self.prediction_split))
+
+    def _loader(self, windows: Dataset[Window], *, shuffle: bool = False, seed: int = 0) -> DataLoader[Window]:
+        return DataLoader(
+            windows,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            generator=torch.Generator().manual_seed(seed),
+            num_workers=self.num_workers,
+            worker_init_fn=_seed_worker,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=False,
+        )
+
+
+def _seed_worker(worker_id: int) -> None:
+    """Give each loader process its own perturbations: torch derives the worker's seed from the loader's generator."""
+    worker = get_worker_info()
+    if worker is not None and isinstance(worker.dataset, AugmentedWindows):
+        worker.dataset.reseed(worker.seed)

@@ -1,0 +1,227 @@
+"""Hold one record of sensors, divided by time, with its time covariates.
+
+d_x time covariates, d_y_context sensor columns of which the first d_y_target are forecast.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .column_choice import choose_columns
+from .readers import SensorRecord, read_series, record_from_frame, sensor_record
+from .splits import split_rows
+from .time_features import calendar_features, generate_spectral_welch, spectral_features, time_index
+
+
+class SimulationTimeSeries:
+    """Read a record, split it by time, and compute its time covariates from the training rows.
+
+    Give data_path or data. The order is fixed: split first; then the frequencies, the range of Time_Index and the
+    statistics come from training rows alone, so that nothing of validation or test reaches them.
+
+    Args:
+        data_path: a .npy, .npz, .csv or .parquet file, or the name of an embedded series (see read_series).
+        data: (rows, sensors) array or tensor, a pandas DataFrame, or a SensorRecord; missing entries NaN.
+        time_col_name: the time column of a table; None takes one called time, date, datetime or timestamp in any case.
+        start_time: time of row 0 where the file holds no times.
+        time_step_df: time between rows where the file holds no times; None takes the file's sampling time, else 1.
+        time_step_feature: time between rows in the unit of the frequencies; None takes the file's sampling time, else
+            time_step_df.
+        idx_start_train, idx_end_train, idx_start_val, idx_end_val, idx_start_test, idx_end_test: rows of the splits,
+            ends exclusive; without any end the rows from idx_start_train on are divided by fractions (see split_rows).
+        have_test: whether there is a test split.
+        num_dominant_frequencies: number of frequencies, each of which gives two covariates, sine and cosine.
+        use_cycles: True for the frequencies, False for one covariate Time_Index (0 to 1 over the training rows).
+        nperseg: rows of a Welch segment.
+        fractions: shares of training, validation and test.
+        target_columns: names or shell patterns ("u_*") of the forecast sensors, in this order; None takes all that are
+            not exogenous. Every other column that is not exogenous is dropped.
+        exogenous_columns: names or patterns of sensors that are only ever context.
+        null_value: a number that marks missing entries in the file, such as -9999.
+        calendar: cycles "day", "week", "year" to add as covariates; needs dates.
+
+    Attributes:
+        values: (rows, d_y_context) float32, targets first, missing entries NaN.
+        time_features: (rows, d_x) float32.
+        target_cols, exo_cols, time_cols: column names.
+        splits: {"train", "val", "test"} to the range of rows; without a test split that key is absent.
+        times: (rows,) datetime64[ns] or float64.
+        sampling_time, time_unit, unit: of the record; unit and time_unit None where unknown.
+        coordinates: (d_y_context, dimensions) float32 or None, in the order of the columns of values.
+        frequencies: dominant frequencies in 1 / unit of time_step_feature; empty without use_cycles.
+
+    Raises:
+        ValueError: input that cannot be used as asked; the message says what came and how to fix it.
+        FileNotFoundError: data_path names nothing.
+    """
+
+    def __init__(
+        self,
+        data_path: str | None = None,
+        data: Any = None,
+        time_col_name: str | None = None,
+        start_time: float = 0.0,
+        time_step_df: float | None = None,
+        time_step_feature: float | None = None,
+        idx_start_train: int = 0,
+        idx_end_train: int | None = None,
+        idx_start_val: int | None = None,
+        idx_end_val: int | None = None,
+        have_test: bool = True,
+        idx_start_test: int | None = None,
+        idx_end_test: int | None = None,
+        num_dominant_frequencies: int = 1,
+        use_cycles: bool = True,
+        nperseg: int = 1024,
+        *,
+        fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+        target_columns: list[str] | None = None,
+        exogenous_columns: list[str] | None = None,
+        null_value: float | None = None,
+        calendar: list[str] | None = None,
+    ):
+        record = _as_record(data_path, data, time_col_name)
+        self.splits = split_rows(
+            len(record.values),
+            fractions=fractions,
+            idx_start_train=idx_start_train,
+            idx_end_train=idx_end_train,
+            idx_start_val=idx_start_val,
+            idx_end_val=idx_end_val,
+            have_test=have_test,
+            idx_start_test=idx_start_test,
+            idx_end_test=idx_end_test,
+        )
+        self.target_cols, self.exo_cols = choose_columns(record.columns, target_columns, exogenous_columns)
+        order = [record.columns.index(name) for name in self.target_cols + self.exo_cols]
+        self.values = _mark_missing(np.take(record.values, order, axis=1), null_value)
+        _check_training_rows(self.values, self.splits["train"])
+        self.coordinates = None if record.coordinates is None else record.coordinates[order]
+        self.times, self.sampling_time = _clock(record, start_time, time_step_df, time_step_feature)
+        self.time_unit = record.time_unit
+        self.unit = record.unit
+        self._compute_time_features(num_dominant_frequencies, use_cycles, nperseg, record.timestamps, calendar or [])
+
+    @property
+    def d_x(self) -> int:
+        """Number of time covariates."""
+        return len(self.time_cols)
+
+    @property
+    def d_y_context(self) -> int:
+        """Number of sensor columns, targets and exogenous ones."""
+        return len(self.target_cols) + len(self.exo_cols)
+
+    @property
+    def d_y_target(self) -> int:
+        """Number of forecast sensor columns, the first of values."""
+        return len(self.target_cols)
+
+    def split_range(self, split: str) -> range:
+        """Return the rows of a split.
+
+        Raises:
+            ValueError: the series has no such split.
+        """
+        if split not in self.splits:
+            hint = "; build the series with have_test=True" if split == "test" else ""
+            raise ValueError(f"this series has the splits {list(self.splits)}, got {split!r}{hint}")
+        return self.splits[split]
+
+    def length(self, split: str) -> int:
+        """Count the rows of a split."""
+        return len(self.split_range(split))
+
+    def get_slice(self, split: str, start: int, stop: int, skip: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return views of (time_features, values) at rows start, start + skip, ... < stop, counted in the split."""
+        rows = self.split_range(split)
+        if not (0 <= start <= stop <= len(rows) and skip >= 1):
+            raise ValueError(
+                f"expected 0 <= start <= stop <= {len(rows)}, the rows of {split}, and skip >= 1, got "
+                f"start={start}, stop={stop}, skip={skip}"
+            )
+        chosen = slice(rows.start + start, rows.start + stop, skip)
+        return self.time_features[chosen], self.values[chosen]
+
+    def training_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of each column over its observed training values: two (d_y_context,).
+
+        A column that never varies has standard deviation 1, so that dividing by it is safe; one that is never observed
+        has mean 0 and standard deviation 1.
+        """
+        train = _rows(self.values, self.splits["train"]).astype(np.float64)
+        observed = ~np.isnan(train)
+        count = np.maximum(observed.sum(axis=0), 1)
+        mean = np.where(observed, train, 0.0).sum(axis=0) / count
+        variance = np.square(np.where(observed, train - mean, 0.0)).sum(axis=0) / count
+        std = np.where(_varies(train), np.sqrt(variance), 1.0)
+        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
+
+    def _compute_time_features(
+        self, num_frequencies: int, use_cycles: bool, nperseg: int, timestamps: np.ndarray | None, calendar: list[str]
+    ) -> None:
+        train = self.splits["train"]
+        self.frequencies = np.empty(0)
+        if use_cycles:
+            mean, std = (statistic.numpy() for statistic in self.training_statistics())
+            # z-scored: a sensor in large units must not decide alone which frequencies are dominant
+            scaled = (_rows(self.values, train) - mean) / std
+            self.frequencies, _ = generate_spectral_welch(scaled, 1 / self.sampling_time, nperseg, num_frequencies)
+            elapsed = np.arange(len(self.values)) * self.sampling_time
+            features, names = spectral_features(self.frequencies, elapsed)
+        else:
+            features, names = time_index(len(self.values), train)
+        if calendar:
+            more, more_names = calendar_features(timestamps, calendar)
+            features, names = np.concatenate([features, more], axis=1), names + more_names
+        self.time_features = features.astype(np.float32)
+        self.time_cols = names
+
+
+def _as_record(data_path: str | Path | None, data: Any, time_column: str | None) -> SensorRecord:
+    if (data_path is None) == (data is None):
+        raise ValueError("give either data_path or data, got " + ("neither" if data is None else "both"))
+    if data_path is not None:
+        return read_series(data_path, time_column=time_column)
+    if isinstance(data, SensorRecord):
+        return sensor_record(data.values, data.columns, **{k: getattr(data, k) for k in data._fields[2:]})
+    if hasattr(data, "columns") and hasattr(data, "iloc"):
+        return record_from_frame(data, time_column=time_column)
+    return sensor_record(data)
+
+
+def _clock(
+    record: SensorRecord, start_time: float, time_step: float | None, feature_step: float | None
+) -> tuple[np.ndarray, float]:
+    for name, step in (("time_step_df", time_step), ("time_step_feature", feature_step)):
+        if step is not None and not (np.isfinite(step) and step > 0):
+            raise ValueError(f"{name} must be positive and finite, got {step}")
+    row_step = time_step or record.sampling_time or 1.0
+    times = record.timestamps
+    if times is None:
+        times = start_time + row_step * np.arange(len(record.values))
+    return times, feature_step or record.sampling_time or row_step
+
+
+def _varies(values: np.ndarray) -> np.ndarray:
+    lowest = np.where(np.isnan(values), np.inf, values).min(axis=0)
+    highest = np.where(np.isnan(values), -np.inf, values).max(axis=0)
+    return highest > lowest
+
+
+def _rows(array: np.ndarray, rows: range) -> np.ndarray:
+    return array[rows.start : rows.stop]
+
+
+def _mark_missing(values: np.ndarray, null_value: float | None) -> np.ndarray:
+    return values if null_value is None else np.where(values == np.float32(null_value), np.float32(np.nan), values)
+
+
+def _check_training_rows(values: np.ndarray, train: range) -> None:
+    if not _varies(_rows(values, train)).any():
+        raise ValueError(
+            f"no column varies over the training rows {train.start} to {train.stop} (exclusive): every value is "
+            "missing or constant; check null_value, the split and the columns"
+        )

@@ -1,0 +1,74 @@
+"""Divide a record into training, validation and test rows by time, before anything is estimated from it."""
+
+import math
+
+
+def split_rows(
+    rows: int,
+    *,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    idx_start_train: int = 0,
+    idx_end_train: int | None = None,
+    idx_start_val: int | None = None,
+    idx_end_val: int | None = None,
+    have_test: bool = True,
+    idx_start_test: int | None = None,
+    idx_end_test: int | None = None,
+) -> dict[str, range]:
+    """Return the row range of each split, ends exclusive; without a test split the key "test" is absent.
+
+    With no index after idx_start_train, the rows from there on are divided by fractions: training and test take theirs
+    rounded down, validation the rest (which is everything after training without a test split). With indices, a start
+    that is left out is the end of the split before, and the last end that is left out is the end of the record.
+
+    Raises:
+        ValueError: fractions that do not sum to 1, indices outside the record, empty or overlapping splits.
+    """
+    indices = (idx_end_train, idx_start_val, idx_end_val, idx_start_test, idx_end_test)
+    if not have_test and (idx_start_test is not None or idx_end_test is not None):
+        raise ValueError("idx_start_test and idx_end_test need have_test=True, got have_test=False")
+    if all(index is None for index in indices):
+        splits = _split_by_fractions(rows, idx_start_train, fractions, have_test)
+    else:
+        if idx_end_train is None or (have_test and idx_end_val is None):
+            raise ValueError(
+                "a split by indices needs idx_end_train and, with a test split, idx_end_val; got "
+                f"idx_end_train={idx_end_train}, idx_end_val={idx_end_val}; leave out all of them to split by fractions"
+            )
+        val_start = idx_end_train if idx_start_val is None else idx_start_val
+        val_end = rows if idx_end_val is None else idx_end_val
+        splits = {"train": (idx_start_train, idx_end_train), "val": (val_start, val_end)}
+        if have_test:
+            test_start = val_end if idx_start_test is None else idx_start_test
+            splits["test"] = (test_start, rows if idx_end_test is None else idx_end_test)
+    _check_order(splits, rows)
+    return {name: range(start, end) for name, (start, end) in splits.items()}
+
+
+def _split_by_fractions(
+    rows: int, first: int, fractions: tuple[float, float, float], have_test: bool
+) -> dict[str, tuple[int, int]]:
+    if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
+        raise ValueError(f"fractions must be three shares (train, val, test) that sum to 1, got {fractions}")
+    available = rows - first
+    train_end = first + math.floor(fractions[0] * available + 1e-9)
+    if not have_test:
+        return {"train": (first, train_end), "val": (train_end, rows)}
+    test_start = rows - math.floor(fractions[2] * available + 1e-9)
+    return {"train": (first, train_end), "val": (train_end, test_start), "test": (test_start, rows)}
+
+
+def _check_order(splits: dict[str, tuple[int, int]], rows: int) -> None:
+    earlier_end, earlier = 0, "the record"
+    for name, (start, end) in splits.items():
+        if not 0 <= start < end <= rows:
+            raise ValueError(
+                f"the {name} split must be a non-empty range within the {rows} rows of the record, got rows {start} to "
+                f"{end} (exclusive); change idx_start_{name}/idx_end_{name} or fractions"
+            )
+        if start < earlier_end:
+            raise ValueError(
+                f"splits must follow one another in time, but {name} starts at row {start} and {earlier} ends at row "
+                f"{earlier_end} (exclusive); set idx_start_{name} to at least {earlier_end}"
+            )
+        earlier_end, earlier = end, name

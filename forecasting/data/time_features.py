@@ -1,0 +1,109 @@
+"""Compute time covariates: position in the record, dominant frequencies as sine and cosine, calendar cycles.
+
+Whatever is estimated from data (frequencies, the range of Time_Index) is given by the caller from training rows only.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.signal import welch
+
+DAY_SECONDS = 86_400.0
+CALENDAR_SECONDS = {"day": DAY_SECONDS, "week": 7 * DAY_SECONDS, "year": 365.2425 * DAY_SECONDS}
+MONDAY = np.datetime64("1970-01-05", "ns")  # weeks start here, so that the phase of a week is 0 on Monday 00:00
+
+
+def generate_spectral_welch(
+    data: np.ndarray, sampling_frequency: float, nperseg: int, num_dominant_frequencies: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the dominant frequencies of a set of sensors.
+
+    The power spectral density is Welch's estimate of each sensor, averaged over the sensors: averaging the sensors
+    first would cancel whatever they see in opposite phase. Local maxima rank before their neighbours, so that the bins
+    which the window function smears around one peak do not count as further frequencies. Zero frequency never counts.
+
+    Args:
+        data: (rows,) or (rows, sensors); missing values (NaN) are interpolated in time, empty sensors left out.
+        sampling_frequency: rows per unit of time, > 0.
+        nperseg: length of a Welch segment in rows; a record shorter than that is one segment.
+        num_dominant_frequencies: how many to return, at least 1.
+
+    Returns:
+        The frequencies, ascending, and the mean power spectral density at each.
+
+    Raises:
+        ValueError: the count is not between 1 and the number of non-zero frequency bins.
+    """
+    columns = np.asarray(data, dtype=np.float64)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    columns = columns[:, np.isfinite(columns).any(axis=0)]
+    segment = min(nperseg, len(columns))
+    available = segment // 2
+    if not 1 <= num_dominant_frequencies <= available:
+        raise ValueError(
+            f"num_dominant_frequencies must be between 1 and {available}, the non-zero frequencies of a segment of "
+            f"{segment} rows, got {num_dominant_frequencies}; raise nperseg, or switch off use_cycles for no frequency"
+        )
+    if columns.shape[1] == 0:
+        raise ValueError("the spectrum needs at least one sensor with observed values, got none")
+    frequencies, density = welch(_interpolate_missing(columns), fs=sampling_frequency, nperseg=segment, axis=0)
+    frequencies, density = frequencies[1:], density.mean(axis=1)[1:]
+    neighbours = np.pad(density, 1, constant_values=-np.inf)
+    is_peak = (density >= neighbours[:-2]) & (density > neighbours[2:])
+    ranked = np.lexsort((-density, ~is_peak))
+    chosen = np.sort(ranked[:num_dominant_frequencies])
+    return frequencies[chosen], density[chosen]
+
+
+def spectral_features(frequencies: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Compute sin(2 pi f t) and cos(2 pi f t) for each frequency: (rows, 2 * frequencies), and the column names."""
+    phase = 2 * np.pi * np.outer(times, frequencies)
+    names = [f"{wave}_Time_{i}" for i in range(1, len(frequencies) + 1) for wave in ("Sin", "Cos")]
+    return _interleave(np.sin(phase), np.cos(phase)), names
+
+
+def time_index(rows: int, train: range) -> tuple[np.ndarray, list[str]]:
+    """Scale the row number so that the training rows span [0, 1]; later rows go beyond 1."""
+    span = max(len(train) - 1, 1)
+    return ((np.arange(rows) - train.start) / span)[:, None], ["Time_Index"]
+
+
+def calendar_features(timestamps: np.ndarray | None, cycles: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Compute the phase of each time in the day, week or year as sine and cosine: (rows, 2 * cycles), and the names.
+
+    Args:
+        timestamps: (rows,) datetime64.
+        cycles: any of "day", "week" (from Monday), "year" (of 365.2425 days).
+
+    Raises:
+        ValueError: an unknown cycle, or no dates to compute one from.
+    """
+    unknown = [cycle for cycle in cycles if cycle not in CALENDAR_SECONDS]
+    if unknown:
+        raise ValueError(f"calendar must name cycles among {list(CALENDAR_SECONDS)}, got {unknown}")
+    if timestamps is None or timestamps.dtype.kind != "M":
+        raise ValueError("calendar features need dates, and this series has none; give a file with a date column")
+    seconds = (timestamps - MONDAY).astype("timedelta64[ns]").astype(np.float64) * 1e-9
+    since_new_year = (timestamps - timestamps.astype("datetime64[Y]")).astype("timedelta64[ns]").astype(
+        np.float64
+    ) * 1e-9
+    phase = np.stack(
+        [2 * np.pi * (since_new_year if cycle == "year" else seconds) / CALENDAR_SECONDS[cycle] for cycle in cycles],
+        axis=1,
+    )
+    names = [f"{wave}_{cycle.capitalize()}" for cycle in cycles for wave in ("Sin", "Cos")]
+    return _interleave(np.sin(phase), np.cos(phase)), names
+
+
+def _interleave(sines: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    return np.stack([sines, cosines], axis=2).reshape(len(sines), -1)
+
+
+def _interpolate_missing(columns: np.ndarray) -> np.ndarray:
+    filled = columns.copy()
+    rows = np.arange(len(columns))
+    for column in filled.T:
+        observed = np.isfinite(column)
+        if not observed.all():
+            column[~observed] = np.interp(rows[~observed], rows[observed], column[observed])
+    return filled
