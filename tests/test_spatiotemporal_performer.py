@@ -229,6 +229,57 @@ def test_more_convolutions_than_the_context_can_bear_are_refused():
         build(downsample_convs_embedding=4)(*batch())
 
 
+def test_each_convolution_halves_what_the_decoder_attends_to():
+    model = build(downsample_convs_embedding=1, downsample_convs_block=1)
+    seen = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    model(*batch())
+    assert seen[0].joint.shape[1] == CONTEXT_LEN // 4 * D_Y_CONTEXT
+    assert seen[0].per_sensor.shape[1] == CONTEXT_LEN // 4
+
+
+@pytest.mark.parametrize(
+    ("options", "is_shifted"),
+    [
+        ({"windows": 2}, [False, True, False]),
+        ({"windows": 2, "use_shifted_time_window": False}, [False, False, False]),
+        ({"windows": 1}, [False, False, False]),
+    ],
+    ids=["shifted", "unshifted", "one-window"],
+)
+def test_every_second_encoder_layer_shifts_its_windows(options, is_shifted):
+    model = build(n_encoder_layers=3, **options)
+    windows = [module.windows for module in model.modules() if isinstance(module, EncoderLayer)]
+    assert [window.is_shifted for window in windows] == is_shifted
+    assert {window.count for window in windows} == {options["windows"]}
+
+
+def test_final_norm_standardises_what_the_head_reads():
+    for enabled in (True, False):
+        model = build(final_norm=enabled)
+        seen = []
+        model.head.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        model(*batch())
+        assert torch.allclose(seen[0].mean(dim=-1), torch.zeros(()), atol=1e-5) is enabled
+
+
+def test_double_precision_agrees_with_single():
+    model = build()
+    single = model(*batch())
+    double = model.double()(*(tensor.double() for tensor in batch()))
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=1e-4)
+
+
+def test_mixed_precision_stays_close():
+    model = build()
+    exact = model(*batch())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(*batch())
+    # bfloat16 has 8 bits of mantissa: 2^-8 relative error for each of a few tens of roundings in a row.
+    assert (mixed.float() - exact).norm() < 0.1 * exact.norm()
+
+
 def test_windows_must_divide_the_context():
     with pytest.raises(ValueError, match="got windows=3 for 8 steps"):
         build(windows=3)(*batch())
