@@ -1,5 +1,7 @@
 """Aggregated forecast errors."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from favorcast.forecasting.metrics import ForecastErrors
@@ -89,14 +91,21 @@ def test_the_metric_keeps_no_graph():
     assert not errors.compute()["mse"].requires_grad
 
 
-def test_unequal_processes_merge_to_the_global_mean():
-    """A metric whose state is the sum of two processes' states must equal one that saw all batches."""
-    whole, ranks = ForecastErrors(), [ForecastErrors(), ForecastErrors()]
-    for index, (forecast, target) in enumerate(holey_batches()):
-        whole.update(forecast, target)
-        ranks[min(index, 1)].update(forecast, target)
-    merged = ForecastErrors()
-    merged.update(*holey_batches()[0])
-    for state, reduce in merged._reductions.items():
-        setattr(merged, state, reduce(torch.stack([getattr(rank, state) for rank in ranks])))
-    torch.testing.assert_close(merged._means(())["mse"], whole.compute()["mse"])
+def errors_of_one_process(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    errors = ForecastErrors()
+    for batch in holey_batches()[:1] if rank == 0 else holey_batches()[1:]:
+        errors.update(*batch)
+    torch.save((errors.compute(), errors.per_horizon(), errors.per_sensor()), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_processes_with_unequal_shares_report_the_global_mean(tmp_path: Path):
+    torch.multiprocessing.spawn(errors_of_one_process, args=(tmp_path,), nprocs=2)
+    whole = ForecastErrors()
+    for batch in holey_batches():
+        whole.update(*batch)
+    expected = (whole.compute(), whole.per_horizon(), whole.per_sensor())
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)

@@ -1,0 +1,228 @@
+"""The abstract Forecaster: everything of training and forecasting that does not depend on the model.
+
+b batch, l context_len, n target_len; d_x covariates, d_y_context and d_y_target sensors (targets are the first columns)
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import series_decomposition
+from .forecast_training import ForecastTraining, Window
+from .linear_model import LinearModel
+from .losses import LossName
+from .missing_values import fill_missing, mark_missing
+from .normalization import GlobalNorm, NoNorm, RevIN
+from .schedules import WarmupPlateau
+from .window_widths import WindowWidths
+
+
+class Forecaster(ForecastTraining):
+    """Train and evaluate a forecasting model on batches (context_x, context_y, target_x, target_y).
+
+    A subclass implements `forward_model_pass` and calls `self.save_hyperparameters()` in its constructor, so that its
+    checkpoints load. One forecast is
+
+        z = normalize(context_y)                      NaN and null_value are missing and stay NaN
+        seasonal, trend = decompose(z)                seasonal = trend = z without use_seasonal_decomp
+        forecast = denormalize(model(seasonal) + baseline(trend))
+
+    where baseline is the linear model if linear_window > 0, else the last trend value if use_seasonal_decomp, else 0.
+    A missing value never reaches a weight or a statistic; a missing covariate (NaN in x) counts as 0. The training
+    statistics behind use_global_norm and `target_scale` come from `trainer.datamodule.training_statistics()` when the
+    first fit starts, and stay in the checkpoint. Training, losses and logged errors: see ForecastTraining.
+
+    ==========================  ============================================================================
+    d_x, d_y_context,           numbers of covariates, context columns and target columns;
+    d_y_target                  targets are the first d_y_target context columns
+    loss, huber_delta           "mse", "mae" or "huber"; huber turns linear at huber_delta training stds
+    null_value                  the data set's code for a missing value, beside NaN
+    use_revin                   normalise each window by its own mean and std
+    use_global_norm             normalise by the training mean and std
+    global_mean, global_std     training mean and std, (d_y_context,), when no datamodule offers them
+    use_seasonal_decomp,        split off a moving-average trend of that many time steps
+    decomposition_kernel_size
+    linear_window,              autoregression over that many past values (0: none), one for all sensors
+    linear_shared_weights       or one for each
+    learning_rate               AdamW's peak rate
+    l2_regul_factor             AdamW's weight decay of matrices
+    warmup_steps                optimiser steps of linear warm-up
+    num_training_steps          optimiser step at which a linear decay reaches 0 (None: no decay)
+    decay_factor,               after more than plateau_patience validations without a better val/loss, multiply
+    plateau_patience            the rate by decay_factor; without a validation loop nothing is cut
+    ==========================  ============================================================================
+
+    Raises:
+        ValueError: for an argument outside its range, naming it.
+    """
+
+    def __init__(
+        self,
+        d_x: int,
+        d_y_context: int,
+        d_y_target: int,
+        learning_rate: float = 1e-3,
+        l2_regul_factor: float = 0.0,
+        loss: LossName = "mse",
+        linear_window: int = 0,
+        linear_shared_weights: bool = False,
+        use_seasonal_decomp: bool = False,
+        use_revin: bool = False,
+        num_training_steps: int | None = None,
+        use_global_norm: bool = False,
+        global_mean: list[float] | Tensor | None = None,
+        global_std: list[float] | Tensor | None = None,
+        *,
+        null_value: float | None = None,
+        huber_delta: float = 1.0,
+        decomposition_kernel_size: int = 25,
+        warmup_steps: int = 0,
+        decay_factor: float = 0.8,
+        plateau_patience: int = 2,
+    ) -> None:
+        super().__init__(
+            loss=loss,
+            huber_delta=huber_delta,
+            null_value=null_value,
+            learning_rate=learning_rate,
+            weight_decay=l2_regul_factor,
+            schedule=WarmupPlateau(
+                warmup_steps=warmup_steps,
+                decay_steps=num_training_steps,
+                factor=decay_factor,
+                patience=plateau_patience,
+            ),
+        )
+        if linear_window < 0 or decomposition_kernel_size < 1:
+            raise ValueError(
+                "linear_window must be at least 0 and decomposition_kernel_size at least 1: "
+                f"got {linear_window} and {decomposition_kernel_size}"
+            )
+        if use_revin and use_global_norm:
+            raise ValueError("use_revin and use_global_norm exclude each other: set one of them to False")
+        if (global_mean is None) != (global_std is None):
+            raise ValueError("global_mean and global_std go together: give both or neither")
+        if not isinstance(global_mean, list | Tensor | None) or not isinstance(global_std, list | Tensor | None):
+            raise ValueError(
+                "global_mean and global_std must be lists or tensors, which checkpoints hold without pickled objects: "
+                f"got {type(global_mean).__name__} and {type(global_std).__name__}; use .tolist()"
+            )
+        self.widths = WindowWidths(d_x, d_y_context, d_y_target)
+        self.trend_kernel_size = decomposition_kernel_size if use_seasonal_decomp else None
+        self.linear_model = LinearModel(linear_window, d_y_target, linear_shared_weights) if linear_window else None
+        norm = RevIN if use_revin else GlobalNorm if use_global_norm else NoNorm
+        self.normalization = norm(d_y_context)
+        if global_mean is not None and global_std is not None:
+            self.fit_statistics(torch.as_tensor(global_mean), torch.as_tensor(global_std))
+
+    @abstractmethod
+    def forward_model_pass(
+        self, context_x: Tensor, context_y: Tensor, target_x: Tensor, target_y: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Forecast in model units, (b, n, d_y_target): normalised, and seasonal if decomposed.
+
+        Args:
+            context_x: (b, l, d_x), finite.
+            context_y: (b, l, d_y_context) in model units, NaN where missing.
+            target_x: (b, n, d_x), finite.
+            target_y: (b, n, d_y_target), the truth that the returned forecast is compared with, in the same units (less
+                the baseline), NaN where missing; given in training only.
+            kwargs: for callers of a subclass; the Forecaster passes none.
+        """
+
+    def forward(self, context_x: Tensor, context_y: Tensor, target_x: Tensor, target_y: Tensor | None = None) -> Tensor:
+        """Forecast in original units, (b, n, d_y_target).
+
+        Args:
+            context_x: (b, l, d_x).
+            context_y: (b, l, d_y_context), original units; NaN and null_value are missing.
+            target_x: (b, n, d_x).
+            target_y: (b, n, d_y_target), the truth, for models that train on it.
+
+        Raises:
+            ValueError: for a shape other than these.
+        """
+        self.widths.check(context_x, context_y, target_x, target_y)
+        context_y = mark_missing(context_y, self.null_value)
+        statistics = self.normalization.statistics(context_y, ~context_y.isnan())
+        signal, baseline = self._split_baseline(self.normalization.normalize(context_y, statistics), target_x.shape[1])
+        if target_y is not None:
+            truth = self.normalization.normalize(mark_missing(target_y, self.null_value), statistics)
+            target_y = truth - baseline.detach()
+        forecast = self.forward_model_pass(fill_missing(context_x), signal, fill_missing(target_x), target_y)
+        return self.normalization.denormalize(baseline + forecast, statistics)
+
+    def _split_baseline(self, signal: Tensor, target_len: int) -> tuple[Tensor, Tensor]:
+        """Return the model's context and the baseline's forecast, which broadcasts to (b, n, d_y_target)."""
+        trend = signal
+        baseline = signal.new_zeros(())
+        if self.trend_kernel_size is not None:
+            observed = ~signal.isnan()
+            seasonal, trend = series_decomposition(fill_missing(signal), self.trend_kernel_size, mask=observed)
+            trend = torch.where(observed.any(dim=1, keepdim=True), trend, 0.0)
+            signal = torch.where(observed, seasonal, torch.nan)
+            baseline = trend[:, -1:, : self.widths.d_y_target]
+        if self.linear_model is not None:
+            baseline = self.linear_model(trend, target_len)
+        return signal, baseline
+
+    @torch.no_grad()
+    def predict(self, context_x: Tensor, context_y: Tensor, target_x: Tensor) -> Tensor:
+        """Forecast in original units in evaluation mode, (b, n, d_y_target), on context_y's device.
+
+        Inputs may be of any dtype and on any device; each submodule's training mode is restored.
+
+        Args:
+            context_x: (b, l, d_x).
+            context_y: (b, l, d_y_context), original units; NaN and null_value are missing.
+            target_x: (b, n, d_x).
+
+        Raises:
+            ValueError: for a shape other than these.
+        """
+        inputs = [torch.as_tensor(value).to(self.normalization.mean) for value in (context_x, context_y, target_x)]
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            forecast = self(*inputs)
+        finally:
+            for module in training:
+                module.training = True
+        return forecast.to(torch.as_tensor(context_y).device)
+
+    def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
+        """Forecast a batch in original units; its target_y is optional and unused."""
+        return self.predict(*batch[:3])
+
+    @property
+    def target_scale(self) -> Tensor:
+        """Training standard deviation of each target, (d_y_target,): the unit of the loss. Ones until fitted."""
+        return self.normalization.std[: self.widths.d_y_target]
+
+    def fit_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Take the training statistics of all context columns, replacing earlier ones.
+
+        Args:
+            mean: (d_y_context,), original units.
+            std: (d_y_context,), original units; constant columns get scale 1.
+        """
+        self.normalization.fit(mean, std)
+
+    def on_fit_start(self) -> None:
+        """Take the training statistics from the datamodule, unless there are some already.
+
+        Raises:
+            ValueError: for use_global_norm without statistics from any side.
+        """
+        if self.normalization.is_fitted:
+            return
+        training_statistics = getattr(getattr(self.trainer, "datamodule", None), "training_statistics", None)
+        if training_statistics is not None:
+            self.fit_statistics(*training_statistics())
+        elif isinstance(self.normalization, GlobalNorm):
+            raise ValueError(
+                "use_global_norm needs training statistics: pass global_mean and global_std, or fit with a datamodule "
+                "that offers training_statistics()"
+            )
