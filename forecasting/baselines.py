@@ -170,17 +170,26 @@ class DynamicModeDecomposition(Baseline):
         useful = int((variance > 1e-12 * variance[0]).sum())
         rank = min(int((share < self.energy).sum()) + 1, useful, self.max_modes)
         self._basis = directions[:, :rank]
-        operator = self._basis.T @ cross @ self._basis / variance[:rank]
-        eigenvalues, self._modes = torch.linalg.eig(operator)
-        self._eigenvalues = eigenvalues / eigenvalues.abs().clamp(min=1)
-        self._readout = self._basis[-columns:][: self._d_y_target].to(torch.complex128) @ self._modes
+        self._operator = _stabilize(self._basis.T @ cross @ self._basis / variance[:rank])
+        self._readout = self._basis[-columns:][: self._d_y_target]  # the last row in h is the present one
 
     def _predict(self, scaled: Tensor) -> Tensor:
-        state = scaled[:, -self.delays :].flatten(1) @ self._basis
-        amplitudes = torch.linalg.solve(self._modes, state.T.to(torch.complex128))  # (rank, b)
-        steps = torch.arange(1, self._target_len + 1)
-        powers = self._eigenvalues ** steps[:, None]  # (n, rank)
-        return torch.einsum("cr,nr,rb->bnc", self._readout, powers, amplitudes).real
+        state = scaled[:, -self.delays :].flatten(1) @ self._basis  # (b, rank)
+        forecast = []
+        for _ in range(self._target_len):
+            state = state @ self._operator.T
+            forecast.append(state @ self._readout.T)
+        return torch.stack(forecast, dim=1)
+
+
+def _stabilize(operator: Tensor) -> Tensor:
+    """Move eigenvalues outside the unit circle onto it; an operator without any is returned as it is."""
+    eigenvalues, modes = torch.linalg.eig(operator)
+    excess = eigenvalues.abs().clamp(min=1)
+    if not (excess > 1).any():
+        return operator
+    # pinv: a defective operator has modes that are not independent
+    return (modes * (eigenvalues / excess) @ torch.linalg.pinv(modes)).real
 
 
 def _solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:

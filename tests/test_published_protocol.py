@@ -1,4 +1,4 @@
-"""Check readers, windows and baselines against numbers that others published, on files that users download themselves."""
+"""Check readers, windows and baselines against published numbers, on files that users download themselves."""
 
 import os
 from pathlib import Path

@@ -95,6 +95,7 @@ def test_an_exact_name_wins_over_its_reading_as_a_pattern():
     [
         ({"target_columns": ["w_*"]}, r"no column matches 'w_\*'; close matches: .*, of 3 columns"),
         ({"target_columns": ["u_O"]}, r"no column matches 'u_O'; close matches: \['u_1', 'u_0'\]"),
+        ({"target_columns": ["V_0"]}, r"close matches: \['v_0'"),
         ({"target_columns": ["u_*"], "exogenous_columns": ["u_1"]}, r"got both for \['u_1'\]"),
         ({"exogenous_columns": ["*"]}, "at least one of the 3 columns must be a target"),
         ({"target_columns": []}, "at least one of the 3 columns must be a target"),

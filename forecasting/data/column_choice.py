@@ -16,7 +16,9 @@ def match_columns(columns: Sequence[str], patterns: Sequence[str]) -> list[str]:
         # an exact name wins: "p [mbar]" is a name first and a pattern second
         matches = [pattern] if pattern in columns else [name for name in columns if fnmatchcase(name, pattern)]
         if not matches:
-            close = get_close_matches(pattern, columns, n=5, cutoff=0.4) or list(columns[:5])
+            by_folded = {name.casefold(): name for name in columns}
+            folded = get_close_matches(pattern.casefold(), by_folded, n=5, cutoff=0.4)
+            close = [by_folded[name] for name in folded] or list(columns[:5])
             raise ValueError(f"no column matches {pattern!r}; close matches: {close}, of {len(columns)} columns")
         chosen.update(dict.fromkeys(matches))
     return list(chosen)
