@@ -18,7 +18,9 @@ def default_baselines(period: int | None = None) -> list[Baseline]:
         period: rows of a season for SeasonalNaive; None leaves it out.
     """
     lags_and_penalties = [VectorRidge(lags, penalty) for lags in (1, 3, 10) for penalty in (1.0, 100.0, 1000.0)]
-    delays_and_energies = [DynamicModeDecomposition(d, energy) for d in (1, 10) for energy in (0.95, 0.99, 0.9999)]
+    delays_and_energies = [
+        DynamicModeDecomposition(delays, energy) for delays in (1, 5) for energy in (0.95, 0.99, 0.9999, 0.999999)
+    ]
     return [
         Persistence(),
         *([] if period is None else [SeasonalNaive(period)]),
@@ -146,7 +148,7 @@ class DynamicModeDecomposition(Baseline):
 
     name = "dmd"
 
-    def __init__(self, delays: int = 10, energy: float = 0.999, max_modes: int = 100):
+    def __init__(self, delays: int = 5, energy: float = 0.9999, max_modes: int = 300):
         if min(delays, max_modes) < 1:
             raise ValueError(f"delays and max_modes must be at least 1, got {delays} and {max_modes}")
         if not 0 < energy <= 1:
