@@ -1,8 +1,12 @@
-"""Sensor series: readers, splits, time covariates, windows, batches."""
+"""Sensor series: readers, splits, time covariates, windows, batches.
+
+The flow solver stays out of this list: `favorcast.forecasting.data.flows` is a program, run with `python -m`.
+"""
 
 from .augmentation import InputAugmentation, add_gaussian_noise, frequency_domain_augmentation
 from .module import DataModule
 from .readers import SensorRecord, embedded_names, embedded_path, read_series, sensor_record
+from .sensors import extract_datapoints
 from .series import SimulationTimeSeries
 from .time_features import generate_spectral_welch
 from .windows import SimulationTorchDataset
@@ -16,6 +20,7 @@ __all__ = [
     "add_gaussian_noise",
     "embedded_names",
     "embedded_path",
+    "extract_datapoints",
     "frequency_domain_augmentation",
     "generate_spectral_welch",
     "read_series",
