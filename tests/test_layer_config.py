@@ -20,7 +20,7 @@ def test_kernel_name_selects_the_feature_map(kernel, feature_map):
 
 
 def test_factory_receives_widths_causality_and_seed():
-    config = LayerConfig(d_model=30, n_heads=5, d_v=7, dropout_qkv=0.3, redraw_interval=9, attention_factory=Recorder)
+    config = LayerConfig(d_model=30, n_heads=5, d_v=7, dropout_attn=0.3, redraw_interval=9, attention_factory=Recorder)
     arguments = config.build_attention(seed=11, is_causal=True, tokens_per_step=4).arguments
     expected = {
         "embed_dim": 30,

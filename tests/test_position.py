@@ -25,7 +25,3 @@ def test_periodic_positions_have_no_end_and_stay_bounded():
     vectors = PeriodicPosition(d_model=8, max_seq_len=20)(0, 200)
     assert vectors.shape == (200, 8)
     assert vectors.abs().max() < 20
-
-
-def test_learned_positions_start_small():
-    assert LearnedPosition(d_model=64, max_seq_len=100)(0, 100).std() < 0.03

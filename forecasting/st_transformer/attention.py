@@ -43,11 +43,13 @@ class LocalAttention(nn.Module):
 
     Args:
         attention: the inner attention; causal with tokens_per_step=1 where steps must not see later ones.
+        dropout: dropout rate on what queries, keys and values are projected from; in self-attention they share a mask.
     """
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: nn.Module, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.attention = attention
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, memory: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
         """Map tokens (b, t, n, d) to (b, t, n, d).
@@ -57,8 +59,8 @@ class LocalAttention(nn.Module):
             memory: (b * n, s, d) keys and values of each query sensor.
             padding: (b * n, s) keys to ignore.
         """
-        query = per_sensor(tokens)
-        key = query if memory is None else memory
+        query = self.dropout(per_sensor(tokens))
+        key = query if memory is None else self.dropout(memory)
         output, _ = self.attention(query, key, key, key_padding_mask=padding)
         return output.unflatten(0, (-1, tokens.shape[2])).transpose(1, 2)
 
@@ -68,11 +70,13 @@ class GlobalAttention(nn.Module):
 
     Args:
         attention: the inner attention; causal with tokens_per_step=n where steps must not see later ones.
+        dropout: dropout rate on what queries, keys and values are projected from; in self-attention they share a mask.
     """
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: nn.Module, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.attention = attention
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, memory: Tensor | None = None, padding: Tensor | None = None) -> Tensor:
         """Map tokens (b, t, n, d) to (b, t, n, d).
@@ -82,7 +86,7 @@ class GlobalAttention(nn.Module):
             memory: (b, s * N, d) keys and values.
             padding: (b, s * N) keys to ignore.
         """
-        query = joint(tokens)
-        key = query if memory is None else memory
+        query = self.dropout(joint(tokens))
+        key = query if memory is None else self.dropout(memory)
         output, _ = self.attention(query, key, key, key_padding_mask=padding)
         return output.view(tokens.shape)

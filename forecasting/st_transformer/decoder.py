@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from .attention import GlobalAttention, LocalAttention, Memory
+from .attention import Memory
 from .layer_config import LayerConfig
 
 
@@ -30,27 +30,28 @@ class DecoderLayer(nn.Module):
         super().__init__()
         local_self_seed, global_self_seed, local_cross_seed, global_cross_seed = seeds
         self.local_self_norm = config.build_norm()
-        self.local_self_attention = LocalAttention(config.build_attention(local_self_seed, is_causal=is_causal))
+        self.local_self_attention = config.build_local_attention(local_self_seed, is_causal=is_causal)
         self.global_self_norm = config.build_norm()
-        self.global_self_attention = GlobalAttention(
-            config.build_attention(global_self_seed, is_causal=is_causal, tokens_per_step=num_sensors)
+        self.global_self_attention = config.build_global_attention(
+            global_self_seed, is_causal=is_causal, num_sensors=num_sensors
         )
         self.local_cross_norm = config.build_norm()
-        self.local_cross_attention = LocalAttention(config.build_attention(local_cross_seed))
+        self.local_cross_attention = config.build_local_attention(local_cross_seed)
         self.global_cross_norm = config.build_norm()
-        self.global_cross_attention = GlobalAttention(config.build_attention(global_cross_seed))
+        self.global_cross_attention = config.build_global_attention(global_cross_seed)
         self.feed_forward_norm = config.build_norm()
         self.feed_forward = config.build_feed_forward()
-        self.dropout = config.build_attention_dropout()
 
     def forward(self, tokens: Tensor, memory: Memory) -> Tensor:
         """Map tokens (b, t, n, d) to (b, t, n, d)."""
-        tokens = tokens + self.dropout(self.local_self_attention(self.local_self_norm(tokens)))
-        tokens = tokens + self.dropout(self.global_self_attention(self.global_self_norm(tokens)))
-        local = self.local_cross_attention(self.local_cross_norm(tokens), memory.per_sensor, memory.per_sensor_padding)
-        tokens = tokens + self.dropout(local)
-        joint = self.global_cross_attention(self.global_cross_norm(tokens), memory.joint, memory.joint_padding)
-        tokens = tokens + self.dropout(joint)
+        tokens = tokens + self.local_self_attention(self.local_self_norm(tokens))
+        tokens = tokens + self.global_self_attention(self.global_self_norm(tokens))
+        tokens = tokens + self.local_cross_attention(
+            self.local_cross_norm(tokens), memory.per_sensor, memory.per_sensor_padding
+        )
+        tokens = tokens + self.global_cross_attention(
+            self.global_cross_norm(tokens), memory.joint, memory.joint_padding
+        )
         return tokens + self.feed_forward(self.feed_forward_norm(tokens))
 
 

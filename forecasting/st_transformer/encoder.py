@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from .attention import GlobalAttention, LocalAttention, joint, per_sensor
+from .attention import joint, per_sensor
 from .layer_config import LayerConfig
 from .time_windows import TimeWindows
 
@@ -29,23 +29,21 @@ class EncoderLayer(nn.Module):
         super().__init__()
         local_seed, global_seed = seeds
         self.local_norm = config.build_norm()
-        self.local_attention = LocalAttention(config.build_attention(local_seed))
+        self.local_attention = config.build_local_attention(local_seed)
         self.global_norm = config.build_norm()
-        self.global_attention = GlobalAttention(config.build_attention(global_seed))
+        self.global_attention = config.build_global_attention(global_seed)
         self.feed_forward_norm = config.build_norm()
         self.feed_forward = config.build_feed_forward()
-        self.dropout = config.build_attention_dropout()
         self.windows = TimeWindows() if windows is None else windows
 
     def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
         """Map tokens (b, t, N, d) to (b, t, N, d), ignoring the keys where padding (b, t, N) is True."""
         local_padding = None if padding is None else per_sensor(padding)
-        tokens = tokens + self.dropout(self.local_attention(self.local_norm(tokens), padding=local_padding))
+        tokens = tokens + self.local_attention(self.local_norm(tokens), padding=local_padding)
 
         window_padding = None if padding is None else joint(self.windows.split(padding))
         windowed = self.windows.split(self.global_norm(tokens))  # (b * w, t / w, N, d)
-        attended = self.windows.merge(self.global_attention(windowed, padding=window_padding))
-        tokens = tokens + self.dropout(attended)
+        tokens = tokens + self.windows.merge(self.global_attention(windowed, padding=window_padding))
 
         return tokens + self.feed_forward(self.feed_forward_norm(tokens))
 

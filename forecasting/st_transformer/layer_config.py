@@ -8,6 +8,7 @@ from torch import nn
 
 from ...kernels import FavorAttention
 from .argument_checks import require_at_least, require_choice, require_probability
+from .attention import GlobalAttention, LocalAttention
 from .feed_forward import Activation, FeedForward
 from .token_norm import NormalizationType, token_norm
 
@@ -25,8 +26,8 @@ class LayerConfig:
         d_q_k: width of queries and keys per head; None: d_model / n_heads.
         d_v: width of values per head; None: d_model / n_heads.
         d_ff: hidden width of the feed-forward network; None: 4 d_model.
-        dropout_attn: dropout rate on attention outputs.
-        dropout_qkv: dropout rate inside the attention, handed to `attention_factory` as `dropout`.
+        dropout_attn: dropout rate on the heads' outputs, handed to `attention_factory` as `dropout`.
+        dropout_qkv: dropout rate on the tokens that queries, keys and values are projected from.
         dropout_ff: dropout rate in the feed-forward network.
         activation: "relu", "gelu" or "silu".
         normalization_type: "layernorm" or "batchnorm".
@@ -81,7 +82,7 @@ class LayerConfig:
         return self.attention_factory(
             embed_dim=self.d_model,
             num_heads=self.n_heads,
-            dropout=self.dropout_qkv,
+            dropout=self.dropout_attn,
             batch_first=True,
             num_features=self.num_features,
             features=self.features,
@@ -97,6 +98,15 @@ class LayerConfig:
             value_head_dim=self.d_model // self.n_heads if self.d_v is None else self.d_v,
         )
 
+    def build_local_attention(self, seed: int, *, is_causal: bool = False) -> LocalAttention:
+        """Build one attention along time; a causal one hides later steps."""
+        return LocalAttention(self.build_attention(seed, is_causal=is_causal), dropout=self.dropout_qkv)
+
+    def build_global_attention(self, seed: int, *, is_causal: bool = False, num_sensors: int = 1) -> GlobalAttention:
+        """Build one attention over all tokens; a causal one hides later steps of its `num_sensors` query sensors."""
+        attention = self.build_attention(seed, is_causal=is_causal, tokens_per_step=num_sensors)
+        return GlobalAttention(attention, dropout=self.dropout_qkv)
+
     def build_norm(self) -> nn.Module:
         """Build one normalisation of tokens."""
         return token_norm(self.normalization_type, self.d_model)
@@ -105,7 +115,3 @@ class LayerConfig:
         """Build one feed-forward network, its dropout included."""
         d_ff = 4 * self.d_model if self.d_ff is None else self.d_ff
         return FeedForward(self.d_model, d_ff, activation=self.activation, dropout=self.dropout_ff)
-
-    def build_attention_dropout(self) -> nn.Module:
-        """Build the dropout on attention outputs."""
-        return nn.Dropout(self.dropout_attn)

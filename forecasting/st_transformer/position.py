@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .time2vec import Time2Vec
 
-TABLE_STD = 0.02
+TABLE_STD = 0.5
+"""Initial size of the learned tables: that of the other terms of a token. Much smaller ones learn much more slowly."""
 
 
 class LearnedPosition(nn.Module):
