@@ -1,0 +1,129 @@
+"""Checks of what the public FAVOR functions are given: every message names what was expected, what came and the fix."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from .random_features import FeatureMap, FeatureSpace, RandomFeatures
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def resolve_impl(impl: str, tensor: Tensor) -> str:
+    """Return the schedule to run; only "auto" chooses, an explicit choice is honoured or refused."""
+    if impl not in ("auto", "triton", "reference"):
+        raise ValueError(f"unknown impl: expected 'auto', 'triton' or 'reference', got {impl!r}")
+    if impl == "triton":
+        raise ValueError(
+            "impl='triton' cannot be honoured: this version of favorcast has the torch reference only; "
+            f"use impl='auto' or impl='reference', which run on {tensor.device.type} tensors"
+        )
+    return "reference"
+
+
+def feature_space(
+    features: RandomFeatures | Tensor, feature_map: str, scale: float | None, like: Tensor, keys: Tensor
+) -> FeatureSpace:
+    """Bundle and check the features; `like` has the head dim, `keys` the key heads in dimension 1."""
+    projection, log_weight = (features, None) if isinstance(features, Tensor) else features
+    if feature_map not in get_args(FeatureMap):
+        raise ValueError(f"unknown feature_map: expected one of {', '.join(get_args(FeatureMap))}, got {feature_map!r}")
+    for name, x in (("the first tensor", like), ("keys", keys)):
+        if x.ndim < 3:
+            raise ValueError(f"{name} must be (batch, heads, length, dim), got shape {tuple(x.shape)}")
+    heads, head_dim = keys.shape[1], like.shape[-1]
+    if projection.ndim not in (2, 3) or projection.shape[-1] != head_dim or projection.shape[-2] < 1:
+        raise ValueError(
+            f"features must have a projection (num_features, {head_dim}) or ({heads}, num_features, {head_dim}) for "
+            f"head dim {head_dim}, got {tuple(projection.shape)}; draw_features(num_features, {head_dim}) makes one"
+        )
+    if projection.ndim == 3 and projection.shape[0] != heads:
+        raise ValueError(
+            f"per-head features must have one set per key head: expected {heads}, got {projection.shape[0]}"
+        )
+    if projection.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the projection must be float32 or float64, got {projection.dtype}; features never run in half"
+        )
+    if log_weight is not None and log_weight.shape != projection.shape[:-1]:
+        raise ValueError(
+            f"log_weight must be the projection's {tuple(projection.shape[:-1])}, got {tuple(log_weight.shape)}"
+        )
+    _same_device(("the projection", projection), ("the tensors", like))
+    if scale is not None and not (0 < scale < float("inf")):
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    return FeatureSpace(projection, log_weight, head_dim**-0.5 if scale is None else float(scale), feature_map)
+
+
+def check_keys(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> None:
+    """Check keys, values and their padding mask against each other and the features."""
+    _check_tensor("key", key)
+    _check_tensor("value", value)
+    b, h, s, d = key.shape
+    head_dim = space.projection.shape[-1]
+    if d != head_dim:
+        raise ValueError(f"key must have query's head dim: expected [{b}, {h}, {s}, {head_dim}], got {list(key.shape)}")
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(f"value must match key: expected [{b}, {h}, {s}, *], got {list(value.shape)}")
+    if value.dtype != key.dtype:
+        raise ValueError(f"value must have key's dtype: expected {key.dtype}, got {value.dtype}")
+    _same_device(("value", value), ("key", key))
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != (b, s):
+        raise ValueError(
+            f"key_padding_mask must be a bool tensor [{b}, {s}], True = ignore, got {mask.dtype} {list(mask.shape)}"
+        )
+    _same_device(("key_padding_mask", mask), ("key", key))
+
+
+def check_attend(query: Tensor, heads: int, value_dim: int, space: FeatureSpace) -> None:
+    """Check queries against the features and the number of key heads."""
+    _check_tensor("query", query)
+    if query.shape[-1] != space.projection.shape[-1]:
+        raise ValueError(
+            f"query must have the features' head dim: expected {space.projection.shape[-1]}, got {query.shape[-1]}"
+        )
+    if heads < 1 or query.shape[1] % heads:
+        raise ValueError(
+            f"query heads must be a multiple of key heads: got {query.shape[1]} query heads and {heads} key heads"
+        )
+
+
+def check_state(log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace) -> None:
+    """Check a state against the features."""
+    m = space.projection.shape[-2]
+    if log_normalizer.ndim != 3 or log_normalizer.shape[-1] != m:
+        raise ValueError(
+            f"the state's log_normalizer must be (batch, heads, {m}) for {m} features, "
+            f"got {tuple(log_normalizer.shape)}; "
+            "attend with the features the state was summarized with"
+        )
+    if state_value.ndim != 4 or state_value.shape[:3] != log_normalizer.shape:
+        raise ValueError(
+            f"the state's value must be ({', '.join(map(str, log_normalizer.shape))}, value dim), "
+            f"got {tuple(state_value.shape)}"
+        )
+    if log_normalizer.dtype not in (torch.float32, torch.float64) or state_value.dtype != log_normalizer.dtype:
+        raise ValueError(
+            f"a state must be float32 or float64 throughout, got {log_normalizer.dtype} and {state_value.dtype}"
+        )
+
+
+def _check_tensor(name: str, x: Tensor) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"{name} must be (batch, heads, length, dim), got shape {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
+    if x.shape[-1] < 1:
+        raise ValueError(f"{name} must have a dim of at least 1, got shape {tuple(x.shape)}")
+
+
+def _same_device(first: tuple[str, Tensor], second: tuple[str, Tensor]) -> None:
+    if first[1].device != second[1].device:
+        raise ValueError(
+            f"{first[0]} must be on the device of {second[0]}: expected {second[1].device}, got {first[1].device}"
+        )

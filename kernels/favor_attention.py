@@ -1,0 +1,266 @@
+"""FAVOR attention: linear attention with positive random features, as functions.
+
+Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
+
+Attention with random features is two softmax attentions through m landmarks (the projection rows): the landmarks attend
+to the keys, which gives a state of fixed size, and the queries attend to the landmarks. `favor_definition.py` states
+the formulas; `summarize` and `attend` are the two hops, `merge` joins states of disjoint key sets, and
+
+    favor_attention(q, k, v, f) == attend(q, summarize(k, v, f), f)
+    summarize(cat(k1, k2), cat(v1, v2), f) == merge(summarize(k1, v1, f), summarize(k2, v2, f)).
+
+What it estimates: softmax attention, well only while |x|^2 <~ 1 for the scaled queries and keys x (d = 64, m = 256);
+for N(0, 1) entries at d >= 32 it is further from softmax attention than the plain mean of v. Use it as an attention
+to train with, and measure the distance on your own tensors with `softmax_error`.
+
+Dtypes: bfloat16, float16, float32, float64; sums run in float32 (float64 for float64); the output has query's dtype and
+the state is float32 (float64).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import favor_autograd as favor_autograd  # registers the gradients
+from .favor_arguments import check_attend, check_keys, check_state, feature_space, resolve_impl
+from .favor_definition import visibility
+from .favor_ops import attend_op, causal_op, summarize_op
+from .random_features import FeatureMap, RandomFeatures
+
+Impl = Literal["auto", "triton", "reference"]
+
+
+class FavorState(NamedTuple):
+    """A set of keys and values as its m landmarks see it; of fixed size whatever the number of keys.
+
+    Attributes:
+        log_normalizer: L_r = logsumexp_s e_sr, (b, h, m), float32; -inf where no key has been seen.
+        value: V_r = sum_s softmax_s(e_sr) v_s, (b, h, m, e), float32; zero where no key has been seen.
+    """
+
+    log_normalizer: Tensor
+    value: Tensor
+
+
+def favor_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    features: RandomFeatures | Tensor,
+    *,
+    feature_map: FeatureMap = "exponential",
+    is_causal: bool = False,
+    tokens_per_step: int = 1,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Attend with positive random features, in time and memory linear in the lengths.
+
+    o_i = sum_j A_ij v_j / sum_j A_ij,   A_ij = sum_r phi_r(q_i) phi_r(k_j)       (Choromanski et al. 2021, eq. (4))
+
+    over the visible keys j; a query that sees none gets zeros and zero gradients. Differentiable, any number of times,
+    in query, key, value, projection and log-weight.
+
+        features = draw_features(256, 64)
+        output = favor_attention(query, key, value, features, is_causal=True)
+
+    Args:
+        query: (b, h g, t, d). Query heads are a multiple of key heads; head i reads key head i // g.
+        key: (b, h, s, d).
+        value: (b, h, s, e).
+        features: from `draw_features`, or a bare projection (m, d) or (h, m, d).
+        feature_map: "exponential" (FAVOR+), "relu" or "elu" (generalised attention; see `random_features.py`).
+        is_causal: key j is visible to query i iff j // tokens_per_step <= i // tokens_per_step. With t != s, both
+            count from the start, as in `scaled_dot_product_attention`.
+        tokens_per_step: tokens that see each other, e.g. the sensors of one time step in time-major order.
+        key_padding_mask: (b, s) bool, True = ignore. Ignored keys and values may hold anything, NaN included.
+        scale: of q . k; d ** -0.5 by default.
+        impl: "reference" (torch, any device), "triton" (GPU), or "auto".
+
+    Returns:
+        (b, h g, t, e) in query's dtype.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or options that do not fit, naming what was expected and what came.
+    """
+    space = feature_space(features, feature_map, scale, query, key)
+    check_keys(key, value, key_padding_mask, space)
+    check_attend(query, key.shape[1], value.shape[-1], space)
+    if query.shape[0] != key.shape[0]:
+        raise ValueError(f"query and key must have the same batch size: got {query.shape[0]} and {key.shape[0]}")
+    if tokens_per_step < 1 or tokens_per_step != int(tokens_per_step):
+        raise ValueError(f"tokens_per_step must be a whole number of at least 1, got {tokens_per_step}")
+    if tokens_per_step > 1 and not is_causal:
+        raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
+    schedule = resolve_impl(impl, query)
+    query, key, value = _autocast(query, key, value)
+    if is_causal:
+        query_count = query.shape[-2]
+        query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
+        output, _, _ = causal_op(query, key, value, mask, *space, int(tokens_per_step), schedule)
+        return output[:, :, :query_count]
+    state = summarize_op(key, value, key_padding_mask, *space, schedule)
+    return attend_op(query, *state, space.projection, space.scale, space.feature_map, schedule)
+
+
+def summarize(
+    key: Tensor,
+    value: Tensor,
+    features: RandomFeatures | Tensor,
+    *,
+    feature_map: FeatureMap = "exponential",
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> FavorState:
+    """Let the landmarks attend to the keys: L_r = logsumexp_s e_sr, V_r = sum_s softmax_s(e_sr) v_s.
+
+    Args:
+        key: (b, h, s, d).
+        value: (b, h, s, e).
+        features, feature_map, key_padding_mask, scale, impl: as in `favor_attention`; later calls of `attend` and
+            `merge` must use the same features, map and scale.
+
+    Returns:
+        FavorState((b, h, m), (b, h, m, e)); (-inf, 0) where there is no visible key.
+
+    Raises:
+        ValueError: as in `favor_attention`.
+    """
+    space = feature_space(features, feature_map, scale, key, key)
+    check_keys(key, value, key_padding_mask, space)
+    schedule = resolve_impl(impl, key)
+    key, value = _autocast(key, value)
+    return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule))
+
+
+def attend(
+    query: Tensor,
+    state: FavorState,
+    features: RandomFeatures | Tensor,
+    *,
+    feature_map: FeatureMap = "exponential",
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Let the queries attend to the landmarks: o_t = sum_r softmax_r(w_r . q_t + L_r) V_r.
+
+    Args:
+        query: (b, h g, t, d).
+        state: of the keys, from `summarize` or `merge` with the same features, map and scale.
+        features, feature_map, scale, impl: as in `favor_attention`.
+
+    Returns:
+        (b, h g, t, e) in query's dtype.
+
+    Raises:
+        ValueError: as in `favor_attention`, or a state that does not fit the features.
+    """
+    log_normalizer, state_value = state
+    space = feature_space(features, feature_map, scale, query, log_normalizer)
+    check_state(log_normalizer, state_value, space)
+    check_attend(query, log_normalizer.shape[1], state_value.shape[-1], space)
+    if query.shape[0] != log_normalizer.shape[0]:
+        raise ValueError(
+            f"query and state must have the same batch size: got {query.shape[0]} and {log_normalizer.shape[0]}"
+        )
+    schedule = resolve_impl(impl, query)
+    (query,) = _autocast(query)
+    return attend_op(query, log_normalizer, state_value, space.projection, space.scale, space.feature_map, schedule)
+
+
+def merge(first: FavorState, second: FavorState) -> FavorState:
+    """Join the states of two disjoint sets of keys; associative and commutative up to rounding.
+
+    L = logaddexp(L1, L2)        V = V1 exp(L1 - L) + V2 exp(L2 - L)
+
+    Args:
+        first, second: states made with the same features; their shapes must match.
+
+    Returns:
+        The state of the union; differentiable in both.
+
+    Raises:
+        ValueError: shapes or dtypes differ.
+    """
+    for name, one, other in zip(FavorState._fields, first, second, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            raise ValueError(
+                f"states to merge must have the same {name}: got {tuple(one.shape)} {one.dtype} "
+                f"and {tuple(other.shape)} {other.dtype}"
+            )
+    highest = torch.maximum(first.log_normalizer, second.log_normalizer).detach()
+    seen = highest > -torch.inf
+    shift = torch.where(seen, highest, 0.0)
+    one, other = ((x.log_normalizer - shift).exp() for x in (first, second))
+    total = torch.where(seen, one + other, 1.0)
+    value = (first.value * (one / total).unsqueeze(-1)) + (second.value * (other / total).unsqueeze(-1))
+    return FavorState(torch.where(seen, shift + total.log(), -torch.inf), value)
+
+
+def softmax_error(
+    query: Tensor, key: Tensor, value: Tensor, features: RandomFeatures | Tensor, **options: Any
+) -> float:
+    """Measure how far FAVOR attention is from softmax attention on given tensors.
+
+    |favor - softmax|_F / |softmax|_F, softmax attention being computed in float64 and in full: O(t s) memory a head.
+    Beside 1.0, compare with the error of the plain mean of v, which is below 1 when softmax attention is diffuse.
+
+    Args:
+        query, key, value, features: as in `favor_attention`.
+        options: keywords of `favor_attention`; they apply to both sides.
+
+    Returns:
+        The relative error, a Python float; nan if there is nothing to compare.
+    """
+    with torch.no_grad():
+        estimate = favor_attention(query, key, value, features, **options).double()
+        repeats = query.shape[1] // key.shape[1]
+        query, key, value = query.double(), *(x.double().repeat_interleave(repeats, 1) for x in (key, value))
+        (t, d), s = query.shape[-2:], key.shape[-2]
+        visible = torch.ones(t, s, dtype=torch.bool, device=query.device)
+        if options.get("is_causal"):
+            visible = visibility(t, s, options.get("tokens_per_step", 1), query.device)
+        visible = visible.expand(query.shape[0], 1, t, s)
+        padding = options.get("key_padding_mask")
+        if padding is not None:
+            visible = visible & ~padding[:, None, None, :]
+            value = value.masked_fill(padding[:, None, :, None], 0.0)
+            key = key.masked_fill(padding[:, None, :, None], 0.0)
+        scale = options.get("scale")
+        logits = query @ key.transpose(-1, -2) * (d**-0.5 if scale is None else scale)
+        seen = visible.any(-1, keepdim=True)
+        weights = torch.where(visible, logits, torch.where(seen, -torch.inf, 0.0)).softmax(-1)
+        exact = torch.where(seen, weights, 0.0) @ value
+        return float((estimate - exact).norm() / exact.norm())
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast as `scaled_dot_product_attention` does under autocast; projection and states keep their precision."""
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def _align_steps(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tokens_per_step: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Bring causal queries and keys to one length: drop keys no query sees, pad the shorter side with hidden tokens."""
+    t, s = query.shape[-2], key.shape[-2]
+    if t == s:
+        return query, key, value, mask
+    seen = min(s, -(-t // tokens_per_step) * tokens_per_step)
+    key, value, mask = key[:, :, :seen], value[:, :, :seen], None if mask is None else mask[:, :seen]
+    length = max(t, seen)
+    if seen < length:
+        mask = torch.zeros(key.shape[0], seen, dtype=torch.bool, device=key.device) if mask is None else mask
+        mask = F.pad(mask, (0, length - seen), value=True)
+        key, value = F.pad(key, (0, 0, 0, length - seen)), F.pad(value, (0, 0, 0, length - seen))
+    return F.pad(query, (0, 0, 0, length - t)), key, value, mask

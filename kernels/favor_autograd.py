@@ -1,0 +1,139 @@
+"""Gradients of the `favorcast::*` operators; importing this module registers them.
+
+The gradient of a forward operator is its backward operator. The gradient of a backward operator differentiates
+`favor_definition.py` twice, so second and higher derivatives exist, at the memory of the definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .favor_definition import attend_definition, causal_definition, summarize_definition
+from .favor_ops import attend_backward_op, causal_backward_op, summarize_backward_op
+from .random_features import FeatureSpace
+
+
+def _keep(kept_outputs: int) -> Callable[..., None]:
+    """Return a setup_context that keeps all inputs and the first `kept_outputs` results."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = (output,) if isinstance(output, Tensor) else output
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        ctx.layout = [isinstance(x, Tensor) for x in inputs]
+        ctx.options = [x for x in inputs if not isinstance(x, Tensor)]
+        ctx.save_for_backward(*tensors, *outputs[:kept_outputs])
+        if len(outputs) == 3:
+            ctx.mark_non_differentiable(*outputs[1:])
+
+    return setup_context
+
+
+def _restore(ctx: Any) -> tuple[list[Any], list[Tensor]]:
+    tensors, options = iter(ctx.saved_tensors), iter(ctx.options)
+    inputs = [next(tensors) if is_tensor else next(options) for is_tensor in ctx.layout]
+    return inputs, list(tensors)
+
+
+def _wanted(gradient: Tensor, wanted: bool) -> Tensor | None:
+    return gradient if wanted else None
+
+
+def _summarize_autograd(ctx: Any, d_log_normalizer: Tensor, d_state_value: Tensor) -> tuple[Any, ...]:
+    inputs, state = _restore(ctx)
+    needs = ctx.needs_input_grad
+    parameters = needs[3] or needs[4]
+    d_key, d_value, d_projection, d_log_weight = summarize_backward_op(
+        d_log_normalizer, d_state_value, *inputs, *state, parameters
+    )
+    return d_key, d_value, None, _wanted(d_projection, needs[3]), _wanted(d_log_weight, needs[4]), None, None, None
+
+
+def _attend_autograd(ctx: Any, d_output: Tensor) -> tuple[Any, ...]:
+    inputs, (output,) = _restore(ctx)
+    needs = ctx.needs_input_grad
+    *d_inputs, d_projection = attend_backward_op(d_output, *inputs, output, needs[3])
+    return *d_inputs, _wanted(d_projection, needs[3]), None, None, None
+
+
+def _causal_autograd(ctx: Any, d_output: Tensor, d_row_max: Any, d_row_sum: Any) -> tuple[Any, ...]:
+    inputs, results = _restore(ctx)
+    needs = ctx.needs_input_grad
+    *d_inputs, d_projection, d_log_weight = causal_backward_op(d_output, *inputs, *results, needs[4] or needs[5])
+    parameters = _wanted(d_projection, needs[4]), _wanted(d_log_weight, needs[5])
+    return *d_inputs, None, *parameters, None, None, None, None
+
+
+def _differentiate_again(
+    define: Callable[..., Any], upstream_count: int, input_count: int, gradient_positions: tuple[int, ...]
+) -> Callable[..., Any]:
+    """Return the gradient of a backward operator, by differentiating the definition twice.
+
+    The operator's arguments are `upstream_count` upstream gradients, then the `input_count` arguments of `define`;
+    it returns the gradients of the arguments at `gradient_positions`, in that order.
+    """
+
+    def backward(ctx: Any, *d_gradients: Tensor | None) -> tuple[Any, ...]:
+        arguments, _ = _restore(ctx)
+        create_graph = torch.is_grad_enabled()
+
+        def own_node(x: Any) -> Any:
+            """Give each argument a node of its own: the same tensor may be passed twice, as key and as value."""
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                return x
+            return x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_()
+
+        with torch.enable_grad():
+            nodes = [own_node(x) for x in arguments[: upstream_count + input_count]]
+            upstream, inputs = nodes[:upstream_count], nodes[upstream_count:]
+            outputs = define(*inputs)
+            outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+            outputs = [o.to(u.dtype) for o, u in zip(outputs, upstream, strict=True)]
+            wanted = [i for i in gradient_positions if inputs[i] is not None]
+            first = torch.autograd.grad(
+                outputs, [inputs[i] for i in wanted], upstream, create_graph=True, materialize_grads=True
+            )
+            by_position = dict(zip(gradient_positions, d_gradients, strict=True))
+            pairs = [(g, by_position[i]) for i, g in zip(wanted, first, strict=True) if g.requires_grad]
+            pairs = [(g, d) for g, d in pairs if d is not None and d.shape == g.shape]
+            targets = [x for x in nodes if isinstance(x, Tensor) and x.requires_grad]
+            second = torch.autograd.grad(
+                [g for g, _ in pairs], targets, [d for _, d in pairs], create_graph=create_graph, allow_unused=True
+            )
+        found = iter(second)
+        gradients = [next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in nodes]
+        return *gradients, *[None] * (len(arguments) - len(nodes))
+
+    return backward
+
+
+def _define_summarize(key, value, mask, projection, log_weight, scale, feature_map, impl):
+    return summarize_definition(key, value, mask, FeatureSpace(projection, log_weight, scale, feature_map))
+
+
+def _define_attend(query, log_normalizer, state_value, projection, scale, feature_map, impl):
+    return attend_definition(query, log_normalizer, state_value, FeatureSpace(projection, None, scale, feature_map))
+
+
+def _define_causal(query, key, value, mask, projection, log_weight, scale, feature_map, tokens_per_step, impl):
+    space = FeatureSpace(projection, log_weight, scale, feature_map)
+    return causal_definition(query, key, value, mask, space, tokens_per_step)
+
+
+torch.library.register_autograd("favorcast::summarize", _summarize_autograd, setup_context=_keep(2))
+torch.library.register_autograd("favorcast::attend", _attend_autograd, setup_context=_keep(1))
+torch.library.register_autograd("favorcast::causal_attention", _causal_autograd, setup_context=_keep(3))
+torch.library.register_autograd(
+    "favorcast::summarize_backward", _differentiate_again(_define_summarize, 2, 8, (0, 1, 3, 4)), setup_context=_keep(0)
+)
+torch.library.register_autograd(
+    "favorcast::attend_backward", _differentiate_again(_define_attend, 1, 7, (0, 1, 2, 3)), setup_context=_keep(0)
+)
+torch.library.register_autograd(
+    "favorcast::causal_attention_backward",
+    _differentiate_again(_define_causal, 1, 10, (0, 1, 2, 4, 5)),
+    setup_context=_keep(0),
+)

@@ -1,0 +1,97 @@
+"""FAVOR attention by its definition: the formulas, in plain differentiable torch.
+
+Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
+
+These functions say what is computed. They hold every exponent in memory, so they serve the tests as an oracle and
+autograd for second derivatives; `favor_reference.py` and `favor_causal_reference.py` compute the same in blocks.
+
+With x scaled by `scale ** 0.5` (d ** -0.25 unless told otherwise), projection rows w_r and log-weights c_r:
+
+    hop 1, summarize   e_sr = w_r . k_s - |k_s|^2 / 2 + c_r
+                       L_r  = logsumexp_s e_sr                V_r = sum_s softmax_s(e_sr) v_s
+    hop 2, attend      o_t  = sum_r softmax_r(w_r . q_t + L_r) V_r
+
+which is the quotient phi(Q) (phi(K)^T V) / phi(Q) (phi(K)^T 1) of Choromanski et al. 2021, eq. (4), without ever
+forming phi: |q|^2 / 2 and 1 / sqrt(m) cancel, both hops are softmax averages, nothing can overflow and no epsilon is
+needed. In the causal form key j is visible to query i iff j // tokens_per_step <= i // tokens_per_step, and
+
+    A_ij = sum_r exp(w_r . q_i + e_jr)      o_i = sum_{visible j} A_ij v_j / sum_{visible j} A_ij.
+
+A query that sees no key gets zeros and sends zero gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .random_features import FeatureSpace, log_feature
+
+
+def key_exponents(key: Tensor, mask: Tensor | None, space: FeatureSpace) -> Tensor:
+    """Return e_sr, (b, h, s, m), with -inf at masked keys (mask (b, s), True = ignore)."""
+    key = key.to(space.projection.dtype) * space.scale**0.5
+    if mask is not None:
+        key = key.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    exponents = log_feature(key @ space.projection.transpose(-1, -2), space.feature_map)
+    if space.feature_map == "exponential":
+        exponents = exponents - key.square().sum(-1, keepdim=True) / 2
+    if space.log_weight is not None:
+        exponents = exponents + space.log_weight.unsqueeze(-2)
+    return exponents if mask is None else exponents.masked_fill(rearrange(mask, "b s -> b 1 s 1"), -torch.inf)
+
+
+def query_exponents(query: Tensor, heads: int, space: FeatureSpace) -> Tensor:
+    """Return the query side of log phi, (b, h, g, t, m)."""
+    query = rearrange(query.to(space.projection.dtype) * space.scale**0.5, "b (h g) t d -> b h g t d", h=heads)
+    return log_feature(query @ space.projection.transpose(-1, -2).unsqueeze(-3), space.feature_map)
+
+
+def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> tuple[Tensor, Tensor]:
+    """Return (L (b, h, m), V (b, h, m, e)) of hop 1."""
+    exponents = key_exponents(key, mask, space)
+    value = value.to(exponents.dtype)
+    if mask is not None:
+        value = value.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    seen = (exponents > -torch.inf).any(-2, keepdim=True)
+    exponents = torch.where(seen, exponents, 0.0)
+    weights = torch.where(seen, exponents.softmax(-2), 0.0)
+    log_normalizer = torch.where(seen.squeeze(-2), exponents.logsumexp(-2), -torch.inf)
+    return log_normalizer, weights.transpose(-1, -2) @ value
+
+
+def attend_definition(query: Tensor, log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace) -> Tensor:
+    """Return o (b, h g, t, e) of hop 2, in the dtype of the state."""
+    logits = query_exponents(query, log_normalizer.shape[1], space)
+    seen = (log_normalizer > -torch.inf).any(-1)[..., None, None, None]
+    logits = logits + torch.where(seen[..., 0, 0], log_normalizer, 0.0)[..., None, None, :]
+    weights = torch.where(seen, logits.softmax(-1), 0.0)
+    return rearrange(weights @ state_value.unsqueeze(-3), "b h g t e -> b (h g) t e")
+
+
+def causal_definition(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, tokens_per_step: int
+) -> Tensor:
+    """Return o (b, h g, t, e) where queries see the keys of their own and of earlier steps; O(t s m) memory."""
+    key_side = key_exponents(key, mask, space)
+    query_side = query_exponents(query, key.shape[1], space)
+    value = value.to(key_side.dtype)
+    if mask is not None:
+        value = value.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    pairs = rearrange(query_side, "b h g t m -> b h g t 1 m") + rearrange(key_side, "b h s m -> b h 1 1 s m")
+    visible = visibility(query.shape[-2], key.shape[-2], tokens_per_step, query.device).expand(pairs.shape[:-1])
+    if mask is not None:
+        visible = visible & ~rearrange(mask, "b s -> b 1 1 1 s")
+    log_attention = torch.where(visible.unsqueeze(-1), pairs, 0.0).logsumexp(-1)
+    seen = visible.any(-1, keepdim=True)
+    log_attention = torch.where(visible, log_attention, torch.where(seen, -torch.inf, 0.0))
+    weights = torch.where(seen, log_attention.softmax(-1), 0.0)
+    return rearrange(weights @ value.unsqueeze(-3), "b h g t e -> b (h g) t e")
+
+
+def visibility(queries: int, keys: int, tokens_per_step: int, device: torch.device) -> Tensor:
+    """Return the (t, s) mask that is True where the key's step is not after the query's."""
+    query_step = torch.arange(queries, device=device) // tokens_per_step
+    key_step = torch.arange(keys, device=device) // tokens_per_step
+    return query_step[:, None] >= key_step[None, :]

@@ -1,0 +1,315 @@
+"""FavorAttention: linear attention in the shape of `torch.nn.MultiheadAttention`.
+
+Dimension key: b batch, h heads, t queries, s keys, d head dim, e value head dim, m features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention_masks import key_padding, recognise_attention_mask
+from .favor_attention import favor_attention
+from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features
+
+MAX_WEIGHTS = 1 << 22
+"""The implied attention weights are quadratic; `need_weights=True` answers up to this many a head."""
+
+
+class FavorAttention(nn.Module):
+    """Multi-head attention with positive random features (FAVOR+, Choromanski et al. 2021), linear in the lengths.
+
+    Takes the place of `nn.MultiheadAttention`: same constructor, call and parameter names, so its state dict loads
+    here (the projection, which it lacks, is kept as drawn). It is another attention, not an approximation to rely on:
+    FAVOR+ estimates softmax attention well only for scaled queries and keys of norm about one, so a layer filled with
+    trained softmax weights needs further training. `qk_norm=True` keeps queries and keys in the good range;
+    `softmax_error` measures the distance on your tensors.
+
+        layer = FavorAttention(512, 8, batch_first=True)
+        output, _ = layer(x, x, x, key_padding_mask=padding)      # x (b, t, 512), padding (b, t) True = ignore
+
+    Args:
+        embed_dim: width of query and output.
+        num_heads: h.
+        dropout: applied to the heads' output, in training only: there are no attention weights to drop.
+        bias: biases on the input and output projections.
+        kdim, vdim: widths of key and value, embed_dim by default.
+        batch_first: (b, t, embed_dim) instead of (t, b, embed_dim).
+        num_features: m, by default 4 d: complete blocks of every kind of feature.
+        features: kind of random features, see `draw_features`.
+        feature_map: "exponential", "relu" or "elu".
+        qk_norm: normalise queries and keys to |x|^2 = temperature after scaling, learnable per head, 1 at the start.
+        is_causal: causal in every call, whatever the call says.
+        tokens_per_step: tokens that see each other in causal calls (time-major sequences: sensors a time step).
+        redraw_interval: optimiser steps between new projections, see `redraw_if_due`; None keeps the first.
+        seed: of the projection; the same seed gives the same projection on every rank and device.
+        head_dim, value_head_dim: d and e, embed_dim / num_heads by default.
+        device, dtype: of the parameters; the projection stays float32 in half-precision modules.
+
+    Raises:
+        ValueError: sizes or options that do not fit.
+    """
+
+    projection: Tensor
+    log_weight: Tensor | None
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        batch_first: bool = False,
+        *,
+        num_features: int | None = None,
+        features: FeatureKind = "hyperbolic",
+        feature_map: FeatureMap = "exponential",
+        qk_norm: bool = False,
+        is_causal: bool = False,
+        tokens_per_step: int = 1,
+        redraw_interval: int | None = None,
+        seed: int = 0,
+        head_dim: int | None = None,
+        value_head_dim: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(embed_dim, num_heads, dropout, head_dim, redraw_interval, tokens_per_step)
+        self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
+        self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        self.value_head_dim = self.head_dim if value_head_dim is None else value_head_dim
+        self.num_features = 4 * self.head_dim if num_features is None else num_features
+        self.features: FeatureKind = features
+        self.feature_map: FeatureMap = feature_map
+        self.is_causal, self.tokens_per_step = is_causal, tokens_per_step
+        self.redraw_interval, self.seed = redraw_interval, seed
+
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        key_width, value_width = num_heads * self.head_dim, num_heads * self.value_head_dim
+        self._widths = [key_width, key_width, value_width]
+        self._fused = self.kdim == self.vdim == embed_dim
+        # PyTorch's encoder layers take a native softmax path in eval mode unless this says that they cannot.
+        self._qkv_same_embed_dim = False
+        if self._fused:
+            self.in_proj_weight = nn.Parameter(torch.empty(sum(self._widths), embed_dim, **factory))
+        else:
+            self.q_proj_weight = nn.Parameter(torch.empty(key_width, embed_dim, **factory))
+            self.k_proj_weight = nn.Parameter(torch.empty(key_width, self.kdim, **factory))
+            self.v_proj_weight = nn.Parameter(torch.empty(value_width, self.vdim, **factory))
+        self.in_proj_bias = nn.Parameter(torch.empty(sum(self._widths), **factory)) if bias else None
+        self.out_proj = nn.Linear(value_width, embed_dim, bias=bias, **factory)
+        self.log_temperature = nn.Parameter(torch.zeros(num_heads, **factory)) if qk_norm else None
+        drawn = self._draw(0)
+        self.register_buffer("projection", drawn.projection.to(device))
+        self.register_buffer("log_weight", None if drawn.log_weight is None else drawn.log_weight.to(device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as `nn.MultiheadAttention` does: Xavier weights, zero biases."""
+        weights = [self.in_proj_weight] if self._fused else [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
+        for weight in weights:
+            nn.init.xavier_uniform_(weight)
+        for bias in (self.in_proj_bias, self.out_proj.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            query: (t, b, embed_dim), (b, t, embed_dim) if batch_first, or (t, embed_dim).
+            key, value: likewise with s, kdim and vdim.
+            key_padding_mask: (b, s) or (s,), bool with True = ignore, or float with 0 and -inf.
+            need_weights: also return the implied attention weights; quadratic, for looking at short inputs.
+            attn_mask: only a causal mask, (t, s) bool or float, or one that hides nothing; step-causal with this
+                layer's tokens_per_step. Recognised by value unless is_causal says so. Any other raises.
+            average_attn_weights: average the weights over the heads.
+            is_causal: attend causally; attn_mask, if also given, is taken to be the causal one.
+
+        Returns:
+            (output in query's layout, None or the weights (b, t, s) or (b, h, t, s)).
+
+        Raises:
+            ValueError: inputs that do not fit, or a mask that linear attention cannot apply.
+        """
+        query, key, value, batched = self._batch_first(query, key, value)
+        padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
+        causal = self.is_causal or is_causal
+        if attn_mask is not None and not causal:
+            causal = recognise_attention_mask(attn_mask, query.shape[1], key.shape[1], self.tokens_per_step)
+        options: dict[str, Any] = {"feature_map": self.feature_map, "key_padding_mask": padding, "is_causal": causal}
+        if causal:
+            options["tokens_per_step"] = self.tokens_per_step
+        heads = self._project(query, key, value)
+        features = RandomFeatures(self.projection, self.log_weight)
+        merged = rearrange(favor_attention(*heads, features, **options), "b h t e -> b t (h e)")
+        output = self.out_proj(F.dropout(merged, self.dropout, self.training))
+        weights = self._weights(*heads[:2], features, options) if need_weights else None
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if not batched:
+            return output.squeeze(0), None if weights is None else weights.squeeze(0)
+        return (output if self.batch_first else output.transpose(0, 1)), weights
+
+    def redraw(self, index: int) -> None:
+        """Replace the projection by number `index` of this layer's seed, in place; 0 is the first one."""
+        drawn = self._draw(index)
+        self.projection.copy_(drawn.projection)
+        if self.log_weight is not None and drawn.log_weight is not None:
+            self.log_weight.copy_(drawn.log_weight)
+
+    def redraw_if_due(self, optimizer_step: int) -> bool:
+        """Redraw after every `redraw_interval` optimiser steps; call it after each, outside forward and backward.
+
+        Which projection is drawn follows from (seed, optimizer_step // redraw_interval) alone: ranks agree without
+        communication, and a resumed run goes on as an uninterrupted one.
+
+        Returns:
+            Whether the projection was redrawn.
+        """
+        if self.redraw_interval is None or optimizer_step < 1 or optimizer_step % self.redraw_interval:
+            return False
+        self.redraw(optimizer_step // self.redraw_interval)
+        return True
+
+    def extra_repr(self) -> str:
+        return (
+            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_features={self.num_features}, "
+            f"features={self.features!r}, feature_map={self.feature_map!r}, is_causal={self.is_causal}"
+        )
+
+    def _draw(self, index: int) -> RandomFeatures:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
+        with torch.device("cpu"):
+            return draw_features(
+                self.num_features, self.head_dim, kind=self.features, generator=generator, dtype=torch.float32
+            )
+
+    def _batch_first(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Return the inputs as (b, length, width), keeping the identity of inputs that are the same tensor."""
+        inputs = (query, key, value)
+        if any(x.is_nested for x in inputs):
+            raise ValueError(
+                "nested tensors are not supported: pass padded tensors with key_padding_mask; in nn.TransformerEncoder "
+                "set enable_nested_tensor=False"
+            )
+        if len({x.ndim for x in inputs}) != 1 or query.ndim not in (2, 3):
+            raise ValueError(
+                "query, key and value must all be (length, width) or all batched with three dimensions, "
+                f"got {[tuple(x.shape) for x in inputs]}"
+            )
+        batched = query.ndim == 3
+        arranged: dict[int, Tensor] = {}
+        for x in inputs:
+            arranged[id(x)] = x.unsqueeze(0) if not batched else x if self.batch_first else x.transpose(0, 1)
+        query, key, value = (arranged[id(x)] for x in inputs)
+        widths = (query.shape[-1], key.shape[-1], value.shape[-1])
+        if widths != (self.embed_dim, self.kdim, self.vdim):
+            raise ValueError(
+                f"query, key and value must have widths {(self.embed_dim, self.kdim, self.vdim)}, got {widths}"
+            )
+        if key.shape[:2] != value.shape[:2] or key.shape[0] != query.shape[0]:
+            layout = "(batch, length, width)"
+            raise ValueError(
+                "key and value must have one length and all three one batch size: got query, key, value of "
+                f"{[tuple(x.shape) for x in (query, key, value)]} as {layout}; is batch_first={self.batch_first} meant?"
+            )
+        return query, key, value, batched
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (q, k, v) as (b, h, length, d), in as few matrix products as the inputs allow."""
+        if self._fused and query is key and key is value:
+            parts = F.linear(query, self.in_proj_weight, self.in_proj_bias).split(self._widths, -1)
+        elif self._fused and key is value:
+            first = self._widths[0]
+            weights = self.in_proj_weight.split([first, sum(self._widths[1:])])
+            biases = (
+                (None, None) if self.in_proj_bias is None else self.in_proj_bias.split([first, sum(self._widths[1:])])
+            )
+            parts = (
+                F.linear(query, weights[0], biases[0]),
+                *F.linear(key, weights[1], biases[1]).split(self._widths[1:], -1),
+            )
+        else:
+            weights = (
+                self.in_proj_weight.split(self._widths)
+                if self._fused
+                else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+            )
+            biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.split(self._widths)
+            parts = tuple(F.linear(x, w, c) for x, w, c in zip((query, key, value), weights, biases, strict=True))
+        q, k, v = (rearrange(x, "b t (h d) -> b h t d", h=self.num_heads) for x in parts)
+        if self.log_temperature is None:
+            return q, k, v
+        # |x|^2 = temperature sqrt(d) before the kernel's scaling by d ** -0.25, so temperature after it.
+        radius = (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**-0.25
+        q, k = (F.rms_norm(x, (self.head_dim,)) * radius.to(x.dtype) for x in (q, k))
+        return q, k, v
+
+    def _weights(self, query: Tensor, key: Tensor, features: RandomFeatures, options: dict[str, Any]) -> Tensor:
+        (b, h, s, _), t = key.shape, query.shape[-2]
+        if t * s > MAX_WEIGHTS:
+            raise ValueError(
+                f"need_weights=True would form {t} x {s} weights a head; the limit is {MAX_WEIGHTS}: "
+                "pass need_weights=False, or look at a shorter input"
+            )
+        identity = torch.eye(s, dtype=key.dtype, device=key.device).expand(b, h, s, s)
+        return favor_attention(query, key, identity, features, **options)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Move and cast as any module, but keep the projection out of half precision: it stands in exponents."""
+        buffers = {"projection": self.projection, "log_weight": self.log_weight}
+        super()._apply(fn, recurse)
+        for name, before in buffers.items():
+            after = getattr(self, name)
+            if after is not None and before is not None and after.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, before.to(after.device))
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Keep the drawn projection when the state dict is that of a softmax attention and has none."""
+        if any(prefix + name in state_dict for name in ("in_proj_weight", "q_proj_weight")):
+            for name, buffer in self.named_buffers(recurse=False):
+                state_dict.setdefault(prefix + name, buffer)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_sizes(
+    embed_dim: int,
+    num_heads: int,
+    dropout: float,
+    head_dim: int | None,
+    redraw_interval: int | None,
+    tokens_per_step: int,
+) -> None:
+    if embed_dim < 1 or num_heads < 1:
+        raise ValueError(f"embed_dim and num_heads must be at least 1, got {embed_dim} and {num_heads}")
+    if head_dim is None and embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}; change one, or pass head_dim"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+    if redraw_interval is not None and redraw_interval < 1:
+        raise ValueError(f"redraw_interval must be at least 1 optimiser step, or None for never, got {redraw_interval}")
+    if tokens_per_step < 1:
+        raise ValueError(f"tokens_per_step must be at least 1, got {tokens_per_step}")

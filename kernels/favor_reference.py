@@ -1,0 +1,225 @@
+"""The two hops of FAVOR attention in blocks, forward and backward: the CPU implementation.
+
+Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features,
+G heads of a block, n tokens of a block.
+
+Forward (the formulas of `favor_definition.py`): hop 1 runs over key blocks with an online maximum per feature, so it is
+exact for every finite input; hop 2 has all m logits of a query at hand and takes their softmax.
+
+Backward, with p_tr = softmax_r(w_r . q_t + L_r), D_t = do_t . o_t and P_sr = exp(e_sr - L_r):
+
+    dlogit_tr = p_tr (do_t . V_r - D_t)        dq = dlogit W       dV_r = sum_t p_tr do_t
+    dL_r = sum_t dlogit_tr = V_r . dV_r - sum_t p_tr D_t
+    de_sr = P_sr (dV_r . v_s + dL_r - dV_r . V_r)     dk_s = sum_r de_sr (w_r - k_s)     dv_s = sum_r P_sr dV_r
+
+Exponents are recomputed; what is kept between the passes is the state (L, V). Nothing of size s m is ever held, only
+one block of it. Sums are float32 (float64 for float64 inputs); results have the dtype of their input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .favor_blocks import (
+    HeadGroup,
+    accumulation_dtype,
+    add_to,
+    chunks,
+    exponents,
+    head_groups,
+    key_weights,
+    load_keys,
+    load_queries,
+    load_rows,
+    load_values,
+    query_weights,
+    store_rows,
+    store_tokens,
+)
+from .random_features import FeatureSpace
+
+
+class ParameterGradients(NamedTuple):
+    """Gradients of the projection and the log-weight; empty tensors where none was asked for."""
+
+    projection: Tensor
+    log_weight: Tensor
+
+
+def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> tuple[Tensor, Tensor]:
+    """Return (L (b, h, m), V (b, h, m, e)) of keys (b, h, s, d) and values (b, h, s, e)."""
+    b, h, s, d = key.shape
+    m, e = space.projection.shape[-2], value.shape[-1]
+    dtype = accumulation_dtype(key, value, space.projection)
+    log_normalizer = torch.empty((b, h, m), dtype=dtype, device=key.device)
+    state_value = torch.empty((b, h, m, e), dtype=dtype, device=key.device)
+    for group in head_groups(b, h, s, m):
+        weights = key_weights(space, None, group, (b, h), dtype)
+        highest = torch.full((group.size, m, 1), -torch.finfo(dtype).max / 2, dtype=dtype, device=key.device)
+        sums = torch.zeros((group.size, m, e + 1), dtype=dtype, device=key.device)
+        for rows in chunks(s, group.size, m):
+            keys = load_keys(key, mask, group, rows, space, dtype)
+            exponent, _ = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
+            raised = torch.maximum(highest, exponent.amax(-1, keepdim=True))
+            sums *= (highest - raised).exp_()
+            sums.baddbmm_(exponent.sub_(raised).exp_(), load_values(value, mask, group, rows, dtype))
+            highest = raised
+        total = sums[..., e:]
+        store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total > 0, total, 1.0))
+        store_tokens(log_normalizer.unsqueeze(-1), group, slice(None), highest + total.log())
+    return log_normalizer, state_value
+
+
+def summarize_backward_reference(
+    d_state: tuple[Tensor, Tensor],
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    state: tuple[Tensor, Tensor],
+    space: FeatureSpace,
+    parameter_gradients: bool,
+) -> tuple[Tensor, Tensor, ParameterGradients]:
+    """Return (d_key, d_value, parameter gradients) from the gradient of the state (L, V)."""
+    b, h, s, d = key.shape
+    log_normalizer, state_value = state
+    m, e = state_value.shape[-2:]
+    dtype = log_normalizer.dtype
+    d_key, d_value = torch.empty_like(key), torch.empty_like(value)
+    d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
+    d_sum = d_state[0] - (d_state[1] * state_value).sum(-1)
+    shift = log_normalizer.masked_fill(log_normalizer == -torch.inf, 0.0)
+    for group in head_groups(b, h, s, m):
+        weights = key_weights(space, shift, group, (b, h), dtype)
+        reach = torch.cat([d_state[1], d_sum.unsqueeze(-1)], -1)[group.batch, group.heads].flatten(0, 1)
+        for rows in chunks(s, group.size, m):
+            keys = load_keys(key, mask, group, rows, space, dtype)
+            exponent, slope = exponents(keys, weights, d, space.feature_map)  # (G, n, m)
+            share = exponent.exp_()
+            store_tokens(d_value, group, rows, torch.bmm(share, reach[..., :e]))
+            d_exponent = share.mul_(torch.bmm(load_values(value, mask, group, rows, dtype), reach.transpose(1, 2)))
+            store_tokens(d_key, group, rows, key_gradient(d_exponent, slope, keys, weights, space))
+            if parameter_gradients:
+                add_to(d_weights, group, weight_gradient(d_exponent, slope, keys, d))
+    return d_key, d_value, reduce_to_parameters(d_weights, space, parameter_gradients)
+
+
+def attend_reference(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace) -> Tensor:
+    """Return o (b, h g, t, e) in query's dtype; memory is laid out as (b, t, h g, e)."""
+    log_normalizer, state_value = _readable(state)
+    b, h, m, e = state_value.shape
+    t, d = query.shape[-2:]
+    dtype = log_normalizer.dtype
+    output = attention_output(query, e)
+    queries, outputs = query.unflatten(1, (h, -1)), output.unflatten(1, (h, -1))
+    heads_per_key = queries.shape[2]
+    for group in head_groups(b, h, t * heads_per_key, m):
+        weights = query_weights(space, log_normalizer, group, (b, h), dtype)
+        values = state_value[group.batch, group.heads].flatten(0, 1)
+        for rows in chunks(t, group.size * heads_per_key, m):
+            logits, _ = exponents(load_queries(queries, group, rows, space, dtype), weights, d, space.feature_map)
+            store_rows(outputs, group, rows, torch.bmm(torch.softmax(logits, -1), values))
+    return output
+
+
+def attend_backward_reference(
+    d_output: Tensor,
+    query: Tensor,
+    output: Tensor,
+    state: tuple[Tensor, Tensor],
+    space: FeatureSpace,
+    parameter_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
+    """Return (d_query, d_log_normalizer, d_state_value, parameter gradients)."""
+    log_normalizer, state_value = _readable(state)
+    b, h, m, e = state_value.shape
+    t, d = query.shape[-2:]
+    dtype = log_normalizer.dtype
+    d_query = torch.empty_like(query)
+    queries, d_queries, outputs, d_outputs = (x.unflatten(1, (h, -1)) for x in (query, d_query, output, d_output))
+    received = torch.zeros((b, h, m, e + 1), dtype=dtype, device=query.device)  # sum_t p_tr [do_t, -D_t]
+    d_weights = torch.zeros((b, h, m, d + 1), dtype=dtype, device=query.device)
+    heads_per_key = queries.shape[2]
+    for group in head_groups(b, h, t * heads_per_key, m):
+        weights = query_weights(space, log_normalizer, group, (b, h), dtype)
+        values = append_ones(state_value[group.batch, group.heads].flatten(0, 1))
+        for rows in chunks(t, group.size * heads_per_key, m):
+            block = load_queries(queries, group, rows, space, dtype)
+            logits, slope = exponents(block, weights, d, space.feature_map)
+            share = torch.softmax(logits, -1)
+            upstream = output_gradient(d_outputs, outputs, group, rows, dtype)
+            add_to(received, group, torch.bmm(share.transpose(1, 2), upstream))
+            d_logits = share.mul_(torch.bmm(upstream, values.transpose(1, 2)))
+            store_rows(d_queries, group, rows, query_gradient(d_logits, slope, weights, d, space.scale))
+            if parameter_gradients:
+                add_to(d_weights, group, weight_gradient(d_logits, slope, block, d))
+    unseen = (state[0] == -torch.inf).all(-1)
+    received.masked_fill_(unseen[..., None, None], 0.0)
+    d_log_normalizer = (received[..., :e] * state_value).sum(-1) + received[..., e]
+    gradients = reduce_to_parameters(d_weights, space._replace(log_weight=None), parameter_gradients)
+    return d_query, d_log_normalizer, received[..., :e].contiguous(), gradients
+
+
+def attention_output(query: Tensor, value_dim: int) -> Tensor:
+    """Allocate (b, h, t, e) with memory as (b, t, h, e), so that merging the heads costs no copy."""
+    b, h, t, _ = query.shape
+    return torch.empty((b, t, h, value_dim), dtype=query.dtype, device=query.device).transpose(1, 2)
+
+
+def append_ones(x: Tensor) -> Tensor:
+    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+def output_gradient(d_outputs: Tensor, outputs: Tensor, group: HeadGroup, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Return [do, -D], (G, g n, e + 1), with D = do . o."""
+    upstream = load_rows(d_outputs, group, rows, dtype)
+    weighted = (upstream * load_rows(outputs, group, rows, dtype)).sum(-1, keepdim=True)
+    return torch.cat([upstream, weighted.neg_()], -1)
+
+
+def query_gradient(d_logits: Tensor, slope: Tensor | None, weights: Tensor, head_dim: int, scale: float) -> Tensor:
+    """Return dq (G, n, d) = sum_r dlogit_tr w_r."""
+    d_projected = d_logits if slope is None else d_logits * slope
+    return torch.bmm(d_projected, weights[..., :head_dim]).mul_(math.sqrt(scale))
+
+
+def key_gradient(
+    d_exponent: Tensor, slope: Tensor | None, keys: Tensor, weights: Tensor, space: FeatureSpace
+) -> Tensor:
+    """Return dk (G, n, d) from de (G, n, m): sum_r de_sr (w_r - k_s) for the exponential map."""
+    d = keys.shape[-1] - 2
+    if space.feature_map != "exponential":
+        return query_gradient(d_exponent, slope, weights, d, space.scale)
+    moved = torch.bmm(d_exponent, weights[..., : d + 1])
+    return torch.addcmul(moved[..., :d], keys[..., :d], moved[..., d:], value=-1).mul_(math.sqrt(space.scale))
+
+
+def weight_gradient(d_exponent: Tensor, slope: Tensor | None, tokens: Tensor, head_dim: int) -> Tensor:
+    """Return sum_s de_sr [x_s, ..., 1], (G, m, columns of tokens): for the projection and for the last column."""
+    d_weights = torch.bmm(d_exponent.transpose(1, 2), tokens.nan_to_num(neginf=0.0))  # -inf marks masked keys
+    if slope is not None:
+        d_weights[..., :head_dim] = torch.bmm((d_exponent * slope).transpose(1, 2), tokens[..., :head_dim])
+    return d_weights
+
+
+def reduce_to_parameters(d_weights: Tensor, space: FeatureSpace, wanted: bool) -> ParameterGradients:
+    """Sum (b, h, m, d + x) over the batch, and over the heads where they share a parameter."""
+    empty = d_weights.new_empty(0)
+    if not wanted:
+        return ParameterGradients(empty, empty)
+    d = space.projection.shape[-1]
+    projection = d_weights[..., :d].sum(0 if space.projection.ndim == 3 else (0, 1)).to(space.projection.dtype)
+    if space.log_weight is None:
+        return ParameterGradients(projection, empty)
+    log_weight = d_weights[..., -1].sum(0 if space.log_weight.ndim == 2 else (0, 1)).to(space.log_weight.dtype)
+    return ParameterGradients(projection, log_weight)
+
+
+def _readable(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Give heads that have seen no key the state (0, 0): their softmax is finite and their output zero."""
+    log_normalizer, state_value = state
+    unseen = (log_normalizer == -torch.inf).all(-1, keepdim=True)
+    return log_normalizer.masked_fill(unseen, 0.0), state_value.masked_fill(unseen.unsqueeze(-1), 0.0)

@@ -1,0 +1,184 @@
+"""Random projections and the feature maps built on them.
+
+Dimension key: h heads, m features, d head dim.
+
+A random feature of a (pre-scaled) vector x is `phi_r(x)`; FAVOR attention needs only its logarithm, split into a
+key side and a query side (a factor that depends on the query alone cancels in the attention quotient):
+
+    map            query exponent                 key exponent
+    exponential    w_r . q                        w_r . k - |k|^2 / 2 + c_r
+    relu           log(max(w_r . q, 0) + 1e-3)    log(max(w_r . k, 0) + 1e-3) + c_r
+    elu            log(elu(w_r . q) + 1)          log(elu(w_r . k) + 1) + c_r
+
+Every exponential map of the literature is the first row with another choice of projection W and log-weight c, so a
+new one is a new branch of `draw_features` and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+FeatureKind = Literal["hyperbolic", "orthogonal", "iid", "simplex", "favor++"]
+FeatureMap = Literal["exponential", "relu", "elu"]
+
+RELU_OFFSET = 1e-3
+"""Keeps relu features positive (Choromanski et al. 2021, section 4: the generalised attention kernel)."""
+
+
+class RandomFeatures(NamedTuple):
+    """A drawn feature set.
+
+    Attributes:
+        projection: rows w_r, (m, d) shared by the heads or (h, m, d), one set per (key) head.
+        log_weight: c_r, (m,) or (h, m), added once, to the key exponent; None stands for zeros.
+    """
+
+    projection: Tensor
+    log_weight: Tensor | None = None
+
+
+class FeatureSpace(NamedTuple):
+    """Everything that turns queries and keys into exponents: features, softmax scale and feature map."""
+
+    projection: Tensor
+    log_weight: Tensor | None
+    scale: float
+    feature_map: str
+
+
+def draw_features(
+    num_features: int,
+    head_dim: int,
+    *,
+    kind: FeatureKind = "hyperbolic",
+    num_heads: int | None = None,
+    expected_square: float = 2.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> RandomFeatures:
+    """Draw random features whose inner products estimate exp(q . k).
+
+    E[phi(q) . phi(k)] = exp(q . k), phi_r(x) = exp(w_r . x - |x|^2 / 2) / sqrt(m)   (Choromanski et al. 2021, Lemma 1)
+
+    Args:
+        num_features: m. Complete orthogonal blocks estimate best: a multiple of 2 d for "hyperbolic", of d for
+            "orthogonal" and "simplex"; an incomplete block is allowed and costs accuracy.
+        head_dim: d.
+        kind:
+            "hyperbolic": W = [H; -H], orthogonal blocks with |w| = sqrt(d); odd orders of the series cancel and with
+                complete blocks the estimate is exact through third order (SMREG and hyperbolic features, ibid. 2021).
+            "orthogonal": orthogonal blocks with chi(d) row norms; the paper's FAVOR+, unbiased.
+            "iid": independent Gaussian rows, unbiased.
+            "simplex": blocks with pairwise cosine -1/(d-1) and |w| = sqrt(d) (Reid et al. 2023).
+            "favor++": orthogonal blocks with importance weights (Likhosherstov et al. 2022, eq. (9)).
+        num_heads: draw one set per head, projection (h, m, d); None draws one set for all heads.
+        expected_square: only for "favor++": E|q + k|^2 of the pre-scaled vectors the features are tuned for.
+        generator: source of randomness; the draw is made on its device in float64, then moved. None uses torch's
+            global CPU generator.
+        device, dtype: of the result; default CPU and torch's default dtype.
+
+    Returns:
+        RandomFeatures(projection (m, d) or (h, m, d), log_weight (m,) or (h, m) or None).
+
+    Raises:
+        ValueError: unknown kind, sizes below 1, or an odd num_features for "hyperbolic".
+    """
+    if kind not in get_args(FeatureKind):
+        raise ValueError(f"unknown feature kind: expected one of {', '.join(get_args(FeatureKind))}, got {kind!r}")
+    if num_features < 1 or head_dim < 1 or (num_heads is not None and num_heads < 1):
+        raise ValueError(
+            "num_features, head_dim and num_heads must be at least 1: "
+            f"got num_features={num_features}, head_dim={head_dim}, num_heads={num_heads}"
+        )
+    if kind == "hyperbolic" and num_features % 2:
+        raise ValueError(
+            f"hyperbolic features come in pairs (w, -w): expected an even num_features, got {num_features}; "
+            f"use {num_features + 1}"
+        )
+    if kind == "favor++" and expected_square <= 0:
+        raise ValueError(f"expected_square must be positive, got {expected_square}")
+    sets = [
+        _draw_one(num_features, head_dim, kind, expected_square, generator)
+        for _ in range(1 if num_heads is None else num_heads)
+    ]
+    projection = torch.stack([w for w, _ in sets]) if num_heads is not None else sets[0][0]
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    log_weight = None
+    if sets[0][1] is not None:
+        log_weight = torch.stack([c for _, c in sets if c is not None])
+        log_weight = (log_weight if num_heads is not None else log_weight[0]).to(device, dtype)
+    return RandomFeatures(projection.to(device=device or "cpu", dtype=dtype), log_weight)
+
+
+def _draw_one(
+    num_features: int, head_dim: int, kind: str, expected_square: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    radius = math.sqrt(head_dim)
+    if kind == "hyperbolic":
+        half = _orthogonal_rows(num_features // 2, head_dim, generator) * radius
+        return torch.cat([half, -half]), None
+    if kind == "iid":
+        return _gaussian(num_features, head_dim, generator), None
+    if kind == "simplex":
+        return _simplex_rows(num_features, head_dim, generator) * radius, None
+    norms = _gaussian(num_features, head_dim, generator).norm(dim=-1, keepdim=True)
+    rows = _orthogonal_rows(num_features, head_dim, generator) * norms
+    if kind == "orthogonal":
+        return rows, None
+    tilt = _favor_plus_plus_tilt(head_dim, expected_square)
+    return math.sqrt(1 - 4 * tilt) * rows, 2 * tilt * rows.square().sum(-1)
+
+
+def _favor_plus_plus_tilt(head_dim: int, expected_square: float) -> float:
+    """A <= 0 that minimises the variance of the estimate at E|q + k|^2 (Likhosherstov et al. 2022, Theorem 3.1)."""
+    d, phi = float(head_dim), float(expected_square)
+    rho = (math.sqrt((2 * phi + d) ** 2 + 8 * d * phi) - 2 * phi - d) / (4 * phi)
+    return (1 - 1 / rho) / 8
+
+
+def _gaussian(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else "cpu"
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64, device=device)
+
+
+def _haar_orthogonal(size: int, generator: torch.Generator | None) -> Tensor:
+    """Orthogonal matrix from the Haar measure: QR with the signs of R's diagonal moved into Q (Mezzadri 2007)."""
+    q, r = torch.linalg.qr(_gaussian(size, size, generator))
+    return q * torch.sign(torch.diagonal(r))
+
+
+def _orthogonal_rows(rows: int, head_dim: int, generator: torch.Generator | None) -> Tensor:
+    blocks = [_haar_orthogonal(head_dim, generator) for _ in range(-(-rows // head_dim))]
+    return torch.cat(blocks)[:rows] if blocks else torch.empty(0, head_dim, dtype=torch.float64)
+
+
+def _simplex_rows(rows: int, head_dim: int, generator: torch.Generator | None) -> Tensor:
+    if head_dim == 1:  # a simplex in one dimension has no two directions: unit rows with random sign
+        return torch.sign(_gaussian(rows, 1, generator))
+    centred = torch.eye(head_dim, dtype=torch.float64) - 1.0 / head_dim
+    simplex = centred / centred.norm(dim=-1, keepdim=True)
+    blocks = [_haar_orthogonal(head_dim, generator) for _ in range(-(-rows // head_dim))]
+    return torch.cat([simplex.to(block) @ block for block in blocks])[:rows]
+
+
+def log_feature(x: Tensor, feature_map: str) -> Tensor:
+    """Turn projections w . x of any shape into log phi, up to the exponential map's -|x|^2 / 2."""
+    if feature_map == "relu":
+        return (x.clamp(min=0) + RELU_OFFSET).log()
+    if feature_map == "elu":
+        return torch.where(x > 0, x.clamp(min=0).log1p(), x)
+    return x
+
+
+def log_feature_slope(log_phi: Tensor, feature_map: str) -> Tensor | None:
+    """Return d(log phi) / d(w . x) from log phi itself, or None for the exponential map, where it is one."""
+    if feature_map == "relu":
+        return torch.where(log_phi > math.log(RELU_OFFSET), log_phi.neg().exp(), 0.0)
+    if feature_map == "elu":
+        return log_phi.clamp(min=0).neg().exp()
+    return None
