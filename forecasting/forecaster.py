@@ -160,8 +160,7 @@ class Forecaster(ForecastTraining):
         baseline = signal.new_zeros(())
         if self.trend_kernel_size is not None:
             observed = ~signal.isnan()
-            seasonal, trend = series_decomposition(fill_missing(signal), self.trend_kernel_size, mask=observed)
-            trend = torch.where(observed.any(dim=1, keepdim=True), trend, 0.0)
+            seasonal, trend = series_decomposition(signal, self.trend_kernel_size, mask=observed)
             signal = torch.where(observed, seasonal, torch.nan)
             baseline = trend[:, -1:, : self.widths.d_y_target]
         if self.linear_model is not None:

@@ -100,6 +100,7 @@ def errors_of_one_process(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_processes_with_unequal_shares_report_the_global_mean(tmp_path: Path):
     torch.multiprocessing.spawn(errors_of_one_process, args=(tmp_path,), nprocs=2)

@@ -41,6 +41,12 @@ def test_a_batch_without_observations_has_zero_loss_and_zero_gradient(loss: Loss
     assert (forecast.grad == 0).all()
 
 
+def test_a_diverged_forecast_is_not_mistaken_for_a_missing_value():
+    forecast, target = torch.tensor([[[NAN, 1.0]]]), torch.tensor([[[0.0, NAN]]])
+    assert masked_loss(forecast, target).isnan()
+    assert masked_loss(forecast.flip(-1), target).item() == 1.0
+
+
 def test_errors_are_judged_in_units_of_the_scale():
     forecast, target = torch.tensor([[[2.0, 30.0]]]), torch.zeros(1, 1, 2)
     assert masked_loss(forecast, target, "mse", scale=torch.tensor([2.0, 10.0])).item() == (1 + 9) / 2

@@ -207,7 +207,6 @@ def test_every_option_of_the_model_is_an_argument_and_reaches_it():
         {"normalization_type": "groupnorm"},
         {"position_embedding": "rotary"},
         {"loss": "smape"},
-        {"features": "sobol"},
         {"scheduled_sampling_k": 0.0},
         {"dropout_ff": 1.5},
         {"d_model": 15},
@@ -219,6 +218,11 @@ def test_every_option_of_the_model_is_an_argument_and_reaches_it():
 def test_bad_arguments_are_refused_by_name(options: dict):
     with pytest.raises(ValueError, match=next(iter(options))):
         build(**options)
+
+
+def test_an_unknown_kind_of_features_is_refused():
+    with pytest.raises(ValueError, match=r"hyperbolic.*'sobol'"):
+        build(features="sobol")
 
 
 def parser() -> jsonargparse.ArgumentParser:
