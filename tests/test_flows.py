@@ -129,6 +129,11 @@ def test_too_few_rows_for_a_spectrum_raise():
         strouhal_number(np.zeros((15, 2)), 1.0)
 
 
+def test_constant_values_have_no_strouhal_number():
+    with pytest.raises(ValueError, match="must vary"):
+        strouhal_number(np.ones((20, 2)), 1.0)
+
+
 @pytest.mark.parametrize("configuration", [CYLINDER_WAKE, FLUIDIC_PINBALL], ids=lambda c: c.name)
 def test_shipped_files_are_what_their_configuration_says(embedded, configuration):
     contents = embedded[configuration.name]

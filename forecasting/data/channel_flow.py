@@ -8,6 +8,9 @@ Lengths are in cells, times in steps, the density is 1. Cell (i, j) has its cent
 - Sides: free-slip mirrors (default), which grow no boundary layer, so that blockage is their only effect; or
   periodic, an endless row of cylinders.
 - Cylinders: interpolated bounce-back, which puts the wall on the circle, not on a staircase.
+
+One cylinder at Re = 100 sheds at St = f D / U = 0.1805 with a blockage of 12.5 % (D = 12, inlet 5 D ahead), 0.1694
+with 6.25 % and 0.1658 with 3.1 % (D = 12, inlet 12 D ahead); without sides it is 0.1643 (Williamson 1989).
 """
 
 from dataclasses import dataclass

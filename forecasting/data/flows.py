@@ -164,6 +164,8 @@ def strouhal_number(values: np.ndarray, sampling_time: float) -> float:
     centred = values.astype(np.float64) - values.mean(axis=0)
     power = (np.abs(np.fft.rfft(centred * np.hanning(len(values))[:, None], axis=0)) ** 2).mean(axis=1)
     peak = 1 + int(power[1:-1].argmax())
+    if not power[peak] > 0:
+        raise ValueError("values must vary and be finite to have a dominant frequency")
     left, middle, right = np.log(power[peak - 1 : peak + 2])
     offset = 0.5 * (left - right) / (left - 2 * middle + right)
     return float((peak + offset) / (len(values) * sampling_time))

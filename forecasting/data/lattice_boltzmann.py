@@ -151,6 +151,8 @@ class LatticeBoltzmann:
 
     def set_velocity(self, velocity: Tensor) -> None:
         """Start from density 1 and the equilibrium of velocity (X, Y, 2), in cells a step."""
+        if velocity.shape != (*self.fluid.shape, 2):
+            raise ValueError(f"velocity must be {(*self.fluid.shape, 2)}, got {tuple(velocity.shape)}")
         velocity = velocity.to(self._populations) * self.fluid.unsqueeze(-1)
         excess = torch.zeros_like(velocity[..., 0])
         populations = torch.zeros_like(self._populations)
@@ -161,6 +163,8 @@ class LatticeBoltzmann:
     @torch.inference_mode()
     def advance(self, steps: int = 1) -> None:
         """Take time steps."""
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, got {steps}")
         for _ in range(steps):
             self._populations = self._step(self._populations)
         self.steps_taken += steps
