@@ -102,13 +102,7 @@ class Forecaster(ForecastTraining):
             )
         if use_revin and use_global_norm:
             raise ValueError("use_revin and use_global_norm exclude each other: set one of them to False")
-        if (global_mean is None) != (global_std is None):
-            raise ValueError("global_mean and global_std go together: give both or neither")
-        if not isinstance(global_mean, list | Tensor | None) or not isinstance(global_std, list | Tensor | None):
-            raise ValueError(
-                "global_mean and global_std must be lists or tensors, which checkpoints hold without pickled objects: "
-                f"got {type(global_mean).__name__} and {type(global_std).__name__}; use .tolist()"
-            )
+        check_given_statistics(global_mean, global_std)
         self.widths = WindowWidths(d_x, d_y_context, d_y_target)
         self.trend_kernel_size = decomposition_kernel_size if use_seasonal_decomp else None
         self.linear_model = LinearModel(linear_window, d_y_target, linear_shared_weights) if linear_window else None
@@ -225,3 +219,14 @@ class Forecaster(ForecastTraining):
                 "use_global_norm needs training statistics: pass global_mean and global_std, or fit with a datamodule "
                 "that offers training_statistics()"
             )
+
+
+def check_given_statistics(mean: object, std: object) -> None:
+    """Raise ValueError unless global_mean and global_std are both given, as lists or tensors, or neither is."""
+    if (mean is None) != (std is None):
+        raise ValueError("global_mean and global_std go together: give both or neither")
+    if not isinstance(mean, list | Tensor | None) or not isinstance(std, list | Tensor | None):
+        raise ValueError(
+            "global_mean and global_std must be lists or tensors, which checkpoints hold without pickled objects: "
+            f"got {type(mean).__name__} and {type(std).__name__}; use .tolist()"
+        )
