@@ -12,7 +12,7 @@ from .feed_forward import Activation, activation_module
 class DownsampleConv(nn.Module):
     """Halve time for each sensor: circular convolution over 3 steps, batch norm, activation, max pooling.
 
-    t steps become ceil(t / 2) (Zhou et al. 2021, Informer, eq. (5); applied to each sensor on its own).
+    t steps become ceil(t / 2) (Zhou et al. 2021, Informer, self-attention distilling; here for each sensor on its own).
 
     Raises:
         ValueError: in forward, when fewer than 2 steps are left to halve.

@@ -18,7 +18,7 @@ class TokenEmbedding(nn.Module):
 
     given = 0 where y is NaN; the value is then taken as 0. A linear map of the concatenation [Time2Vec(x); y] is the
     sum of the first two terms; split this way, the time part is computed once per step instead of once per token.
-    The two given embeddings of Spacetimeformer (Grigsby et al. 2021, section 3) are the bias of A, and that bias plus
+    The two "given" embeddings of Spacetimeformer (Grigsby et al. 2021) are the bias of A, and that bias plus
     the column of A belonging to `given`.
 
     The encoder and the decoder share one embedding, so a sensor or a time step looks the same to both.

@@ -24,7 +24,7 @@ HEAD_STD = 0.02
 class SpatioTemporalPerformer(nn.Module):
     """Forecast sensors by attention over all (time, sensor) tokens.
 
-    Every value of every sensor is one token (Grigsby et al. 2021, Spacetimeformer, section 3). The encoder alternates
+    Every value of every sensor is one token (Grigsby et al. 2021, Spacetimeformer). The encoder alternates
     local attention (along time, within a sensor) and global attention (all sensors, all steps) over the context. The
     decoder does the same over its own steps and attends to the encoder's output, again locally and globally. The
     attention is FAVOR+ (Choromanski et al. 2021), whose cost is linear in the number of tokens. Tokens are
