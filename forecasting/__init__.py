@@ -1,0 +1,38 @@
+"""Spatio-temporal forecasting on PyTorch Lightning: data, models, training, baselines, reports."""
+
+from .baselines import (
+    DynamicModeDecomposition,
+    Persistence,
+    RidgeRegression,
+    SeasonalNaive,
+    VectorRidge,
+    default_baselines,
+)
+from .data import DataModule, SimulationTimeSeries, SimulationTorchDataset, extract_datapoints
+from .forecaster import Forecaster
+from .linear_model import LinearModel
+from .metrics import ForecastErrors
+from .normalization import GlobalNorm, NoNorm, RevIN
+from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
+from .st_transformer import SpatioTemporalPerformer
+
+__all__ = [
+    "DataModule",
+    "DynamicModeDecomposition",
+    "ForecastErrors",
+    "Forecaster",
+    "GlobalNorm",
+    "LinearModel",
+    "NoNorm",
+    "Persistence",
+    "RevIN",
+    "RidgeRegression",
+    "SeasonalNaive",
+    "SimulationTimeSeries",
+    "SimulationTorchDataset",
+    "SpatioTemporalPerformer",
+    "SpatioTemporalPerformer_Forecaster",
+    "VectorRidge",
+    "default_baselines",
+    "extract_datapoints",
+]

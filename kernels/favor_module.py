@@ -261,9 +261,8 @@ class FavorAttention(nn.Module):
         if self.log_temperature is None:
             return q, k, v
         # |x|^2 = temperature sqrt(d) before the kernel's scaling by d ** -0.25, so temperature after it.
-        radius = (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**-0.25
-        q, k = (F.rms_norm(x, (self.head_dim,)) * radius.to(x.dtype) for x in (q, k))
-        return q, k, v
+        radius = (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**0.25
+        return _with_norm(q, radius), _with_norm(k, radius), v
 
     def _weights(self, query: Tensor, key: Tensor, features: RandomFeatures, options: dict[str, Any]) -> Tensor:
         (b, h, s, _), t = key.shape, query.shape[-2]
@@ -291,6 +290,12 @@ class FavorAttention(nn.Module):
             for name, buffer in self.named_buffers(recurse=False):
                 state_dict.setdefault(prefix + name, buffer)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _with_norm(x: Tensor, radius: Tensor) -> Tensor:
+    """Scale the rows of x to the given norm, in float32 and in one product; rows near zero keep a smaller one."""
+    square = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(-1, keepdim=True)
+    return x * (radius * torch.rsqrt(square + 1e-6 * x.shape[-1])).to(x.dtype)
 
 
 def _check_sizes(
