@@ -109,18 +109,25 @@ class FavorAttention(nn.Module):
         self.out_proj = nn.Linear(value_width, embed_dim, bias=bias, **factory)
         self.log_temperature = nn.Parameter(torch.zeros(num_heads, **factory)) if qk_norm else None
         drawn = self._draw(0)
-        self.register_buffer("projection", drawn.projection.to(device))
-        self.register_buffer("log_weight", None if drawn.log_weight is None else drawn.log_weight.to(device))
+        # A float64 layer computes in float64 throughout; features never run in half.
+        precision = torch.float64 if self.out_proj.weight.dtype == torch.float64 else torch.float32
+        self.register_buffer("projection", drawn.projection.to(device, precision))
+        log_weight = None if drawn.log_weight is None else drawn.log_weight.to(device, precision)
+        self.register_buffer("log_weight", log_weight)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as `nn.MultiheadAttention` does: Xavier weights, zero biases."""
+        """Initialise as `nn.MultiheadAttention` does, Xavier weights and zero biases, with the first projection.
+
+        Sets every parameter and buffer, so that a layer built on the meta device is whole after `to_empty` and this.
+        """
         weights = [self.in_proj_weight] if self._fused else [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         for weight in weights:
             nn.init.xavier_uniform_(weight)
-        for bias in (self.in_proj_bias, self.out_proj.bias):
-            if bias is not None:
-                nn.init.zeros_(bias)
+        for zero in (self.in_proj_bias, self.out_proj.bias, self.log_temperature):
+            if zero is not None:
+                nn.init.zeros_(zero)
+        self.redraw(0)
 
     def forward(
         self,
