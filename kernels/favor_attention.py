@@ -104,7 +104,7 @@ def favor_attention(
         query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
         output, _, _ = causal_op(query, key, value, mask, *space, int(tokens_per_step), schedule)
         return output[:, :, :query_count]
-    state = summarize_op(key, value, key_padding_mask, *space, schedule)
+    state = summarize_op(key, value, key_padding_mask, *space, schedule)[:2]
     return attend_op(query, *state, space.projection, space.scale, space.feature_map, schedule)
 
 
@@ -136,7 +136,7 @@ def summarize(
     check_keys(key, value, key_padding_mask, space)
     schedule = resolve_impl(impl, key)
     key, value = _autocast(key, value)
-    return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule))
+    return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule)[:2])
 
 
 def attend(

@@ -17,17 +17,16 @@ from .favor_ops import attend_backward_op, causal_backward_op, summarize_backwar
 from .random_features import FeatureSpace
 
 
-def _keep(kept_outputs: int) -> Callable[..., None]:
-    """Return a setup_context that keeps all inputs and the first `kept_outputs` results."""
+def _keep(kept_outputs: slice = slice(0), auxiliary_outputs: slice = slice(0)) -> Callable[..., None]:
+    """Return a setup_context that keeps all inputs and some results; auxiliary results have no gradient."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = (output,) if isinstance(output, Tensor) else output
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         ctx.layout = [isinstance(x, Tensor) for x in inputs]
         ctx.options = [x for x in inputs if not isinstance(x, Tensor)]
-        ctx.save_for_backward(*tensors, *outputs[:kept_outputs])
-        if len(outputs) == 3:
-            ctx.mark_non_differentiable(*outputs[1:])
+        ctx.save_for_backward(*tensors, *outputs[kept_outputs])
+        ctx.mark_non_differentiable(*outputs[auxiliary_outputs])
 
     return setup_context
 
@@ -42,12 +41,14 @@ def _wanted(gradient: Tensor, wanted: bool) -> Tensor | None:
     return gradient if wanted else None
 
 
-def _summarize_autograd(ctx: Any, d_log_normalizer: Tensor, d_state_value: Tensor) -> tuple[Any, ...]:
-    inputs, state = _restore(ctx)
+def _summarize_autograd(
+    ctx: Any, d_log_normalizer: Tensor, d_state_value: Tensor, d_row_max: Any, d_row_sum: Any
+) -> tuple[Any, ...]:
+    inputs, results = _restore(ctx)
     needs = ctx.needs_input_grad
     parameters = needs[3] or needs[4]
     d_key, d_value, d_projection, d_log_weight = summarize_backward_op(
-        d_log_normalizer, d_state_value, *inputs, *state, parameters
+        d_log_normalizer, d_state_value, *inputs, *results, parameters
     )
     return d_key, d_value, None, _wanted(d_projection, needs[3]), _wanted(d_log_weight, needs[4]), None, None, None
 
@@ -123,17 +124,25 @@ def _define_causal(query, key, value, mask, projection, log_weight, scale, featu
     return causal_definition(query, key, value, mask, space, tokens_per_step)
 
 
-torch.library.register_autograd("favorcast::summarize", _summarize_autograd, setup_context=_keep(2))
-torch.library.register_autograd("favorcast::attend", _attend_autograd, setup_context=_keep(1))
-torch.library.register_autograd("favorcast::causal_attention", _causal_autograd, setup_context=_keep(3))
 torch.library.register_autograd(
-    "favorcast::summarize_backward", _differentiate_again(_define_summarize, 2, 8, (0, 1, 3, 4)), setup_context=_keep(0)
+    "favorcast::summarize", _summarize_autograd, setup_context=_keep(slice(1, 4), slice(2, 4))
+)
+torch.library.register_autograd("favorcast::attend", _attend_autograd, setup_context=_keep(slice(1)))
+torch.library.register_autograd(
+    "favorcast::causal_attention", _causal_autograd, setup_context=_keep(slice(3), slice(1, 3))
 )
 torch.library.register_autograd(
-    "favorcast::attend_backward", _differentiate_again(_define_attend, 1, 7, (0, 1, 2, 3)), setup_context=_keep(0)
+    "favorcast::summarize_backward",
+    _differentiate_again(_define_summarize, 2, 8, (0, 1, 3, 4)),
+    setup_context=_keep(),
+)
+torch.library.register_autograd(
+    "favorcast::attend_backward",
+    _differentiate_again(_define_attend, 1, 7, (0, 1, 2, 3)),
+    setup_context=_keep(),
 )
 torch.library.register_autograd(
     "favorcast::causal_attention_backward",
     _differentiate_again(_define_causal, 1, 10, (0, 1, 2, 4, 5)),
-    setup_context=_keep(0),
+    setup_context=_keep(),
 )

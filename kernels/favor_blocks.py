@@ -5,7 +5,7 @@ m features, G heads of a block (batch and head flattened).
 
 A block is loaded once into an augmented matrix, so that one batched product yields finished exponents:
 
-    keys      [sqrt(scale) k, -|k|^2 / 2 or -inf when masked, 1]   against   [w, 1, c_r - shift_r]
+    keys      [sqrt(scale) k, -|k|^2 / 2 or -inf when masked, 1]   against   [w, 1, c_r]
     queries   [sqrt(scale) q, 1]                                   against   [w, shift_r]
 """
 
@@ -143,16 +143,12 @@ def head_parameters(parameter: Tensor, batch: int, heads: int, shared_ndim: int)
     return per_head.unsqueeze(0).expand(batch, heads, *per_head.shape[1:])
 
 
-def key_weights(
-    space: FeatureSpace, shift: Tensor | None, group: HeadGroup, plane: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
-    """Return [w, 1, c - shift], (G, m, d + 2), of a group of the (b, h) plane; shift (b, h, m)."""
+def key_weights(space: FeatureSpace, group: HeadGroup, plane: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Return [w, 1, c], (G, m, d + 2), of a group of the (b, h) plane."""
     rows = head_parameters(space.projection, *plane, 2)[group.batch, group.heads].to(dtype)
     column = torch.zeros_like(rows[..., 0])
     if space.log_weight is not None:
         column += head_parameters(space.log_weight, *plane, 1)[group.batch, group.heads]
-    if shift is not None:
-        column -= shift[group.batch, group.heads]
     return torch.cat([rows, torch.ones_like(rows[..., :1]), column.unsqueeze(-1)], -1).flatten(0, 1)
 
 

@@ -59,7 +59,7 @@ class CausalInputs:
 
 def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
     """Walk over the chunks of a group, splitting where an anchor must be raised, and carry the state along."""
-    weights = key_weights(inputs.space, None, inputs.group, inputs.plane, inputs.dtype)
+    weights = key_weights(inputs.space, inputs.group, inputs.plane, inputs.dtype)
     size, m = inputs.group.size, weights.shape[1]
     lowest = -torch.finfo(inputs.dtype).max / 2
     anchor = torch.full((size, m), lowest, dtype=inputs.dtype, device=weights.device)

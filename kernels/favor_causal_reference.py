@@ -1,4 +1,4 @@
-"""Causal FAVOR attention in blocks, linear in the length and exact for every finite input: the CPU implementation.
+"""Causal FAVOR attention in blocks, linear in the length and exact whatever the norms: the CPU implementation.
 
 Dimension key: b batch, h key heads, g query heads per key head, t tokens, d head dim, e value dim, m features,
 G heads of a block, n tokens of a chunk.
@@ -139,7 +139,7 @@ class _BackwardScan:
         self.heads_per_key = self.queries.shape[2]
         self.head_dim = self.queries.shape[-1]
         self.query_weights = query_weights(inputs.space, None, inputs.group, inputs.plane, inputs.dtype)
-        self.key_weights = key_weights(inputs.space, None, inputs.group, inputs.plane, inputs.dtype)
+        self.key_weights = key_weights(inputs.space, inputs.group, inputs.plane, inputs.dtype)
         self.received: Tensor | None = None
         self.anchor: Tensor | None = None
 

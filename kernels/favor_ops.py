@@ -29,9 +29,9 @@ from .random_features import FeatureSpace
 _SPACE = "Tensor projection, Tensor? log_weight, float scale, str feature_map"
 
 SCHEMAS = {
-    "summarize": f"(Tensor key, Tensor value, Tensor? mask, {_SPACE}, str impl) -> (Tensor, Tensor)",
+    "summarize": f"(Tensor key, Tensor value, Tensor? mask, {_SPACE}, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
     "summarize_backward": "(Tensor d_log_normalizer, Tensor d_state_value, Tensor key, Tensor value, Tensor? mask, "
-    f"{_SPACE}, str impl, Tensor log_normalizer, Tensor state_value, bool parameter_gradients) "
+    f"{_SPACE}, str impl, Tensor state_value, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     "attend": "(Tensor query, Tensor log_normalizer, Tensor state_value, Tensor projection, float scale, "
     "str feature_map, str impl) -> Tensor",
@@ -61,13 +61,14 @@ def _summarize_backward(
     scale,
     feature_map,
     impl,
-    log_normalizer,
     state_value,
+    row_max,
+    row_sum,
     parameter_gradients,
 ):
     space = FeatureSpace(projection, log_weight, scale, feature_map)
     d_key, d_value, d_parameters = summarize_backward_reference(
-        (d_log_normalizer, d_state_value), key, value, mask, (log_normalizer, state_value), space, parameter_gradients
+        (d_log_normalizer, d_state_value), key, value, mask, (state_value, row_max, row_sum), space, parameter_gradients
     )
     return d_key, d_value, *d_parameters
 
@@ -127,7 +128,8 @@ def _causal_backward(
 def _fake_summarize(key, value, mask, projection, *rest):
     shape = (*key.shape[:2], projection.shape[-2])
     dtype = accumulation_dtype(key, value, projection)
-    return key.new_empty(shape, dtype=dtype), key.new_empty((*shape, value.shape[-1]), dtype=dtype)
+    log_normalizer, row_max, row_sum = (key.new_empty(shape, dtype=dtype) for _ in range(3))
+    return log_normalizer, key.new_empty((*shape, value.shape[-1]), dtype=dtype), row_max, row_sum
 
 
 def _fake_parameters(projection, log_weight, wanted, dtype):

@@ -4,16 +4,20 @@ Dimension key: b batch, h key heads, g query heads per key head, t queries, s ke
 G heads of a block, n tokens of a block.
 
 Forward (the formulas of `favor_definition.py`): hop 1 runs over key blocks with an online maximum per feature, so it is
-exact for every finite input; hop 2 has all m logits of a query at hand and takes their softmax.
+exact whatever the norms (entries are clamped near 1e18, where |k|^2 would overflow); hop 2 has all m logits of a query
+at hand and takes their softmax.
 
-Backward, with p_tr = softmax_r(w_r . q_t + L_r), D_t = do_t . o_t and P_sr = exp(e_sr - L_r):
+Backward, with p_tr = softmax_r(w_r . q_t + L_r), D_t = do_t . o_t and P_sr = exp(e_sr - x_r) / z_r, where x_r is the
+largest e_sr and z_r = sum_s exp(e_sr - x_r):
 
     dlogit_tr = p_tr (do_t . V_r - D_t)        dq = dlogit W       dV_r = sum_t p_tr do_t
     dL_r = sum_t dlogit_tr = V_r . dV_r - sum_t p_tr D_t
     de_sr = P_sr (dV_r . v_s + dL_r - dV_r . V_r)     dk_s = sum_r de_sr (w_r - k_s)     dv_s = sum_r P_sr dV_r
 
-Exponents are recomputed; what is kept between the passes is the state (L, V). Nothing of size s m is ever held, only
-one block of it. Sums are float32 (float64 for float64 inputs); results have the dtype of their input.
+Exponents are recomputed by the same products in the same order, so that e_sr <= x_r holds to the last bit; kept between
+the passes are V, x and z. L = x + log z would not do: keys of norm 100 give L near -5000, whose rounding alone changes
+exp(e_sr - L_r) by 2e-4. Nothing of size s m is ever held, only one block of it. Sums are float32 (float64 for float64
+inputs); results have the dtype of their input.
 """
 
 from __future__ import annotations
@@ -43,6 +47,15 @@ from .favor_blocks import (
 from .random_features import FeatureSpace
 
 
+class KeySummary(NamedTuple):
+    """Hop 1: the state (L, V), and the maximum x (b, h, m) and sum z (b, h, m) of its softmax, for the backward."""
+
+    log_normalizer: Tensor
+    value: Tensor
+    highest: Tensor
+    total: Tensor
+
+
 class ParameterGradients(NamedTuple):
     """Gradients of the projection and the log-weight; empty tensors where none was asked for."""
 
@@ -50,15 +63,15 @@ class ParameterGradients(NamedTuple):
     log_weight: Tensor
 
 
-def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> tuple[Tensor, Tensor]:
-    """Return (L (b, h, m), V (b, h, m, e)) of keys (b, h, s, d) and values (b, h, s, e)."""
+def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> KeySummary:
+    """Summarize keys (b, h, s, d) and values (b, h, s, e)."""
     b, h, s, d = key.shape
     m, e = space.projection.shape[-2], value.shape[-1]
     dtype = accumulation_dtype(key, value, space.projection)
-    log_normalizer = torch.empty((b, h, m), dtype=dtype, device=key.device)
+    log_normalizer, row_max, row_sum = (torch.empty((b, h, m), dtype=dtype, device=key.device) for _ in range(3))
     state_value = torch.empty((b, h, m, e), dtype=dtype, device=key.device)
     for group in head_groups(b, h, s, m):
-        weights = key_weights(space, None, group, (b, h), dtype)
+        weights = key_weights(space, group, (b, h), dtype)
         highest = torch.full((group.size, m, 1), -torch.finfo(dtype).max / 2, dtype=dtype, device=key.device)
         sums = torch.zeros((group.size, m, e + 1), dtype=dtype, device=key.device)
         for rows in chunks(s, group.size, m):
@@ -70,8 +83,9 @@ def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: 
             highest = raised
         total = sums[..., e:]
         store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total > 0, total, 1.0))
-        store_tokens(log_normalizer.unsqueeze(-1), group, slice(None), highest + total.log())
-    return log_normalizer, state_value
+        for target, column in ((log_normalizer, highest + total.log()), (row_max, highest), (row_sum, total)):
+            store_tokens(target.unsqueeze(-1), group, slice(None), column)
+    return KeySummary(log_normalizer, state_value, row_max, row_sum)
 
 
 def summarize_backward_reference(
@@ -79,28 +93,30 @@ def summarize_backward_reference(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    state: tuple[Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor],
     space: FeatureSpace,
     parameter_gradients: bool,
 ) -> tuple[Tensor, Tensor, ParameterGradients]:
-    """Return (d_key, d_value, parameter gradients) from the gradient of the state (L, V)."""
+    """Return (d_key, d_value, parameter gradients) from the gradient of the state (L, V); `results` is (V, x, z)."""
     b, h, s, d = key.shape
-    log_normalizer, state_value = state
+    state_value, row_max, row_sum = results
     m, e = state_value.shape[-2:]
-    dtype = log_normalizer.dtype
+    dtype = state_value.dtype
     d_key, d_value = torch.empty_like(key), torch.empty_like(value)
     d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
     d_sum = d_state[0] - (d_state[1] * state_value).sum(-1)
-    shift = log_normalizer.masked_fill(log_normalizer == -torch.inf, 0.0)
+    upstream = torch.cat([d_state[1], d_sum.unsqueeze(-1)], -1) / torch.where(row_sum > 0, row_sum, 1.0).unsqueeze(-1)
     for group in head_groups(b, h, s, m):
-        weights = key_weights(space, shift, group, (b, h), dtype)
-        reach = torch.cat([d_state[1], d_sum.unsqueeze(-1)], -1)[group.batch, group.heads].flatten(0, 1)
+        weights = key_weights(space, group, (b, h), dtype)
+        highest, reach = (x[group.batch, group.heads].flatten(0, 1) for x in (row_max.unsqueeze(-1), upstream))
         for rows in chunks(s, group.size, m):
             keys = load_keys(key, mask, group, rows, space, dtype)
-            exponent, slope = exponents(keys, weights, d, space.feature_map)  # (G, n, m)
-            share = exponent.exp_()
-            store_tokens(d_value, group, rows, torch.bmm(share, reach[..., :e]))
-            d_exponent = share.mul_(torch.bmm(load_values(value, mask, group, rows, dtype), reach.transpose(1, 2)))
+            exponent, slope = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
+            share = exponent.sub_(highest).exp_()
+            store_tokens(d_value, group, rows, torch.bmm(share.transpose(1, 2), reach[..., :e]))
+            values = load_values(value, mask, group, rows, dtype)
+            d_exponent = share.mul_(torch.bmm(reach, values.transpose(1, 2))).transpose(1, 2)  # (G, n, m)
+            slope = None if slope is None else slope.transpose(1, 2)
             store_tokens(d_key, group, rows, key_gradient(d_exponent, slope, keys, weights, space))
             if parameter_gradients:
                 add_to(d_weights, group, weight_gradient(d_exponent, slope, keys, d))
@@ -207,13 +223,12 @@ def weight_gradient(d_exponent: Tensor, slope: Tensor | None, tokens: Tensor, he
 
 def reduce_to_parameters(d_weights: Tensor, space: FeatureSpace, wanted: bool) -> ParameterGradients:
     """Sum (b, h, m, d + x) over the batch, and over the heads where they share a parameter."""
-    empty = d_weights.new_empty(0)
     if not wanted:
-        return ParameterGradients(empty, empty)
+        return ParameterGradients(d_weights.new_empty(0), d_weights.new_empty(0))
     d = space.projection.shape[-1]
     projection = d_weights[..., :d].sum(0 if space.projection.ndim == 3 else (0, 1)).to(space.projection.dtype)
     if space.log_weight is None:
-        return ParameterGradients(projection, empty)
+        return ParameterGradients(projection, d_weights.new_empty(0))
     log_weight = d_weights[..., -1].sum(0 if space.log_weight.ndim == 2 else (0, 1)).to(space.log_weight.dtype)
     return ParameterGradients(projection, log_weight)
 
