@@ -165,7 +165,7 @@ class _BackwardScan:
         d_value = torch.bmm(part.phi, received[..., :-1]).baddbmm_(scores.transpose(1, 2), upstream[..., :-1])
         pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(visible)
         d_exponent = torch.bmm(part.values, received.transpose(1, 2)).baddbmm_(pairs.transpose(1, 2), alpha)
-        self.received, self.anchor = received.baddbmm_(alpha.transpose(1, 2), upstream), anchor
+        self.received, self.anchor = received.add_(torch.bmm(alpha.transpose(1, 2), upstream)), anchor
         return d_exponent.mul_(part.phi), part.slope, part.keys, d_value
 
     def _alpha(

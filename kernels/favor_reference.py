@@ -79,7 +79,8 @@ def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: 
             exponent, _ = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
             raised = torch.maximum(highest, exponent.amax(-1, keepdim=True))
             sums *= (highest - raised).exp_()
-            sums.baddbmm_(exponent.sub_(raised).exp_(), load_values(value, mask, group, rows, dtype))
+            share = exponent.sub_(raised).exp_()
+            sums += torch.bmm(share, load_values(value, mask, group, rows, dtype))
             highest = raised
         total = sums[..., e:]
         store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total > 0, total, 1.0))
