@@ -225,10 +225,14 @@ class FavorAttention(nn.Module):
                 f"got {[tuple(x.shape) for x in inputs]}"
             )
         batched = query.ndim == 3
-        arranged: dict[int, Tensor] = {}
-        for x in inputs:
-            arranged[id(x)] = x.unsqueeze(0) if not batched else x if self.batch_first else x.transpose(0, 1)
-        query, key, value = (arranged[id(x)] for x in inputs)
+
+        def arranged(x: Tensor) -> Tensor:
+            return x.unsqueeze(0) if not batched else x if self.batch_first else x.transpose(0, 1)
+
+        own_key, own_value = key is not query, value is not key
+        query = arranged(query)
+        key = arranged(key) if own_key else query
+        value = arranged(value) if own_value else key
         widths = (query.shape[-1], key.shape[-1], value.shape[-1])
         if widths != (self.embed_dim, self.kdim, self.vdim):
             raise ValueError(
