@@ -119,7 +119,8 @@ class FavorAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise as `nn.MultiheadAttention` does, Xavier weights and zero biases, with the first projection.
 
-        Sets every parameter and buffer, so that a layer built on the meta device is whole after `to_empty` and this.
+        Sets every parameter and buffer this module itself holds, as initialisation after the meta device expects of
+        each module; `out_proj` is a module of its own, of which this zeroes the bias only.
         """
         weights = [self.in_proj_weight] if self._fused else [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         for weight in weights:
