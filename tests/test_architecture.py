@@ -1,0 +1,124 @@
+"""The layers of the package: who imports whom, and that everything written is also installed."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"kernels": "favorcast.kernels", "forecasting": "favorcast.forecasting"}
+
+
+def modules() -> dict[str, Path]:
+    """Return every source file by its installed module name."""
+    found = {}
+    for folder, package in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            name = ".".join((package, *parts)).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+def package_of(name: str, path: Path) -> str:
+    return name if path.name == "__init__.py" else name.rpartition(".")[0]
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """Yield the absolute name of every import of a file, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package_of(name, path).split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+MODULES = modules()
+IMPORTS = {name: set(imports(name, path)) for name, path in MODULES.items()}
+
+
+def importing(package: str, *forbidden: str) -> list[str]:
+    """List the imports of `package` that begin with a forbidden name."""
+    return [
+        f"{name} imports {target}"
+        for name, targets in IMPORTS.items()
+        if name == package or name.startswith(package + ".")
+        for target in sorted(targets)
+        if any(target == f or target.startswith(f + ".") for f in forbidden)
+    ]
+
+
+def test_relative_imports_are_resolved():
+    assert "favorcast.kernels.favor_attention.favor_attention" in IMPORTS["favorcast.kernels.favor_module"]
+    assert any(t.startswith("favorcast.kernels.") for ts in IMPORTS.values() for t in ts)
+
+
+def test_kernels_know_nothing_of_forecasting_or_lightning():
+    assert not importing("favorcast.kernels", "favorcast.forecasting", "pytorch_lightning", "lightning", "torchmetrics")
+
+
+def test_data_does_not_know_models_nor_models_data():
+    data = "favorcast.forecasting.data"
+    above = [n for n in MODULES if n.startswith("favorcast.forecasting.") and not n.startswith(data)]
+    assert not importing(data, "favorcast.kernels", *above)
+    for model in ("forecaster", "forecast_training", "spatiotemporal_performer_forecaster", "st_transformer"):
+        assert not importing(f"favorcast.forecasting.{model}", data)
+
+
+def test_nothing_installed_imports_tests_or_benches():
+    assert not importing("favorcast", "tests", "bench", "pytest")
+
+
+def test_one_lightning_only():
+    assert not importing("favorcast", "lightning")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_packages_own_imports_are_relative(name):
+    absolute = [
+        node
+        for node in ast.walk(ast.parse(MODULES[name].read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and "favorcast" in (getattr(node, "module", None) or "", *(a.name.split(".")[0] for a in node.names))
+        and not getattr(node, "level", 0)
+    ]
+    assert not absolute
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+
+
+def test_every_folder_of_source_is_an_installed_package():
+    folders = {package_of(name, path) for name, path in MODULES.items()}
+    assert folders == set(project()["packages"])
+    for name, path in MODULES.items():
+        assert (path.parent / "__init__.py").exists(), f"{name} is not inside a package"
+
+
+def test_every_data_file_is_installed():
+    listed = project()["package-data"]
+    for folder, package in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_dir() or path.suffix in (".py", ".pyc"):
+                continue
+            owner = ".".join((package, *path.parent.relative_to(ROOT / folder).parts))
+            assert any(path.match(pattern) for pattern in listed.get(owner, [])), f"{path} is not in package-data"
+
+
+def test_public_names_exist_and_are_sorted():
+    import favorcast.forecasting
+    import favorcast.kernels
+
+    for package in (favorcast.kernels, favorcast.forecasting):
+        names = getattr(package, "__all__", [])
+        assert names == sorted(names)
+        assert all(hasattr(package, name) for name in names)

@@ -1,0 +1,87 @@
+"""What the public FAVOR functions refuse, and what the message says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from favor_textbook import qkv
+from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, summarize
+
+FEATURES = draw_features(16, 4, generator=torch.Generator().manual_seed(1))
+
+
+def ones(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+BAD_INPUTS = {
+    "rank of query": ({"query": ones(2, 7, 4)}, r"query must be \(batch, heads, length, dim\)"),
+    "rank of key": ({"key": ones(2, 7, 4), "value": ones(2, 7, 4)}, r"key must be \(batch, heads, length, dim\)"),
+    "integer dtype": (
+        {"key": ones(2, 2, 7, 4).long(), "value": ones(2, 2, 7, 4).long()},
+        "key must be bfloat16, float16, float32 or float64, got torch.int64",
+    ),
+    "integer query": ({"query": ones(2, 2, 7, 4).int()}, "query must be bfloat16"),
+    "complex query": ({"query": ones(2, 2, 7, 4, dtype=torch.complex64)}, "query must be bfloat16"),
+    "head dim of key": ({"key": ones(2, 2, 7, 5)}, r"key must have query's head dim: expected \[2, 2, 7, 4\]"),
+    "length of value": ({"value": ones(2, 2, 6, 4)}, r"value must match key: expected \[2, 2, 7, \*\]"),
+    "dtype of value": ({"value": ones(2, 2, 7, 4).half()}, "value must have key's dtype"),
+    "value dim 0": ({"value": ones(2, 2, 7, 0)}, "value must have a dim of at least 1"),
+    "query heads": ({"query": ones(2, 3, 7, 4)}, "got 3 query heads and 2 key heads"),
+    "no key heads": (
+        {"query": ones(2, 0, 7, 4), "key": ones(2, 0, 7, 4), "value": ones(2, 0, 7, 4)},
+        "multiple of key heads",
+    ),
+    "batch": ({"query": ones(3, 2, 7, 4)}, "same batch size: got 3 and 2"),
+    "mask dtype": ({"key_padding_mask": ones(2, 7)}, r"bool tensor \[2, 7\], True = ignore"),
+    "mask shape": ({"key_padding_mask": ones(2, 6).bool()}, r"bool tensor \[2, 7\], True = ignore"),
+    "scale 0": ({"scale": 0.0}, "scale must be positive and finite"),
+    "scale nan": ({"scale": float("nan")}, "scale must be positive and finite"),
+    "scale inf": ({"scale": float("inf")}, "scale must be positive and finite"),
+    "step 0": ({"tokens_per_step": 0, "is_causal": True}, "whole number of at least 1, got 0"),
+    "step 1.5": ({"tokens_per_step": 1.5, "is_causal": True}, "whole number of at least 1, got 1.5"),
+    "steps without causality": ({"tokens_per_step": 2}, "pass is_causal=True as well"),
+    "feature map": ({"feature_map": "softmax"}, "unknown feature_map: expected one of exponential, relu, elu"),
+    "impl": ({"impl": "cuda"}, "unknown impl"),
+    "triton on the CPU": ({"impl": "triton"}, "impl='triton' cannot be honoured"),
+    "head dim of features": ({"features": draw_features(16, 8)}, r"draw_features\(num_features, 4\) makes one"),
+    "heads of features": ({"features": draw_features(16, 4, num_heads=3)}, "expected 2, got 3"),
+    "rank of features": ({"features": ones(1, 2, 16, 4)}, r"features must have a projection \(num_features, 4\)"),
+    "no features": ({"features": ones(0, 4)}, "features must have a projection"),
+    "half features": ({"features": FEATURES.projection.half()}, "features never run in half"),
+    "log weight": ({"features": RandomFeatures(FEATURES.projection, ones(15))}, r"projection's \(16,\), got \(15,\)"),
+    "device of features": ({"features": FEATURES.projection.to("meta")}, "must be on the device"),
+    "device of mask": ({"key_padding_mask": ones(2, 7).bool().to("meta")}, "must be on the device"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_what_does_not_fit_is_refused_with_the_expected_and_the_given(case):
+    changes, message = BAD_INPUTS[case]
+    arguments = dict(zip(("query", "key", "value"), qkv(dtype=torch.float32), strict=True), features=FEATURES)
+    with pytest.raises(ValueError, match=message):
+        favor_attention(**{**arguments, **changes})
+
+
+def test_an_explicit_reference_is_honoured():
+    inputs = qkv(dtype=torch.float32)
+    assert torch.equal(favor_attention(*inputs, FEATURES, impl="reference"), favor_attention(*inputs, FEATURES))
+
+
+def test_summarize_and_attend_check_their_own_arguments():
+    q, k, v = qkv(dtype=torch.float32)
+    state = summarize(k, v, FEATURES)
+    with pytest.raises(ValueError, match="value must match key"):
+        summarize(k, v[:, :, :3], FEATURES)
+    with pytest.raises(ValueError, match="features must have a projection"):
+        summarize(k[..., :3], v, FEATURES)
+    with pytest.raises(ValueError, match="same batch size: got 1 and 2"):
+        attend(q[:1], state, FEATURES)
+    with pytest.raises(ValueError, match="attend with the features the state was summarized with"):
+        attend(q, state, draw_features(8, 4))
+    with pytest.raises(ValueError, match="the state's value must be"):
+        attend(q, FavorState(state.log_normalizer, state.value[:, :1]), FEATURES)
+    with pytest.raises(ValueError, match="a state must be float32 or float64 throughout"):
+        attend(q, FavorState(state.log_normalizer, state.value.double()), FEATURES)
+    with pytest.raises(ValueError, match="features must have a projection"):
+        attend(q[..., :3], state, FEATURES)

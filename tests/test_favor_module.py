@@ -1,0 +1,290 @@
+"""FavorAttention in the place of nn.MultiheadAttention: layouts, masks, state dicts, layers, dtypes and redraws."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from favor_textbook import textbook_attention
+from favorcast.kernels import FavorAttention, RandomFeatures
+from torch import nn
+from torch.nn import functional as F
+
+pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+
+WIDTHS = {"fused": {}, "kdim-vdim": {"kdim": 6, "vdim": 10}, "no-bias": {"bias": False}, "qk-norm": {"qk_norm": True}}
+
+
+def layer(**options) -> FavorAttention:
+    torch.manual_seed(0)
+    built = FavorAttention(8, 2, **{"batch_first": True, **options})
+    for name, parameter in built.named_parameters():  # zero biases would hide a missing one
+        if "bias" in name or "temperature" in name:
+            nn.init.normal_(parameter)
+    return built
+
+
+def by_hand(attention: FavorAttention, query, key, value, **options):
+    """Project with the parameters of nn.MultiheadAttention's names, attend by the textbook, project back."""
+    state = attention.state_dict()
+    if "in_proj_weight" in state:
+        weights = state["in_proj_weight"].chunk(3)
+    else:
+        weights = [state[f"{name}_proj_weight"] for name in "qkv"]
+    biases = state["in_proj_bias"].chunk(3) if "in_proj_bias" in state else (None,) * 3
+    heads = [
+        F.linear(x, w, c).unflatten(-1, (2, -1)).transpose(1, 2)
+        for x, w, c in zip((query, key, value), weights, biases, strict=True)
+    ]
+    if "log_temperature" in state:  # |x|^2 = temperature after the scaling by d ** -0.25
+        radius = (state["log_temperature"].exp() * heads[0].shape[-1] ** 0.5).sqrt().view(-1, 1, 1)
+        heads[:2] = [F.normalize(x, dim=-1) * radius for x in heads[:2]]
+    features = RandomFeatures(state["projection"], state.get("log_weight"))
+    merged = textbook_attention(*heads, features, **options).transpose(1, 2).flatten(2)
+    return F.linear(merged, state["out_proj.weight"], state.get("out_proj.bias"))
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_the_layer_is_projections_around_textbook_attention(widths, is_causal):
+    attention = layer(**WIDTHS[widths])
+    x = torch.randn(3, 5, 8)
+    key, value = torch.randn(3, 7, attention.kdim), torch.randn(3, 7, attention.vdim)
+    mask = torch.zeros(3, 7, dtype=torch.bool)
+    mask[1, 4:] = True
+    output, weights = attention(x, key, value, mask, is_causal=is_causal)
+    assert weights is None
+    expected = by_hand(attention, x, key, value, key_padding_mask=mask, is_causal=is_causal)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_inputs_give_what_copies_of_them_give():
+    attention = layer()
+    x, memory = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
+    for query, key in ((x, x), (x, memory)):
+        separate = attention(query.clone(), key.clone(), key.clone())[0]
+        torch.testing.assert_close(attention(query, key, key)[0], separate, rtol=1e-5, atol=1e-6)
+    value = torch.randn(3, 5, 8)
+    separate = attention(x, x.clone(), value)[0]
+    torch.testing.assert_close(attention(x, x, value)[0], separate, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_first_length_first_and_unbatched_agree():
+    first, second = layer(), layer(batch_first=False)
+    x, memory = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
+    padding = torch.rand(3, 7) > 0.5
+    output, weights = first(x, memory, memory, padding, need_weights=True)
+    transposed, same = second(x.transpose(0, 1), *[memory.transpose(0, 1)] * 2, padding, need_weights=True)
+    torch.testing.assert_close(transposed.transpose(0, 1), output)
+    torch.testing.assert_close(same, weights)
+    for attention in (first, second):
+        single, weights_of_one = attention(x[0], memory[0], memory[0], padding[0], need_weights=True)
+        assert single.shape == (5, 8)
+        assert weights_of_one.shape == (5, 7)
+        torch.testing.assert_close(single, output[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_weights_sum_to_one_and_reproduce_the_output(is_causal):
+    attention, x = layer(bias=False), torch.randn(3, 6, 8)
+    output, weights = attention(x, x, x, need_weights=True, average_attn_weights=False, is_causal=is_causal)
+    assert weights.shape == (3, 2, 6, 6)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 6))
+    assert not is_causal or not weights.triu(1).any()
+    value = (x @ attention.in_proj_weight[16:].T).unflatten(-1, (2, -1)).transpose(1, 2)
+    rebuilt = (weights @ value).transpose(1, 2).flatten(2) @ attention.out_proj.weight.T
+    torch.testing.assert_close(rebuilt, output, rtol=1e-5, atol=1e-6)
+    averaged = attention(x, x, x, need_weights=True, is_causal=is_causal)[1]
+    torch.testing.assert_close(averaged, weights.mean(1))
+
+
+def test_weights_of_long_inputs_are_refused():
+    attention, x = layer(), torch.randn(1, 2100, 8)
+    with pytest.raises(ValueError, match="need_weights=True would form 2100 x 2100"):
+        attention(x, x, x, need_weights=True)
+
+
+def test_masks_mean_what_they_mean_in_multihead_attention():
+    attention, x = layer(), torch.randn(3, 6, 8)
+    causal = attention(x, x, x, is_causal=True)[0]
+    hidden = torch.ones(6, 6).triu(1).bool()
+    for mask in (hidden, nn.Transformer.generate_square_subsequent_mask(6)):
+        assert torch.equal(attention(x, x, x, attn_mask=mask)[0], causal)
+        assert torch.equal(attention(x, x, x, attn_mask=mask, is_causal=True)[0], causal)
+    assert torch.equal(attention(x, x, x, attn_mask=torch.zeros(6, 6))[0], attention(x, x, x)[0])
+    with pytest.raises(ValueError, match="linear attention cannot apply"):
+        attention(x, x, x, attn_mask=hidden.T)
+    padding = torch.rand(3, 6) > 0.5
+    as_float = torch.zeros(3, 6).masked_fill(padding, -torch.inf)
+    assert torch.equal(attention(x, x, x, padding)[0], attention(x, x, x, as_float)[0])
+
+
+def test_a_step_causal_layer_knows_its_steps():
+    attention, x = layer(is_causal=True, tokens_per_step=2), torch.randn(1, 6, 8)
+    expected = by_hand(attention, x, x, x, is_causal=True, tokens_per_step=2)
+    torch.testing.assert_close(attention(x, x, x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("widths", [{}, {"kdim": 6, "vdim": 10}, {"bias": False}], ids=str)
+def test_the_state_dict_of_multihead_attention_loads_strictly_and_goes_back(widths):
+    softmax, favor = nn.MultiheadAttention(8, 2, **widths), FavorAttention(8, 2, **widths)
+    projection = favor.projection.clone()
+    favor.load_state_dict(softmax.state_dict())
+    assert torch.equal(favor.projection, projection)
+    other = nn.MultiheadAttention(8, 2, **widths)
+    keys = other.load_state_dict(favor.state_dict(), strict=False)
+    assert keys.unexpected_keys == ["projection"]
+    assert not keys.missing_keys
+    assert all(torch.equal(x, y) for x, y in zip(other.parameters(), softmax.parameters(), strict=True))
+
+
+def test_a_wrong_state_dict_is_still_refused():
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        layer().load_state_dict(FavorAttention(8, 2, num_features=4).state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        layer().load_state_dict({})
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_transformer_layers_run_the_same_attention_in_train_and_eval(batch_first):
+    x, memory = torch.randn(4, 4, 8), torch.randn(4, 4, 8)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first)
+    encoder.self_attn = layer(batch_first=batch_first)
+    decoder = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first)
+    decoder.self_attn, decoder.multihead_attn = layer(batch_first=batch_first), layer(batch_first=batch_first)
+    mask = nn.Transformer.generate_square_subsequent_mask(4)
+    stack = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False)
+    calls = {
+        "bare": (encoder, lambda: encoder(x)),
+        "masked": (encoder, lambda: encoder(x, src_mask=mask, src_key_padding_mask=torch.zeros(4, 4))),
+        "decoder": (decoder, lambda: decoder(x, memory, tgt_mask=mask, tgt_is_causal=True)),
+        "stack": (stack, lambda: stack(x, mask=mask, is_causal=True)),
+    }
+    for name, (module, call) in calls.items():
+        trained = call().detach()
+        module.eval()
+        with torch.inference_mode():  # without gradients PyTorch looks for its softmax fast path
+            assert torch.equal(call(), trained), name
+        module.train()
+
+
+def test_dropout_acts_in_training_only():
+    attention, x = layer(dropout=0.5), torch.randn(3, 6, 8)
+    assert not torch.equal(attention(x, x, x)[0], attention(x, x, x)[0])
+    attention.eval()
+    assert torch.equal(attention(x, x, x)[0], attention(x, x, x)[0])
+
+
+def test_copies_and_pickles_compute_the_same():
+    attention, x = layer(qk_norm=True), torch.randn(3, 6, 8)
+    expected = attention(x, x, x)[0]
+    for twin in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):
+        assert torch.equal(twin(x, x, x)[0], expected)
+
+
+@pytest.mark.parametrize("features", ["hyperbolic", "favor++"])
+def test_casting_the_module_keeps_the_projection_out_of_half_precision(features):
+    attention = layer(features=features)
+    exact = attention.projection.clone()
+    for dtype in (torch.float16, torch.bfloat16):
+        cast = copy.deepcopy(attention).to(dtype)
+        x = torch.randn(3, 6, 8).to(dtype)
+        assert torch.equal(cast.projection, exact)
+        assert cast(x, x, x)[0].dtype == dtype
+        assert torch.equal(cast.float().projection, exact)
+        assert FavorAttention(8, 2, dtype=dtype, features=features).projection.dtype == torch.float32
+    x = torch.randn(3, 6, 8).double()
+    for wide in (copy.deepcopy(attention).double(), FavorAttention(8, 2, dtype=torch.float64, features=features)):
+        assert wide.projection.dtype == torch.float64
+        assert wide(x, x, x)[0].dtype == torch.float64
+
+
+def test_redraws_follow_from_the_seed_and_the_step_alone():
+    one, other = layer(redraw_interval=10, seed=3), layer(redraw_interval=10, seed=3)
+    first = one.projection.clone()
+    assert [step for step in range(25) if one.redraw_if_due(step)] == [10, 20]
+    assert not torch.equal(one.projection, first)
+    assert other.redraw_if_due(20)  # a run resumed at step 20 needs no history
+    assert torch.equal(one.projection, other.projection)
+    one.redraw(0)
+    assert torch.equal(one.projection, first)
+    assert not torch.equal(layer(seed=4).projection, first)
+    assert not layer().redraw_if_due(10)
+
+
+def test_drawing_leaves_the_global_generator_alone_and_forward_never_redraws():
+    attention, x = layer(redraw_interval=1), torch.randn(1, 4, 8)
+    state, before = torch.get_rng_state(), attention.projection.clone()
+    attention.redraw(5)
+    attention.redraw(0)
+    attention(x, x, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(attention.projection, before)
+
+
+def test_reset_parameters_makes_a_layer_from_the_meta_device_whole():
+    options = {"qk_norm": True, "features": "favor++", "seed": 2}
+    built = FavorAttention(8, 2, device="meta", **options).to_empty(device="cpu")
+    for module in (built.out_proj, built):
+        module.reset_parameters()
+    assert all(x.isfinite().all() for x in built.state_dict().values())
+    expected = FavorAttention(8, 2, **options)
+    assert torch.equal(built.projection, expected.projection)
+    assert torch.equal(built.log_weight, expected.log_weight)
+    assert torch.equal(built.log_temperature, expected.log_temperature)
+
+
+def test_every_parameter_gets_a_gradient_and_buffers_none():
+    attention, x = layer(qk_norm=True), torch.randn(3, 6, 8)
+    attention(x, x, x)[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in attention.parameters())
+    assert not attention.projection.requires_grad
+
+
+def test_zero_rows_pass_qk_norm_with_finite_gradients():
+    attention = layer(qk_norm=True, bias=False)
+    x = torch.zeros(1, 4, 8, requires_grad=True)
+    attention(x, x, x)[0].sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+BAD_SIZES = {
+    "embed_dim 0": ((0, 2), {}, "at least 1"),
+    "num_heads 0": ((8, 0), {}, "at least 1"),
+    "not a multiple": ((9, 2), {}, "embed_dim must be a multiple of num_heads"),
+    "dropout 1": ((8, 2), {"dropout": 1.0}, "dropout"),
+    "redraw_interval 0": ((8, 2), {"redraw_interval": 0}, "redraw_interval must be at least 1"),
+    "tokens_per_step 0": ((8, 2), {"tokens_per_step": 0}, "tokens_per_step must be at least 1"),
+    "odd features": ((8, 2), {"num_features": 7}, "even num_features"),
+    "unknown features": ((8, 2), {"features": "sobol"}, "unknown feature kind"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SIZES)
+def test_sizes_that_do_not_fit_are_refused(case):
+    arguments, options, message = BAD_SIZES[case]
+    with pytest.raises(ValueError, match=message):
+        FavorAttention(*arguments, **options)
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    attention, x = layer(), torch.randn(3, 6, 8)
+    with pytest.raises(ValueError, match="widths"):
+        attention(x, torch.randn(3, 6, 7), x)
+    with pytest.raises(ValueError, match="one length"):
+        attention(x, x, torch.randn(3, 5, 8))
+    with pytest.raises(ValueError, match="one batch size"):
+        attention(x, *[torch.randn(2, 6, 8)] * 2)
+    with pytest.raises(ValueError, match="three dimensions"):
+        attention(x, x[0], x[0])
+    with pytest.raises(ValueError, match="nested tensors are not supported"):
+        attention(*[torch.nested.nested_tensor([x[0], x[1, :3]], layout=torch.jagged)] * 3)
+
+
+def test_head_dims_are_free_of_the_embedding():
+    attention, x = layer(head_dim=3, value_head_dim=5), torch.randn(3, 6, 8)
+    assert attention.num_features == 12
+    assert attention(x, x, x)[0].shape == (3, 6, 8)

@@ -1,0 +1,150 @@
+"""The kernels under PyTorch's transformations: opcheck, compile, export, autocast, inference mode and vmap."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from favor_textbook import qkv
+from favorcast.kernels import FavorAttention, draw_features, favor_attention, series_decomposition, softmax_error
+from torch.library import opcheck
+
+OPERATORS = torch.ops.favorcast
+CAUSAL = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+FEATURES = draw_features(8, 4, kind="favor++", generator=torch.Generator().manual_seed(1))
+SPACE = (*FEATURES, 0.5)
+MASK = torch.tensor([[False, False, False, True, True, True, True], [False] * 7])
+
+
+def leaf(*shape: int, transposed: bool = False) -> torch.Tensor:
+    x = torch.randn(shape)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if transposed else x
+    return x.requires_grad_()
+
+
+@pytest.mark.parametrize("feature_map", ["exponential", "relu", "elu"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
+def test_opcheck_accepts_the_forward_operators(feature_map, transposed):
+    key, value = leaf(2, 2, 7, 4, transposed=transposed), leaf(2, 2, 7, 3, transposed=transposed)
+    query = leaf(2, 4, 7, 4, transposed=transposed)
+    space = [x.clone().requires_grad_() for x in FEATURES if x is not None]
+    opcheck(OPERATORS.summarize.default, (key, value, MASK, *space, 0.5, feature_map, "reference"))
+    opcheck(OPERATORS.summarize.default, (key, value, None, space[0], None, 0.5, feature_map, "reference"))
+    state = [x.detach().requires_grad_() for x in OPERATORS.summarize(key, value, None, *SPACE, feature_map, "")[:2]]
+    opcheck(OPERATORS.attend.default, (query, *state, space[0], 0.5, feature_map, "reference"))
+    arguments = (query, key, value, MASK, *space, 0.5, feature_map, 2, "reference")
+    opcheck(OPERATORS.causal_attention.default, arguments)
+
+
+@pytest.mark.parametrize("parameter_gradients", [False, True])
+def test_opcheck_accepts_the_backward_operators(parameter_gradients):
+    key, value, query = torch.randn(2, 2, 7, 4), torch.randn(2, 2, 7, 3), torch.randn(2, 4, 7, 4)
+    rest = (*SPACE, "exponential", "reference")
+    log_normalizer, state_value, *softmax = OPERATORS.summarize(key, value, MASK, *rest)
+    upstream = torch.randn_like(log_normalizer), torch.randn_like(state_value)
+    arguments = (*upstream, key, value, MASK, *rest, state_value, *softmax, parameter_gradients)
+    opcheck(OPERATORS.summarize_backward.default, arguments)
+    rest = (FEATURES.projection, 0.5, "exponential", "reference")
+    output = OPERATORS.attend(query, log_normalizer, state_value, *rest)
+    arguments = (torch.randn_like(output), query, log_normalizer, state_value, *rest, output, parameter_gradients)
+    opcheck(OPERATORS.attend_backward.default, arguments)
+    rest = (MASK, *SPACE, "exponential", 2, "reference")
+    results = OPERATORS.causal_attention(query, key, value, *rest)
+    arguments = (torch.randn_like(results[0]), query, key, value, *rest, *results, parameter_gradients)
+    opcheck(OPERATORS.causal_attention_backward.default, arguments)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck_accepts_the_moving_average(masked):
+    mask = torch.rand(2, 7, 3) > 0.5 if masked else None
+    for causal in (False, True):
+        opcheck(OPERATORS.moving_average.default, (leaf(2, 7, 3), mask, 4, causal, "reference"))
+        opcheck(OPERATORS.moving_average_backward.default, (leaf(2, 7, 3, transposed=True), mask, 4, causal, ""))
+
+
+@CAUSAL
+def test_compile_is_one_graph_for_all_lengths(is_causal):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
+
+    def attention(q, k, v):
+        return favor_attention(q, k, v, FEATURES, is_causal=is_causal)
+
+    compiled = torch.compile(attention, backend=backend, fullgraph=True, dynamic=True)
+    for length in (5, 9, 70, 131):
+        inputs = [x.requires_grad_() for x in qkv(t=length, dtype=torch.float32)]
+        upstream = torch.randn(2, 2, length, 4)
+        results = [(o := f(*inputs), *torch.autograd.grad(o, inputs, upstream)) for f in (compiled, attention)]
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert len(graphs) == 1
+
+
+def test_the_module_and_the_decomposition_compile_without_a_graph_break():
+    torch._dynamo.reset()
+    layer = FavorAttention(8, 2, batch_first=True, qk_norm=True, is_causal=True)
+
+    def step(x):
+        seasonal, trend = series_decomposition(x, [3, 4])
+        return layer(seasonal, seasonal, seasonal)[0] + trend
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
+    for length in (6, 11):
+        x = torch.randn(2, length, 8)
+        torch.testing.assert_close(compiled(x), step(x))
+
+
+@CAUSAL
+def test_export_keeps_a_dynamic_length(is_causal):
+    layer = FavorAttention(8, 2, batch_first=True, is_causal=is_causal).eval()
+    x = torch.randn(2, 6, 8)
+    exported = torch.export.export(layer, (x, x, x), dynamic_shapes=({1: torch.export.Dim("t")},) * 3, strict=False)
+    y = torch.randn(2, 9, 8)
+    torch.testing.assert_close(exported.module()(y, y, y)[0], layer(y, y, y)[0])
+
+
+@CAUSAL
+def test_autocast_casts_inputs_and_keeps_float32_sums(is_causal):
+    inputs = [x.requires_grad_() for x in qkv(t=200, dtype=torch.float32)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = favor_attention(*inputs, FEATURES, is_causal=is_causal)
+    plain = favor_attention(*(x.bfloat16() for x in inputs), FEATURES, is_causal=is_causal)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, plain)
+    output.float().square().sum().backward()
+    assert all(x.grad is not None and x.grad.dtype == torch.float32 and x.grad.isfinite().all() for x in inputs)
+
+
+def test_autocast_leaves_float64_alone():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert favor_attention(*qkv(), FEATURES).dtype == torch.float64
+
+
+@CAUSAL
+def test_inference_mode_gives_the_same_bits(is_causal):
+    inputs = qkv(t=70, dtype=torch.float32)
+    expected = favor_attention(*inputs, FEATURES, is_causal=is_causal)
+    with torch.inference_mode():
+        assert torch.equal(favor_attention(*inputs, FEATURES, is_causal=is_causal), expected)
+
+
+@CAUSAL
+def test_vmap_over_inputs_and_over_projections_is_a_loop(is_causal):
+    def attention(q, k, v, projection):
+        return favor_attention(q, k, v, projection, is_causal=is_causal)
+
+    inputs = [torch.stack([x, 2 * x]) for x in qkv(dtype=torch.float32)]
+    projections = torch.stack([FEATURES.projection, -2 * FEATURES.projection])
+    both = torch.vmap(attention)(*inputs, projections)
+    shared = torch.vmap(attention, in_dims=(0, 0, 0, None))(*inputs, projections[0])
+    for i in range(2):
+        sample = [x[i] for x in inputs]
+        torch.testing.assert_close(both[i], attention(*sample, projections[i]))
+        torch.testing.assert_close(shared[i], attention(*sample, projections[0]))
+
+
+def test_softmax_error_is_a_python_float_without_a_graph():
+    inputs = [x.requires_grad_() for x in qkv(dtype=torch.float32)]
+    assert isinstance(softmax_error(*inputs, FEATURES), float)
