@@ -22,7 +22,10 @@ HEADROOM = 40.0
 
 @dataclass(frozen=True)
 class Part:
-    """The steps of a chunk that share an anchor; `rows` are the chunk's tokens, `inside` (G, n) those of this part."""
+    """The steps of a chunk that share an anchor; `rows` are the chunk's tokens, `inside` (G, n) those of this part.
+
+    `state` sums the keys before the part, and the part's own as well where a chunk is a single step, which sees itself.
+    """
 
     rows: slice
     inside: Tensor | None
@@ -50,6 +53,11 @@ class CausalInputs:
     @property
     def chunk_tokens(self) -> int:
         return max(1, MIN_TOKENS // self.tokens_per_step) * self.tokens_per_step
+
+    @property
+    def chunk_is_one_step(self) -> bool:
+        """Whether all tokens of a chunk see each other: they then need no (n, n) product, however long the step."""
+        return self.chunk_tokens == self.tokens_per_step
 
     def visible(self, part: Part, heads_per_key: int) -> Tensor:
         """Return the (g n, n) mask of a chunk, 1 where the key is visible to the row."""
@@ -81,8 +89,9 @@ def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
             inside = None if whole else (steps >= first.unsqueeze(1)) & (steps < last.unsqueeze(1))
             phi = exponent - anchor.unsqueeze(1)
             phi = (phi if inside is None else phi.masked_fill_(~inside.unsqueeze(-1), -torch.inf)).exp_()
-            yield Part(rows, inside, anchor, keys, phi, slope, values, state)
-            state = state + torch.bmm(phi.transpose(1, 2), values)  # baddbmm adds token by token, and drifts
+            after = state + torch.bmm(phi.transpose(1, 2), values)  # baddbmm adds token by token, and drifts
+            yield Part(rows, inside, anchor, keys, phi, slope, values, after if inputs.chunk_is_one_step else state)
+            state = after
             if bool((last > steps[-1]).all()):
                 break
             first = last

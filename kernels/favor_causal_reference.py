@@ -10,6 +10,8 @@ through an (n, n) product:
     S_r = sum_{earlier j} phi_jr [v_j, 1]      T_ij = sum_r f_ir phi_jr where step(j) <= step(i), else 0
     [num_i, den_i] = f_i S + sum_j T_ij [v_j, 1]           o_i = num_i / den_i
 
+Where a chunk is a single step, its rows all see all its keys: S_r then includes them and there is no T.
+
 The anchor a_r cancels in o, but decides what underflows. It starts at the first visible key's exponent and is raised,
 S being rescaled, only when a step's exponent exceeds it by more than HEADROOM. The chunk is then split before that
 step: a raise never uses a key that one of the rows it serves cannot see. So each S_r holds a term of at least
@@ -78,8 +80,10 @@ def causal_reference(
             logits += part.anchor.unsqueeze(1)
             highest = logits.amax(-1, keepdim=True)
             phi_query = logits.sub_(highest).exp_()
-            scores = torch.bmm(phi_query, part.phi.transpose(1, 2)).mul_(inputs.visible(part, heads_per_key))
-            total = torch.bmm(phi_query, part.state).baddbmm_(scores, part.values)
+            total = torch.bmm(phi_query, part.state)
+            if not inputs.chunk_is_one_step:
+                scores = torch.bmm(phi_query, part.phi.transpose(1, 2)).mul_(inputs.visible(part, heads_per_key))
+                total.baddbmm_(scores, part.values)
             denominator = total[..., e:]
             rows = torch.cat(
                 [total[..., :e] / torch.where(denominator > 0, denominator, 1.0), highest, denominator], -1
@@ -146,8 +150,11 @@ class _BackwardScan:
     def query_side(self, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (dlogit (G, g n, m), slope, augmented queries) of a part, zero for rows outside it."""
         alpha, slope, block, upstream = self._alpha(part.rows, part.inside, part.anchor)
-        pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(self.inputs.visible(part, self.heads_per_key))
-        d_logits = torch.bmm(upstream, part.state.transpose(1, 2)).baddbmm_(pairs, part.phi)
+        d_logits = torch.bmm(upstream, part.state.transpose(1, 2))
+        if not self.inputs.chunk_is_one_step:
+            visible = self.inputs.visible(part, self.heads_per_key)
+            pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(visible)
+            d_logits.baddbmm_(pairs, part.phi)
         return d_logits.mul_(alpha), slope, block
 
     def key_side(
@@ -160,12 +167,17 @@ class _BackwardScan:
             received = torch.zeros((*anchor.shape, part.values.shape[-1]), dtype=anchor.dtype, device=anchor.device)
         else:
             received = self.received * (anchor - self.anchor).exp().unsqueeze(-1)
-        visible = self.inputs.visible(part, self.heads_per_key)
-        scores = torch.bmm(alpha, part.phi.transpose(1, 2)).mul_(visible)
-        d_value = torch.bmm(part.phi, received[..., :-1]).baddbmm_(scores.transpose(1, 2), upstream[..., :-1])
-        pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(visible)
-        d_exponent = torch.bmm(part.values, received.transpose(1, 2)).baddbmm_(pairs.transpose(1, 2), alpha)
-        self.received, self.anchor = received.add_(torch.bmm(alpha.transpose(1, 2), upstream)), anchor
+        after = received + torch.bmm(alpha.transpose(1, 2), upstream)
+        reach = after if self.inputs.chunk_is_one_step else received
+        d_value = torch.bmm(part.phi, reach[..., :-1])
+        d_exponent = torch.bmm(part.values, reach.transpose(1, 2))
+        if not self.inputs.chunk_is_one_step:
+            visible = self.inputs.visible(part, self.heads_per_key)
+            scores = torch.bmm(alpha, part.phi.transpose(1, 2)).mul_(visible)
+            d_value.baddbmm_(scores.transpose(1, 2), upstream[..., :-1])
+            pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(visible)
+            d_exponent.baddbmm_(pairs.transpose(1, 2), alpha)
+        self.received, self.anchor = after, anchor
         return d_exponent.mul_(part.phi), part.slope, part.keys, d_value
 
     def _alpha(
