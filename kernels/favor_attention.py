@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import favor_autograd as favor_autograd  # registers the gradients
-from .favor_arguments import check_attend, check_keys, check_state, feature_space, resolve_impl
+from .favor_arguments import check_attend, check_keys, check_state, feature_space, refuse_forward_mode, resolve_impl
 from .favor_definition import visibility
 from .favor_ops import attend_op, causal_op, summarize_op
 from .random_features import FeatureMap, RandomFeatures
@@ -87,6 +87,7 @@ def favor_attention(
 
     Raises:
         ValueError: shapes, dtypes, devices or options that do not fit, naming what was expected and what came.
+        NotImplementedError: under forward-mode differentiation.
     """
     space = feature_space(features, feature_map, scale, query, key)
     check_keys(key, value, key_padding_mask, space)
@@ -97,6 +98,7 @@ def favor_attention(
         raise ValueError(f"tokens_per_step must be a whole number of at least 1, got {tokens_per_step}")
     if tokens_per_step > 1 and not is_causal:
         raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
+    refuse_forward_mode(query, key, value, space.projection)
     schedule = resolve_impl(impl, query)
     query, key, value = _autocast(query, key, value)
     if is_causal:
@@ -134,6 +136,7 @@ def summarize(
     """
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
+    refuse_forward_mode(key, value, space.projection)
     schedule = resolve_impl(impl, key)
     key, value = _autocast(key, value)
     return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule)[:2])
@@ -169,6 +172,7 @@ def attend(
         raise ValueError(
             f"query and state must have the same batch size: got {query.shape[0]} and {log_normalizer.shape[0]}"
         )
+    refuse_forward_mode(query, log_normalizer, state_value, space.projection)
     schedule = resolve_impl(impl, query)
     (query,) = _autocast(query)
     return attend_op(query, log_normalizer, state_value, space.projection, space.scale, space.feature_map, schedule)

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention_inputs import arrange_batch_first, check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
 from .favor_attention import favor_attention
 from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features
@@ -82,7 +83,7 @@ class FavorAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(embed_dim, num_heads, dropout, head_dim, redraw_interval, tokens_per_step)
+        check_sizes(embed_dim, num_heads, dropout, head_dim, redraw_interval, tokens_per_step)
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
         self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
@@ -159,11 +160,13 @@ class FavorAttention(nn.Module):
         Raises:
             ValueError: inputs that do not fit, or a mask that linear attention cannot apply.
         """
-        query, key, value, batched = self._batch_first(query, key, value)
+        query, key, value, batched = arrange_batch_first(
+            query, key, value, widths=(self.embed_dim, self.kdim, self.vdim), batch_first=self.batch_first
+        )
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
         causal = self.is_causal or is_causal
-        if attn_mask is not None and not causal:
-            causal = recognise_attention_mask(attn_mask, query.shape[1], key.shape[1], self.tokens_per_step)
+        if attn_mask is not None and not is_causal:
+            causal |= recognise_attention_mask(attn_mask, query.shape[1], key.shape[1], self.tokens_per_step)
         options: dict[str, Any] = {"feature_map": self.feature_map, "key_padding_mask": padding, "is_causal": causal}
         if causal:
             options["tokens_per_step"] = self.tokens_per_step
@@ -212,41 +215,6 @@ class FavorAttention(nn.Module):
                 self.num_features, self.head_dim, kind=self.features, generator=generator, dtype=torch.float32
             )
 
-    def _batch_first(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """Return the inputs as (b, length, width), keeping the identity of inputs that are the same tensor."""
-        inputs = (query, key, value)
-        if any(x.is_nested for x in inputs):
-            raise ValueError(
-                "nested tensors are not supported: pass padded tensors with key_padding_mask; in nn.TransformerEncoder "
-                "set enable_nested_tensor=False"
-            )
-        if len({x.ndim for x in inputs}) != 1 or query.ndim not in (2, 3):
-            raise ValueError(
-                "query, key and value must all be (length, width) or all batched with three dimensions, "
-                f"got {[tuple(x.shape) for x in inputs]}"
-            )
-        batched = query.ndim == 3
-
-        def arranged(x: Tensor) -> Tensor:
-            return x.unsqueeze(0) if not batched else x if self.batch_first else x.transpose(0, 1)
-
-        own_key, own_value = key is not query, value is not key
-        query = arranged(query)
-        key = arranged(key) if own_key else query
-        value = arranged(value) if own_value else key
-        widths = (query.shape[-1], key.shape[-1], value.shape[-1])
-        if widths != (self.embed_dim, self.kdim, self.vdim):
-            raise ValueError(
-                f"query, key and value must have widths {(self.embed_dim, self.kdim, self.vdim)}, got {widths}"
-            )
-        if key.shape[:2] != value.shape[:2] or key.shape[0] != query.shape[0]:
-            layout = "(batch, length, width)"
-            raise ValueError(
-                "key and value must have one length and all three one batch size: got query, key, value of "
-                f"{[tuple(x.shape) for x in (query, key, value)]} as {layout}; is batch_first={self.batch_first} meant?"
-            )
-        return query, key, value, batched
-
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (q, k, v) as (b, h, length, d), in as few matrix products as the inputs allow."""
         if self._fused and query is key and key is value:
@@ -274,7 +242,7 @@ class FavorAttention(nn.Module):
             return q, k, v
         # |x|^2 = temperature sqrt(d) before the kernel's scaling by d ** -0.25, so temperature after it.
         radius = (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**0.25
-        return _with_norm(q, radius), _with_norm(k, radius), v
+        return with_norm(q, radius), with_norm(k, radius), v
 
     def _weights(self, query: Tensor, key: Tensor, features: RandomFeatures, options: dict[str, Any]) -> Tensor:
         (b, h, s, _), t = key.shape, query.shape[-2]
@@ -302,31 +270,3 @@ class FavorAttention(nn.Module):
             for name, buffer in self.named_buffers(recurse=False):
                 state_dict.setdefault(prefix + name, buffer)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _with_norm(x: Tensor, radius: Tensor) -> Tensor:
-    """Scale the rows of x to the given norm, in float32 and in one product; rows near zero keep a smaller one."""
-    square = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(-1, keepdim=True)
-    return x * (radius * torch.rsqrt(square + 1e-6 * x.shape[-1])).to(x.dtype)
-
-
-def _check_sizes(
-    embed_dim: int,
-    num_heads: int,
-    dropout: float,
-    head_dim: int | None,
-    redraw_interval: int | None,
-    tokens_per_step: int,
-) -> None:
-    if embed_dim < 1 or num_heads < 1:
-        raise ValueError(f"embed_dim and num_heads must be at least 1, got {embed_dim} and {num_heads}")
-    if head_dim is None and embed_dim % num_heads:
-        raise ValueError(
-            f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}; change one, or pass head_dim"
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-    if redraw_interval is not None and redraw_interval < 1:
-        raise ValueError(f"redraw_interval must be at least 1 optimiser step, or None for never, got {redraw_interval}")
-    if tokens_per_step < 1:
-        raise ValueError(f"tokens_per_step must be at least 1, got {tokens_per_step}")

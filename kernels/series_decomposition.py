@@ -28,6 +28,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .favor_arguments import refuse_forward_mode
+
 Impl = Literal["auto", "triton", "reference"]
 
 
@@ -59,6 +61,7 @@ def moving_average(
         ValueError: shapes, dtypes or options that do not fit.
     """
     sizes = _check(x, kernel_size, mask, weights, impl)
+    refuse_forward_mode(x)
     trends = [torch.ops.favorcast.moving_average(x, mask, size, causal, "reference") for size in sizes]
     if len(trends) == 1:
         return trends[0]

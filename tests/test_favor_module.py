@@ -288,3 +288,13 @@ def test_head_dims_are_free_of_the_embedding():
     attention, x = layer(head_dim=3, value_head_dim=5), torch.randn(3, 6, 8)
     assert attention.num_features == 12
     assert attention(x, x, x)[0].shape == (3, 6, 8)
+
+
+def test_a_causal_layer_still_refuses_a_mask_it_cannot_apply() -> None:
+    layer = FavorAttention(8, 2, batch_first=True, is_causal=True)
+    x = torch.randn(1, 5, 8)
+    band = torch.ones(5, 5, dtype=torch.bool).triu(2)
+    with pytest.raises(ValueError, match="attn_mask"):
+        layer(x, x, x, attn_mask=band)
+    everything = torch.zeros(5, 5, dtype=torch.bool)
+    assert torch.equal(layer(x, x, x, attn_mask=everything)[0], layer(x, x, x)[0])

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from favor_textbook import qkv
-from favorcast.kernels import FavorAttention, draw_features, favor_attention, series_decomposition, softmax_error
+from favorcast.kernels import (
+    FavorAttention,
+    draw_features,
+    favor_attention,
+    moving_average,
+    series_decomposition,
+    softmax_error,
+)
 from torch.library import opcheck
 
 OPERATORS = torch.ops.favorcast
@@ -148,3 +155,13 @@ def test_vmap_over_inputs_and_over_projections_is_a_loop(is_causal):
 def test_softmax_error_is_a_python_float_without_a_graph():
     inputs = [x.requires_grad_() for x in qkv(dtype=torch.float32)]
     assert isinstance(softmax_error(*inputs, FEATURES), float)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_forward_mode_is_refused_instead_of_dropping_the_tangent(is_causal: bool) -> None:
+    features = draw_features(8, 4)
+    q = torch.randn(1, 2, 5, 4)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: favor_attention(x, q, q, features, is_causal=is_causal), (q,), (torch.ones_like(q),))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: moving_average(x, 3), (q[0],), (torch.ones_like(q[0]),))
