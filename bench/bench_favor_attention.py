@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from favorcast.kernels import draw_features, favor_attention
 from torch import Tensor
 from torch.nn import functional as F
+
+from favorcast.kernels import draw_features, favor_attention
 
 Provider = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -9,8 +9,9 @@ float64, mean over 16 heads and 4 draws. In brackets the error of the plain mean
 from __future__ import annotations
 
 import torch
-from favorcast.kernels import draw_features, softmax_error
 from torch.nn import functional as F
+
+from favorcast.kernels import draw_features, softmax_error
 
 SIZES = ((16, 64), (64, 256))
 KINDS = ("hyperbolic", "orthogonal")

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from favor_textbook import qkv
+from torch import Tensor
+
 from favorcast.kernels import draw_features
 from favorcast.kernels.favor_definition import attend_definition, causal_definition, summarize_definition
 from favorcast.kernels.random_features import FeatureSpace
-from torch import Tensor
 
 LENGTH, HEAD_DIM, NUM_FEATURES = 150, 16, 64
 PROJECTION = draw_features(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 
 import torch
-from favorcast.kernels import RandomFeatures
 from torch import Tensor
+
+from favorcast.kernels import RandomFeatures
 
 
 def phi(x: Tensor, projection: Tensor, feature_map: str, scale: float) -> Tensor:

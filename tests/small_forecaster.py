@@ -4,10 +4,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from favorcast.forecasting.forecaster import Forecaster
-from favorcast.forecasting.missing_values import fill_missing
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from favorcast.forecasting.forecaster import Forecaster
+from favorcast.forecasting.missing_values import fill_missing
 
 NAN = float("nan")
 CONTEXT_LEN, TARGET_LEN, D_X, D_CONTEXT, D_TARGET = 8, 4, 2, 3, 2

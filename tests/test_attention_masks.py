@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from favorcast.kernels.attention_masks import key_padding, recognise_attention_mask
 from torch import nn
+
+from favorcast.kernels.attention_masks import key_padding, recognise_attention_mask
 
 
 def causal_mask(t: int, s: int, step: int = 1) -> torch.Tensor:

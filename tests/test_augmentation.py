@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from favorcast.forecasting.data import (
     InputAugmentation,
     SimulationTimeSeries,

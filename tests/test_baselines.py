@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from favorcast.forecasting.baseline import HeldOutChoice, carry_missing
 from favorcast.forecasting.baselines import (
     DynamicModeDecomposition,

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from favorcast.forecasting.data import DataModule, InputAugmentation, SimulationTimeSeries
 from jsonargparse import ArgumentParser
+
+from favorcast.forecasting.data import DataModule, InputAugmentation, SimulationTimeSeries
 
 
 def counting_series(rows=400, sensors=2, **options):

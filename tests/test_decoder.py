@@ -1,7 +1,8 @@
 import pytest
 import torch
-from favorcast.forecasting.st_transformer import Decoder, DecoderLayer, LayerConfig, build_memory
 from torch import nn
+
+from favorcast.forecasting.st_transformer import Decoder, DecoderLayer, LayerConfig, build_memory
 
 CONFIG = LayerConfig(d_model=16, n_heads=2, dropout_ff=0.0)
 CHANGE = torch.linspace(-1.0, 1.0, 16)  # a constant would vanish in the layer norm

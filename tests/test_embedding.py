@@ -1,7 +1,8 @@
 import pytest
 import torch
-from favorcast.forecasting.st_transformer import LearnedPosition, Time2Vec, TokenEmbedding
 from torch import nn
+
+from favorcast.forecasting.st_transformer import LearnedPosition, Time2Vec, TokenEmbedding
 
 D_MODEL = 16
 

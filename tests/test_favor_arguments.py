@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from favor_textbook import qkv
+
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, summarize
 
 FEATURES = draw_features(16, 4, generator=torch.Generator().manual_seed(1))

@@ -13,6 +13,7 @@ from adversarial_keys import (
     natural_scales,
 )
 from favor_textbook import qkv, textbook_attention, visible_pairs
+
 from favorcast.kernels import RandomFeatures, draw_features, favor_attention, favor_blocks, softmax_error
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")

@@ -14,11 +14,12 @@ from adversarial_keys import (
     natural_scales,
 )
 from favor_textbook import qkv, textbook_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from favorcast.kernels import draw_features, favor_attention
 from favorcast.kernels.favor_causal_reference import causal_backward_reference, causal_reference
 from favorcast.kernels.random_features import FeatureSpace
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 

@@ -8,9 +8,10 @@ import pickle
 import pytest
 import torch
 from favor_textbook import textbook_attention
-from favorcast.kernels import FavorAttention, RandomFeatures
 from torch import nn
 from torch.nn import functional as F
+
+from favorcast.kernels import FavorAttention, RandomFeatures
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 

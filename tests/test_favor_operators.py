@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from favor_textbook import qkv
+from torch.library import opcheck
+
 from favorcast.kernels import (
     FavorAttention,
     draw_features,
@@ -13,7 +15,6 @@ from favorcast.kernels import (
     series_decomposition,
     softmax_error,
 )
-from torch.library import opcheck
 
 OPERATORS = torch.ops.favorcast
 CAUSAL = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from favor_textbook import qkv
+
 from favorcast.kernels import attend, draw_features, favor_attention, summarize
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from favor_textbook import qkv
+
 from favorcast.kernels import FavorState, attend, draw_features, favor_attention, merge, summarize
 from favorcast.kernels.favor_definition import summarize_definition
 from favorcast.kernels.random_features import FeatureSpace

@@ -5,6 +5,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
+
 from favorcast.forecasting.data.boundary_links import Cylinder
 from favorcast.forecasting.data.channel_flow import ChannelFlow
 from favorcast.forecasting.data.flows import (

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from favorcast.forecasting.metrics import ForecastErrors
 from torch import Tensor
+
+from favorcast.forecasting.metrics import ForecastErrors
 
 NAN = float("nan")
 

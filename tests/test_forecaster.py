@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from favorcast.forecasting.forecaster import Forecaster
-from favorcast.forecasting.losses import masked_loss
 from small_forecaster import (
     CONTEXT_LEN,
     D_CONTEXT,
@@ -20,6 +18,9 @@ from small_forecaster import (
     windows,
 )
 from torch import Tensor
+
+from favorcast.forecasting.forecaster import Forecaster
+from favorcast.forecasting.losses import masked_loss
 
 NORMS = {"none": {}, "revin": {"use_revin": True}, "global": {"use_global_norm": True}}
 TRENDS = {"full": {}, "decomposed": {"use_seasonal_decomp": True, "decomposition_kernel_size": 4}}

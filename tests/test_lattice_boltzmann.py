@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+
 from favorcast.forecasting.data.boundary_links import Cylinder, channel_links, fluid_cells, periodic_links
 from favorcast.forecasting.data.channel_flow import ChannelFlow
 from favorcast.forecasting.data.flows import strouhal_number

@@ -1,8 +1,9 @@
 import dataclasses
 
 import pytest
-from favorcast.forecasting.st_transformer import LayerConfig
 from torch import nn
+
+from favorcast.forecasting.st_transformer import LayerConfig
 
 
 class Recorder(nn.Module):

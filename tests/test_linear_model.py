@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from favorcast.forecasting.linear_model import LinearModel
 
 NAN = float("nan")

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+
 from favorcast.forecasting.losses import LossName, check_loss, masked_loss, pointwise_loss
 
 NAN = float("nan")

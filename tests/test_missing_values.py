@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from favorcast.forecasting.missing_values import carry_forward, fill_missing, mark_missing
 
 NAN = float("nan")

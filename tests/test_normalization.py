@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from favorcast.forecasting.normalization import GlobalNorm, NoNorm, Normalization, RevIN
 from torch import Tensor
+
+from favorcast.forecasting.normalization import GlobalNorm, NoNorm, Normalization, RevIN
 
 NAN = float("nan")
 KINDS = {"none": NoNorm, "global": GlobalNorm, "revin": RevIN}

@@ -1,4 +1,5 @@
 import pytest
+
 from favorcast.forecasting.st_transformer import PerformerConfig
 
 WIDTHS = {"d_y_context": 5, "d_y_target": 3, "d_x": 2}

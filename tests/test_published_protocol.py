@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from favorcast.forecasting.baselines import Persistence, RidgeRegression
 from favorcast.forecasting.data import SimulationTimeSeries, SimulationTorchDataset
 

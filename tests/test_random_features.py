@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from favorcast.kernels import draw_features
 from favorcast.kernels.random_features import RELU_OFFSET, log_feature, log_feature_slope
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from favorcast.forecasting.data import embedded_names, embedded_path, read_series, sensor_record
 
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from favorcast.forecasting.sampling import inverse_sigmoid_ratio
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from favorcast.forecasting.schedules import WarmupPlateau, WarmupPlateauLR
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from favorcast.forecasting.data.sensors import extract_datapoints, nearest_cells
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from favorcast.forecasting.data import SensorRecord, SimulationTimeSeries, embedded_names, sensor_record
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from favorcast.kernels import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
 from torch.nn import functional as F
+
+from favorcast.kernels import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 

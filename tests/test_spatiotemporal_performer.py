@@ -4,9 +4,10 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from favorcast.forecasting.st_transformer import DecoderLayer, EncoderLayer, SpatioTemporalPerformer
 from favorcast.kernels import FavorAttention
-from torch import nn
 
 D_Y_CONTEXT, D_Y_TARGET, D_X, CONTEXT_LEN, TARGET_LEN = 5, 3, 2, 8, 4
 SMALL = {"d_model": 16, "n_heads": 2, "time_emb_dim": 3, "max_seq_len": CONTEXT_LEN + TARGET_LEN}

@@ -6,9 +6,6 @@ import inspect
 import jsonargparse
 import pytest
 import torch
-from favorcast.forecasting.losses import masked_loss
-from favorcast.forecasting.spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
-from favorcast.forecasting.st_transformer import PerformerConfig
 from small_forecaster import (
     D_CONTEXT,
     D_TARGET,
@@ -23,6 +20,10 @@ from small_forecaster import (
 )
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+
+from favorcast.forecasting.losses import masked_loss
+from favorcast.forecasting.spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
+from favorcast.forecasting.st_transformer import PerformerConfig
 
 SMALL = {
     "d_y_context": D_CONTEXT,

@@ -1,4 +1,5 @@
 import pytest
+
 from favorcast.forecasting.data.splits import split_rows
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from favorcast.forecasting.st_transformer import GlobalAttention, LayerConfig, LocalAttention, build_memory
 
 CONFIG = LayerConfig(d_model=16, n_heads=2)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from favorcast.forecasting.st_transformer import Time2Vec
 
 

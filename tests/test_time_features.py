@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from favorcast.forecasting.data.time_features import (
     calendar_features,
     generate_spectral_welch,

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from favorcast.forecasting.data import SimulationTimeSeries, SimulationTorchDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from favorcast.forecasting.data import SimulationTimeSeries, SimulationTorchDataset
 
 
 def counting_series(rows=400, sensors=3, **options):
