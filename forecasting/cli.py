@@ -1,0 +1,129 @@
+"""The command `favorcast`."""
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import zip_longest
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from .config_files import bundled_configs, bundled_folder, resolve_config
+from .forecast_cli import NEEDS_WEIGHTS, ForecastCLI
+from .run_folder import resolve_checkpoint, run_config
+
+COMMANDS = tuple(ForecastCLI.subcommands())
+DEFAULT_CONFIG = "cylinder_wake"
+DESCRIPTION = (
+    "Train, test and run forecasters of sensor series. A command without --config takes the configuration of the run "
+    f"that wrote the checkpoint in --ckpt_path; fit without both takes {DEFAULT_CONFIG}. --config is a YAML file or "
+    f"the name of one that ships with favorcast: {', '.join(bundled_configs())}, in {bundled_folder()}."
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command line; None takes that of the process.
+
+    Raises:
+        SystemExit: when the command cannot be carried out, with a message that says why, or after --help and the like.
+    """
+    try:
+        with lightning_advice_hidden():
+            ForecastCLI(
+                complete_arguments(list(sys.argv[1:] if args is None else args)),
+                prog="favorcast",
+                description=DESCRIPTION,
+                version=version("favorcast"),
+            )
+    except (ValueError, OSError, ImportError, NotImplementedError, MisconfigurationException) as error:
+        message = explanation(error)
+        if message is None:
+            raise
+        print(f"favorcast: error: {message}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def complete_arguments(args: list[str]) -> list[str]:
+    """Return the arguments with bundled configurations as paths, and with the configuration that a command implies.
+
+    Raises:
+        FileNotFoundError: a configuration or a checkpoint does not exist.
+        ValueError: a command other than fit is given neither.
+    """
+    if not args or args[0] not in COMMANDS:
+        return args
+    command, *options = args
+    has_config = False
+    for i, option in enumerate(options):
+        name, equals, value = option.partition("=")
+        if name in ("--config", "-c"):
+            has_config = True
+            if equals:
+                options[i] = f"{name}={resolve_config(value)}"
+            elif i + 1 < len(options):
+                options[i + 1] = str(resolve_config(options[i + 1]))
+    if has_config or {"-h", "--help"} & set(options):
+        return [command, *options]
+    checkpoint = option_value(options, "--ckpt_path")
+    if checkpoint is not None:
+        config = run_config(resolve_checkpoint(checkpoint))
+    elif command == "fit":
+        config = resolve_config(DEFAULT_CONFIG)
+    else:
+        raise ValueError(NEEDS_WEIGHTS.format(command=command))
+    return [command, *options] if config is None else [command, "--config", str(config), *options]
+
+
+def option_value(options: Sequence[str], name: str) -> str | None:
+    """Return the value given to an option, as `name value` or `name=value`; None when there is none."""
+    for option, following in zip_longest(options, options[1:]):
+        if option == name:
+            return following
+        if option.startswith(f"{name}="):
+            return option.removeprefix(f"{name}=")
+    return None
+
+
+def explanation(error: BaseException) -> str | None:
+    """Return the message to the user behind an error, None when there is none and the error is a defect.
+
+    Messages come from the checks of this package and from Lightning's checks of its options. The innermost one counts:
+    the parser wraps what the constructor of a model raises in a listing of everything that it tried.
+    """
+    message = None
+    cause: BaseException | None = error
+    while cause is not None:
+        raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(cause.__traceback__)][-1:]
+        is_ours = any(name.partition(".")[0] == __name__.partition(".")[0] for name in raised_in)
+        if is_ours or isinstance(cause, MisconfigurationException):
+            message = str(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return message
+
+
+@contextmanager
+def lightning_advice_hidden() -> Iterator[None]:
+    """Hide what Lightning says that a user of this command can do nothing with.
+
+    These are its advertisements; its advice to load data in more processes (windows are views of an array in memory,
+    processes would only add copies); its note that a resumed run does not overwrite the checkpoints of the first; and
+    its own use of a class that torch has deprecated.
+    """
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    logger.addFilter(_is_no_advertisement)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message="The dirpath has changed from")
+            # TODO(pytorch-lightning>2.6): drop when its utilities/_pytree.py no longer uses LeafSpec
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+            yield
+    finally:
+        logger.removeFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡 Tip:")

@@ -1,0 +1,188 @@
+"""The Lightning command line of a Forecaster: each run in a folder of its own, compared with the baselines."""
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger
+from rich.console import Console
+
+from .baseline_comparison import BaselineComparison
+from .data import DataModule
+from .forecast_writer import ForecastWriter
+from .forecaster import Forecaster
+from .report import score_table
+from .result_files import write_results
+from .run_folder import (
+    BEST_CHECKPOINT,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    create_run_folder,
+    new_run_folder,
+    resolve_checkpoint,
+)
+from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
+
+NEEDS_WEIGHTS = "{command} needs trained weights: give --ckpt_path a .ckpt file or a run folder"
+
+
+class CommandParser(LightningArgumentParser):
+    """A parser whose errors are one message, without the list of all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise ValueError for a command line or configuration that cannot be parsed."""
+        raise ValueError(message.strip()) from ex
+
+
+class ForecastCLI(LightningCLI):
+    """Run fit, validate, test or predict on a Forecaster and a DataModule.
+
+    Beside the options of LightningCLI, --runs and --name place the run folder <runs>/<name>/<time>_<command>, and
+    --checkpoint sets the ModelCheckpoint, which keeps the weights of the lowest val/loss. The model's widths come from
+    the data. fit ends with a test of the best weights; fit and test write the files of `write_results`, predict writes
+    forecast.csv (see ForecastWriter). What a run writes it writes into its folder, whose path is printed last.
+
+    Args:
+        args: the command line, without the program's name.
+        parser_options: see LightningArgumentParser.
+
+    Raises:
+        ValueError, FileNotFoundError: what the options ask for cannot be done.
+    """
+
+    model: Forecaster
+    datamodule: DataModule
+
+    def __init__(self, args: list[str], **parser_options: Any) -> None:
+        self.console = Console()
+        self.comparison = BaselineComparison()
+        self.checkpoint: ModelCheckpoint | None = None
+        super().__init__(
+            Forecaster,
+            DataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs=parser_options,
+            parser_class=CommandParser,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """List the commands, each with the Trainer's arguments that it does not offer."""
+        commands = LightningCLI.subcommands()
+        commands["test"].add("verbose")
+        commands["predict"].add("return_predictions")
+        return commands
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder and the checkpoint, and take the model's widths from the data."""
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--name", type=str | None, help="folder of this run in --runs; null: the data's name")
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint", skip={"dirpath"})
+        model = SpatioTemporalPerformer_Forecaster
+        parser.set_defaults(
+            {
+                "model": {"class_path": f"{model.__module__}.{model.__name__}"},
+                "checkpoint.filename": BEST_CHECKPOINT.removesuffix(ModelCheckpoint.FILE_EXTENSION),
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.save_last": True,
+            }
+        )
+        for width in ("d_x", "d_y_context", "d_y_target"):
+            parser.link_arguments(f"data.{width}", f"model.init_args.{width}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments and find the checkpoint; Lightning's version warns about the arguments of the process.
+
+        Raises:
+            ValueError: they cannot be parsed, or a command other than fit is given no checkpoint.
+            FileNotFoundError: the checkpoint does not exist.
+        """
+        self.config = parser.parse_args(args)
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path is not None:
+            config.ckpt_path = str(resolve_checkpoint(config.ckpt_path))
+        elif self.config.subcommand != "fit":
+            raise ValueError(NEEDS_WEIGHTS.format(command=self.config.subcommand))
+
+    @property
+    def command(self) -> str:
+        """The command that runs."""
+        assert self.subcommand is not None
+        return self.subcommand
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Name the run folder, and build the Trainer that writes to it."""
+        config = self.config[self.command]
+        name = config.name or Path(config.data.series.init_args.get("data_path") or "series").stem
+        self.run_folder = new_run_folder(Path(config.runs), name, self.command)
+        options = self._get(self.config_init, "trainer")
+        if self.command != "fit":
+            kwargs["logger"] = False
+        elif options["logger"] in (None, True):
+            kwargs["logger"] = CSVLogger(self.run_folder, name="", version="log")
+        return super().instantiate_trainer(callbacks=self._callbacks(options), **kwargs)
+
+    def _callbacks(self, options: Any) -> list[Callback]:
+        callbacks: list[Callback] = list(options["callbacks"] or [])
+        if options["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
+            # errors may be far below the three decimals of Lightning's own bar
+            callbacks.append(RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g")))
+        if self.command == "fit" and options["logger"] is not False:
+            callbacks.append(LearningRateMonitor())
+        if self.command in ("fit", "test"):
+            callbacks.append(self.comparison)
+        if self.command == "predict":
+            callbacks.append(ForecastWriter(self.run_folder / "forecast.csv"))
+        if options["enable_checkpointing"] is not False:
+            self.checkpoint = checkpoint = self._get(self.config_init, "checkpoint")
+            source = self.config[self.command].ckpt_path
+            folder = self.run_folder / CHECKPOINT_FOLDER if self.command == "fit" else Path(source).resolve().parent
+            checkpoint.dirpath = str(folder)  # commands other than fit write none: it only takes back its state
+            callbacks.append(checkpoint)
+        return callbacks
+
+    def create_run_folder(self) -> None:
+        """Create the run folder, once everything that can be checked has been."""
+        if self.trainer.is_global_zero:
+            create_run_folder(self.run_folder)
+
+    before_fit = before_test = before_predict = create_run_folder
+
+    def fit(self, **options: Any) -> None:
+        """Train, then test the weights of the lowest val/loss; the last ones when none were kept."""
+        counts = ", ".join(f"{count} for {split}" for split, count in self.datamodule.window_counts.items())
+        if self.trainer.is_global_zero:
+            self.console.print(f"{self.datamodule.d_y_context} sensors, {self.datamodule.d_x} covariates; {counts}")
+            path = str(self.run_folder / CONFIG_FILE)
+            # TODO(jsonargparse>=4.49 as the minimum): skip_unset=False, the new name of skip_none
+            self._parser("fit").save(self.config["fit"], path, skip_none=False)
+        self.trainer.fit(**options)
+        if "test" in self.datamodule.series.splits:
+            best = self.checkpoint.best_model_path if self.checkpoint else ""
+            self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best or None)
+
+    def test(self, **options: Any) -> None:
+        """Test beside the baselines, print the scores and write them down."""
+        self.trainer.test(verbose=False, **options)
+        report = self.comparison.report
+        if self.trainer.is_global_zero and report is not None:
+            self.console.print(score_table(report))
+            write_results(self.run_folder, report, self.model, self.datamodule)
+
+    def predict(self, **options: Any) -> None:
+        """Write the forecasts of the checkpoint; they are not returned, which would hold them all."""
+        self.trainer.predict(return_predictions=False, **options)
+
+    def print_run_folder(self) -> None:
+        """Print where the results are."""
+        if self.trainer.is_global_zero:
+            print(self.run_folder)  # not by the console, which would break a long path over lines
+
+    after_fit = after_test = after_predict = print_run_folder
