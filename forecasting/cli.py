@@ -51,7 +51,7 @@ def complete_arguments(args: list[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: a configuration or a checkpoint does not exist.
-        ValueError: a command other than fit is given neither.
+        ValueError: nothing says which configuration to take.
     """
     if not args or args[0] not in COMMANDS:
         return args
@@ -70,6 +70,10 @@ def complete_arguments(args: list[str]) -> list[str]:
     checkpoint = option_value(options, "--ckpt_path")
     if checkpoint is not None:
         config = run_config(resolve_checkpoint(checkpoint))
+        if config is None and not any(option.startswith("--data") for option in options):
+            raise ValueError(
+                f"{checkpoint} does not lie in the folder of a run, which holds its configuration: give --config"
+            )
     elif command == "fit":
         config = resolve_config(DEFAULT_CONFIG)
     else:

@@ -29,6 +29,7 @@ class ForecastWriter(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.windows_written = 0
+        self._times = np.empty(0, dtype=str)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the header."""
@@ -38,9 +39,10 @@ class ForecastWriter(pl.Callback):
                 "predict with --trainer.devices 1"
             )
         self.windows_written = 0
-        columns = _data(trainer).series.target_cols
+        series = _data(trainer).series
+        self._times = _texts(series.times)
         with self.path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(["window", "step", "time", *columns])
+            csv.writer(file).writerow(["window", "step", "time", *series.target_cols])
 
     def on_predict_batch_end(
         self,
@@ -53,13 +55,13 @@ class ForecastWriter(pl.Callback):
     ) -> None:
         """Append the forecasts (b, n, d) of one batch."""
         data = _data(trainer)
-        windows, times = data.windows(data.prediction_split), data.series.times
+        windows = data.windows(data.prediction_split)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             for forecast in outputs.float().numpy(force=True):
                 _, target = windows.window_slices(self.windows_written)
-                for step, (time, values) in enumerate(zip(times[target], forecast, strict=True), start=1):
-                    writer.writerow([self.windows_written, step, _text(time), *(f"{value:.7g}" for value in values)])
+                for step, (time, values) in enumerate(zip(self._times[target], forecast, strict=True), start=1):
+                    writer.writerow([self.windows_written, step, time, *(f"{value:.7g}" for value in values)])
                 self.windows_written += 1
 
 
@@ -70,7 +72,8 @@ def _data(trainer: pl.Trainer) -> DataModule:
     return data
 
 
-def _text(time: np.generic) -> str:
-    if isinstance(time, np.datetime64):
-        return np.datetime_as_string(time, unit="auto")
-    return f"{time:.10g}"
+def _texts(times: np.ndarray) -> np.ndarray:
+    if times.dtype.kind != "M":
+        return np.char.mod("%.10g", times)
+    has_whole_seconds = bool((times == times.astype("datetime64[s]")).all())
+    return np.datetime_as_string(times, unit="s" if has_whole_seconds else "ns")

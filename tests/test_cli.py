@@ -1,67 +1,20 @@
 import csv
 import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from small_run import CONTEXT_LEN, TARGET_LEN, config_file, metrics, refused, run, series_file
 
 from favorcast.forecasting import SpatioTemporalPerformer_Forecaster
 from favorcast.forecasting.baselines import Persistence
-from favorcast.forecasting.cli import complete_arguments, main, option_value
-from favorcast.forecasting.config_files import bundled_configs, bundled_folder, resolve_config
+from favorcast.forecasting.cli import main
+from favorcast.forecasting.config_files import bundled_folder
 from favorcast.forecasting.data import SimulationTimeSeries, SimulationTorchDataset
 
-CONTEXT_LEN, TARGET_LEN = 12, 4
 PNG_START = b"\x89PNG"
-
-
-def series_file(folder, rows=200):
-    rng = np.random.default_rng(0)
-    data = np.sin(2 * np.pi * np.arange(rows)[:, None] / 9 + np.arange(3)) + 0.05 * rng.standard_normal((rows, 3))
-    path = folder / "waves.npz"
-    columns = ["u_0", "u_1", "v_0"]
-    np.savez(path, dataset=data.astype(np.float32), columns=columns, sampling_time=0.25, time_unit="s", unit="m")
-    return path
-
-
-def config_file(folder, data_path, **changes):
-    model = {"d_model": 8, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1, "max_seq_len": 16}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    limits = {"max_epochs": 1, "limit_train_batches": 2, "log_every_n_steps": 1, "accelerator": "cpu"}
-    series = {"data_path": str(data_path), "target_columns": ["u_*"], "exogenous_columns": ["v_0"]}
-    config = {
-        "data": {
-            "series": {"class_path": "SimulationTimeSeries", "init_args": series},
-            "context_len": CONTEXT_LEN,
-            "target_len": TARGET_LEN,
-            "batch_size": 8,
-        },
-        "model": {"class_path": "SpatioTemporalPerformer_Forecaster", "init_args": model},
-        "trainer": limits | quiet,
-    }
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(config | changes))
-    return path
-
-
-def run(capsys, *args):
-    """Run a command line and return its run folder, which it prints last, and everything it printed."""
-    main([str(arg) for arg in args])
-    output = capsys.readouterr()
-    return Path(output.out.strip().splitlines()[-1]), output.out + output.err
-
-
-def refused(capsys, *args):
-    """Run a command line that must fail with exit code 2, and return its message."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(arg) for arg in args])
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert not any("Traceback" in line for line in lines)
-    return "\n".join(lines[next(i for i, line in enumerate(lines) if line.startswith("favorcast: error: ")) :])
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +28,6 @@ def fitted(tmp_path_factory):
         main(["fit", "--config", str(config), "--runs", str(folder / "runs"), "--name", "small"])
     (run_folder,) = (folder / "runs" / "small").iterdir()
     return folder, config, run_folder, [str(warning.message) for warning in caught]
-
-
-def metrics(run_folder):
-    with (run_folder / "metrics.csv").open(newline="") as file:
-        return {(row[0], row[1], row[2], row[3]): float(row[4]) for row in list(csv.reader(file))[1:]}
 
 
 def test_fit_leaves_results_weights_log_and_configuration(fitted):
@@ -217,62 +165,13 @@ def test_data_without_a_test_split_are_trained_on_without_a_report(fitted, tmp_p
     assert not (folder / "metrics.csv").exists()
 
 
-SERIES = "--data.series.init_args."
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--data.contextlen", "3"], "unrecognized arguments: --data.contextlen 3"),
-        (["--data.context_len", "long"], "data.context_len"),
-        (["--model.d_modell", "3"], "'d_modell' is not accepted"),
-        (["--model.d_model", "9"], "d_model must be divisible by n_heads"),
-        ([f"{SERIES}data_path", "missing.csv"], "no series at 'missing.csv'"),
-        ([f"{SERIES}target_columns", "[w_*]"], "no column matches 'w_*'; close matches: ['u_0'"),
-        (["--data.context_len", "150"], "the train split has 140 rows"),
-        (["--ckpt_path", "missing.ckpt"], "no checkpoint at 'missing.ckpt'"),
-        (["--ckpt_path", __file__], "is no checkpoint"),
-        (["--config", "missing"], "no configuration at 'missing'"),
-        (["--trainer.devices", "5", "--trainer.accelerator", "cuda"], ""),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_a_mistake_ends_in_one_message_before_any_folder_is_made(fitted, tmp_path, capsys, options, message):
-    _, config, _, _ = fitted
-    text = refused(capsys, "fit", "--config", config, "--runs", tmp_path / "runs", *options)
-    assert message in text
-    assert text.count("\n") <= 3
-    assert not (tmp_path / "runs").exists()
-
-
-def test_runs_that_cannot_be_written_are_refused(fitted, tmp_path, capsys):
-    _, config, _, _ = fitted
-    (tmp_path / "runs").write_text("")
-    assert "cannot create the run folder" in refused(capsys, "fit", "--config", config, "--runs", tmp_path / "runs")
-
-
-def test_an_option_that_no_configuration_knows_is_refused(fitted, tmp_path, capsys):
-    folder, _, _, _ = fitted
-    config = config_file(tmp_path, folder / "waves.npz", modle=3)
-    assert "modle" in refused(capsys, "fit", "--config", config, "--runs", tmp_path)
-
-
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_commands_that_need_weights_say_so(fitted, capsys, command):
-    _, config, _, _ = fitted
-    expected = f"favorcast: error: {command} needs trained weights"
-    assert refused(capsys, command).startswith(expected)
-    assert refused(capsys, command, "--config", config).startswith(expected)
-
-
-def test_a_defect_keeps_its_traceback(fitted, monkeypatch):
-    def defect(self):
-        return int("not a number")
-
-    monkeypatch.setattr("favorcast.forecasting.forecast_cli.ForecastCLI.print_run_folder", defect)
-    monkeypatch.setattr("favorcast.forecasting.forecast_cli.ForecastCLI.fit", lambda self, **options: float("x y"))
-    with pytest.raises(ValueError, match="x y"):
-        main(["fit", "--config", str(fitted[1]), "--runs", str(fitted[0] / "defect")])
+def test_weights_outside_a_run_folder_need_a_configuration(fitted, tmp_path, capsys):
+    _, config, run_folder, _ = fitted
+    moved = tmp_path / "moved.ckpt"
+    moved.write_bytes((run_folder / "checkpoints" / "best.ckpt").read_bytes())
+    assert "give --config" in refused(capsys, "test", "--ckpt_path", moved)
+    tested, _ = run(capsys, "test", "--ckpt_path", moved, "--config", config, "--runs", tmp_path)
+    assert metrics(tested) == metrics(run_folder)
 
 
 def test_the_version_is_printed(capsys):
@@ -290,37 +189,7 @@ def test_help_says_where_the_bundled_configurations_are(capsys):
 
 @pytest.mark.parametrize("name", ["cylinder_wake", "fluidic_pinball"])
 def test_bundled_configurations_are_accepted_by_name(name, capsys):
-    assert resolve_config(name) == resolve_config(f"{name}.yaml") == bundled_folder() / f"{name}.yaml"
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", name, "--print_config"])
     assert stop.value.code in (0, None)
     assert yaml.safe_load(capsys.readouterr().out)["name"] == name
-    assert name in bundled_configs()
-
-
-def test_a_file_wins_over_a_bundled_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cylinder_wake").write_text("")
-    assert resolve_config("cylinder_wake") == Path("cylinder_wake")
-
-
-def test_fit_without_a_configuration_runs_the_cylinder_wake():
-    expected = ["fit", "--config", str(bundled_folder() / "cylinder_wake.yaml"), "--data.batch_size", "8"]
-    assert complete_arguments(["fit", "--data.batch_size", "8"]) == expected
-
-
-@pytest.mark.parametrize(
-    "options", [["--config", "cylinder_wake"], ["-c", "cylinder_wake"], ["--config=cylinder_wake"]]
-)
-def test_names_are_replaced_in_every_spelling_of_the_option(options):
-    completed = complete_arguments(["fit", *options])
-    assert completed[-1].removeprefix("--config=") == str(bundled_folder() / "cylinder_wake.yaml")
-    assert len(completed) == len(options) + 1
-
-
-@pytest.mark.parametrize(
-    ("options", "value"),
-    [([], None), (["--a"], None), (["--a", "1"], "1"), (["--b", "--a=2"], "2"), (["--aa", "3"], None)],
-)
-def test_option_values_are_found(options, value):
-    assert option_value(options, "--a") == value
