@@ -10,6 +10,7 @@ import numpy as np
 from .data import DataModule
 from .forecaster import Forecaster
 from .missing_values import mark_missing
+from .plots import plot_errors, plot_forecast
 from .report import Report, write_metrics
 
 METRICS_FILE, ERRORS_FILE, FORECAST_FILE = "metrics.csv", "errors.png", "forecast.png"
@@ -26,8 +27,6 @@ def write_results(folder: Path, report: Report, model: Forecaster, data: DataMod
         model: the tested model.
         data: what it was tested on.
     """
-    from .plots import plot_errors, plot_forecast  # matplotlib takes a second to import, and only plots need it
-
     write_metrics(report, folder / METRICS_FILE)
     plot_errors(report).savefig(folder / ERRORS_FILE)
 
