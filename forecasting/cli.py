@@ -1,6 +1,7 @@
 """The command `favorcast`."""
 
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -30,6 +31,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: when the command cannot be carried out, with a message that says why, or after --help and the like.
     """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: --model my_module.MyForecaster is found
     try:
         with lightning_advice_hidden():
             ForecastCLI(

@@ -20,6 +20,7 @@ from .run_folder import (
     BEST_CHECKPOINT,
     CHECKPOINT_FOLDER,
     CONFIG_FILE,
+    check_weights,
     create_run_folder,
     new_run_folder,
     resolve_checkpoint,
@@ -149,7 +150,14 @@ class ForecastCLI(LightningCLI):
         return callbacks
 
     def create_run_folder(self) -> None:
-        """Create the run folder, once everything that can be checked has been."""
+        """Create the run folder, once everything that can be checked has been.
+
+        Raises:
+            ValueError: the checkpoint does not fit the model, or the folder cannot be created.
+        """
+        checkpoint = self.config[self.command].ckpt_path
+        if checkpoint is not None:
+            check_weights(self.model, Path(checkpoint))
         if self.trainer.is_global_zero:
             create_run_folder(self.run_folder)
 
@@ -161,8 +169,7 @@ class ForecastCLI(LightningCLI):
         if self.trainer.is_global_zero:
             self.console.print(f"{self.datamodule.d_y_context} sensors, {self.datamodule.d_x} covariates; {counts}")
             path = str(self.run_folder / CONFIG_FILE)
-            # TODO(jsonargparse>=4.49 as the minimum): skip_unset=False, the new name of skip_none
-            self._parser("fit").save(self.config["fit"], path, skip_none=False)
+            self._parser("fit").save(self.config["fit"], path, skip_unset=False)
         self.trainer.fit(**options)
         if "test" in self.datamodule.series.splits:
             best = self.checkpoint.best_model_path if self.checkpoint else ""

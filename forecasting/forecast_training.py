@@ -104,8 +104,9 @@ class ForecastTraining(pl.LightningModule, ABC):
         self.test_errors.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Log train/loss, train/mae and train/mse."""
-        self._log_errors("train", self.train_errors)
+        """Log train/loss, train/mae and train/mse; nothing in an epoch that a resumed run only closes."""
+        if self.train_errors.has_data:
+            self._log_errors("train", self.train_errors)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, val/mae and val/mse, and show the loss to the learning-rate schedule."""

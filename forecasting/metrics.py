@@ -59,6 +59,11 @@ class ForecastErrors(Metric):
         self.scaled_loss = self.scaled_loss + loss.sum(dim=0, dtype=dtype)
         self.count = self.count + observed.sum(dim=0, dtype=dtype)
 
+    @property
+    def has_data(self) -> bool:
+        """Whether there has been an update since the last reset."""
+        return self.count.ndim > 0
+
     def compute(self) -> dict[str, Tensor]:
         """Return the means over every observed entry: {"loss", "mae", "mse"}."""
         return self._means(())
@@ -74,7 +79,7 @@ class ForecastErrors(Metric):
             return self._means((0,))
 
     def _means(self, dims: tuple[int, ...]) -> dict[str, Tensor]:
-        if self.count.ndim == 0:
+        if not self.has_data:
             raise ValueError(
                 "ForecastErrors has no data: expected at least one update before reading a result, got none"
             )

@@ -1,9 +1,14 @@
 """The folder that a run writes to, and what is found in the folder of an earlier one."""
 
+import pickle
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 from zipfile import is_zipfile
+
+import torch
+from torch import nn
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINT_FOLDER = "checkpoints"
@@ -41,9 +46,38 @@ def resolve_checkpoint(path: str) -> Path:
         checkpoint = checkpoint / CHECKPOINT_FOLDER / BEST_CHECKPOINT
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(checkpoint)!r}: give a .ckpt file or a run folder")
-    if not is_zipfile(checkpoint):  # what torch.save writes
-        raise ValueError(f"{checkpoint} is no checkpoint: expected a .ckpt file written by fit")
+    load_checkpoint(checkpoint)
     return checkpoint
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        ValueError: the file is no checkpoint of Lightning, or holds more than tensors and plain values.
+    """
+    content = None
+    if is_zipfile(path):  # what torch.save writes
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError):
+            content = None
+    if not isinstance(content, dict) or not {"pytorch-lightning_version", "state_dict"} <= content.keys():
+        raise ValueError(f"{path} is no checkpoint: expected a .ckpt file written by fit")
+    return content
+
+
+def check_weights(model: nn.Module, path: Path) -> None:
+    """Raise ValueError unless the weights of a checkpoint have the names and shapes of the model's."""
+    own, saved = model.state_dict(), load_checkpoint(path)["state_dict"]
+    shapes = [{name: tuple(weight.shape) for name, weight in weights.items()} for weights in (own, saved)]
+    different = sorted(name for name in own.keys() | saved.keys() if shapes[0].get(name) != shapes[1].get(name))
+    if different:
+        expected, came = (each.get(different[0], "nothing") for each in shapes)
+        raise ValueError(
+            f"the weights in {path} do not fit the configured model and data: expected {expected} for {different[0]}, "
+            f"got {came} (and {len(different) - 1} more); leave out --config to take that of the checkpoint's run"
+        )
 
 
 def run_config(checkpoint: Path) -> Path | None:

@@ -40,6 +40,11 @@ def feature_space(
     features: RandomFeatures | Tensor, feature_map: str, scale: float | None, like: Tensor, keys: Tensor
 ) -> FeatureSpace:
     """Bundle and check the features; `like` has the head dim, `keys` the key heads in dimension 1."""
+    if not isinstance(features, (Tensor, tuple)):
+        raise ValueError(
+            f"features must be RandomFeatures or a projection tensor, got {type(features).__name__}; "
+            "draw_features(num_features, head_dim) makes them"
+        )
     projection, log_weight = (features, None) if isinstance(features, Tensor) else features
     if feature_map not in get_args(FeatureMap):
         raise ValueError(f"unknown feature_map: expected one of {', '.join(get_args(FeatureMap))}, got {feature_map!r}")

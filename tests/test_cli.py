@@ -1,5 +1,6 @@
 import csv
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -193,3 +194,23 @@ def test_bundled_configurations_are_accepted_by_name(name, capsys):
         main(["fit", "--config", name, "--print_config"])
     assert stop.value.code in (0, None)
     assert yaml.safe_load(capsys.readouterr().out)["name"] == name
+
+
+def test_a_run_saved_at_the_last_batch_of_an_epoch_can_be_resumed(tmp_path, capsys):
+    config = config_file(tmp_path, series_file(tmp_path))
+    arguments = ["--config", config, "--runs", tmp_path / "runs", "--trainer.val_check_interval", 0.5]
+    first, _ = run(capsys, "fit", *arguments)
+    resumed, _ = run(capsys, "fit", "--ckpt_path", first / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 2)
+    assert torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_model_in_the_working_directory_is_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    (tmp_path / "own_model_of_a_user.py").write_text(
+        "from favorcast.forecasting import SpatioTemporalPerformer_Forecaster\n\n\n"
+        "class OwnForecaster(SpatioTemporalPerformer_Forecaster):\n    pass\n"
+    )
+    config = config_file(tmp_path, series_file(tmp_path))
+    _, output = run(capsys, "fit", "--config", config, "--model", "own_model_of_a_user.OwnForecaster")
+    assert "OwnForecaster" in output

@@ -1,4 +1,7 @@
+import zipfile
+
 import pytest
+import torch
 from small_run import config_file, refused, series_file
 
 from favorcast.forecasting.cli import complete_arguments, main, option_value
@@ -81,3 +84,21 @@ def test_names_are_replaced_in_every_spelling_of_the_option(options):
 )
 def test_option_values_are_found(options, value):
     assert option_value(options, "--a") == value
+
+
+def test_an_archive_that_is_no_checkpoint_is_refused(config, tmp_path, capsys):
+    torch.save({"a": 1}, tmp_path / "foreign.ckpt")
+    with zipfile.ZipFile(tmp_path / "plain.ckpt", "w") as archive:
+        archive.writestr("a.txt", "a")
+    for name in ("foreign.ckpt", "plain.ckpt"):
+        text = refused(capsys, "test", "--config", config, "--ckpt_path", tmp_path / name)
+        assert "is no checkpoint: expected a .ckpt file written by fit" in text
+
+
+def test_weights_of_another_model_are_refused(config, tmp_path, capsys):
+    main(["fit", "--config", str(config), "--runs", str(tmp_path / "first"), "--trainer.max_steps", "1"])
+    checkpoint = next((tmp_path / "first").rglob("last.ckpt"))
+    options = ["--config", config, "--runs", tmp_path / "second", "--ckpt_path", checkpoint]
+    text = refused(capsys, "test", *options, "--model.init_args.d_model", "16")
+    assert "do not fit the configured model and data" in text
+    assert not (tmp_path / "second").exists()

@@ -1,6 +1,5 @@
-import zipfile
-
 import pytest
+import torch
 
 from favorcast.forecasting.run_folder import create_run_folder, new_run_folder, resolve_checkpoint, run_config
 
@@ -8,8 +7,7 @@ from favorcast.forecasting.run_folder import create_run_folder, new_run_folder, 
 def checkpoint_in(folder):
     folder.mkdir(parents=True)
     path = folder / "best.ckpt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("data", "")
+    torch.save({"pytorch-lightning_version": "2.6.6", "state_dict": {}}, path)
     return path
 
 

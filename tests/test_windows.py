@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from favorcast.forecasting.data import SimulationTimeSeries, SimulationTorchDataset
@@ -85,12 +85,13 @@ def test_windows_are_all_that_fit_and_no_target_leaves_its_split(
     split, context_len, target_len, resolution, stride, reach_back
 ):
     series = counting_series(300, 1)
-    windows = SimulationTorchDataset(
-        series, split, context_len, target_len, resolution, stride=stride, reach_back=reach_back
-    )
     rows = series.splits[split]
     span = resolution * (context_len + target_len - 1) + 1
     reach = min(resolution * context_len, rows.start) if reach_back else 0
+    assume(len(rows) + reach >= span)
+    windows = SimulationTorchDataset(
+        series, split, context_len, target_len, resolution, stride=stride, reach_back=reach_back
+    )
     assert len(windows) == (len(rows) + reach - span) // stride + 1
     for index, start in enumerate(range(rows.start - reach, rows.stop - span + 1, stride)):
         expected = start + resolution * np.arange(context_len + target_len)
