@@ -95,10 +95,10 @@ def test_an_archive_that_is_no_checkpoint_is_refused(config, tmp_path, capsys):
         assert "is no checkpoint: expected a .ckpt file written by fit" in text
 
 
-def test_weights_of_another_model_are_refused(config, tmp_path, capsys):
+def test_weights_for_other_data_are_refused(config, tmp_path, capsys):
     main(["fit", "--config", str(config), "--runs", str(tmp_path / "first"), "--trainer.max_steps", "1"])
     checkpoint = next((tmp_path / "first").rglob("last.ckpt"))
     options = ["--config", config, "--runs", tmp_path / "second", "--ckpt_path", checkpoint]
-    text = refused(capsys, "test", *options, "--model.init_args.d_model", "16")
+    text = refused(capsys, "test", *options, f"{SERIES}target_columns", "[u_0]")
     assert "do not fit the configured model and data" in text
     assert not (tmp_path / "second").exists()
