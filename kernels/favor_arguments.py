@@ -13,18 +13,6 @@ from .random_features import FeatureMap, FeatureSpace, RandomFeatures
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
-def resolve_impl(impl: str, tensor: Tensor) -> str:
-    """Return the schedule to run; only "auto" chooses, an explicit choice is honoured or refused."""
-    if impl not in ("auto", "triton", "reference"):
-        raise ValueError(f"unknown impl: expected 'auto', 'triton' or 'reference', got {impl!r}")
-    if impl == "triton":
-        raise ValueError(
-            "impl='triton' cannot be honoured: this version of favorcast has the torch reference only; "
-            f"use impl='auto' or impl='reference', which run on {tensor.device.type} tensors"
-        )
-    return "reference"
-
-
 def refuse_forward_mode(*tensors: Tensor) -> None:
     """Raise for tensors that carry a forward-mode tangent: the operators would drop it without a word."""
     if forward_ad._current_level < 0:
@@ -45,7 +33,10 @@ def feature_space(
             f"features must be RandomFeatures or a projection tensor, got {type(features).__name__}; "
             "draw_features(num_features, head_dim) makes them"
         )
-    projection, log_weight = (features, None) if isinstance(features, Tensor) else features
+    projection, log_weight, paired = (
+        RandomFeatures(features) if isinstance(features, Tensor) else RandomFeatures(*features)
+    )
+    paired = paired and not projection.requires_grad  # learnt rows need not stay paired
     if feature_map not in get_args(FeatureMap):
         raise ValueError(f"unknown feature_map: expected one of {', '.join(get_args(FeatureMap))}, got {feature_map!r}")
     for name, x in (("the first tensor", like), ("keys", keys)):
@@ -72,7 +63,10 @@ def feature_space(
     _same_device(("the projection", projection), ("the tensors", like))
     if scale is not None and not (0 < scale < float("inf")):
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    return FeatureSpace(projection, log_weight, head_dim**-0.5 if scale is None else float(scale), feature_map)
+    if paired and projection.shape[-2] % 2:
+        raise ValueError(f"paired features must have an even number of rows, got {projection.shape[-2]}")
+    scale = head_dim**-0.5 if scale is None else float(scale)
+    return FeatureSpace(projection, log_weight, scale, feature_map, paired)
 
 
 def check_keys(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> None:

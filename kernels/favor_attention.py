@@ -19,19 +19,18 @@ the state is float32 (float64).
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import favor_autograd as favor_autograd  # registers the gradients
-from .favor_arguments import check_attend, check_keys, check_state, feature_space, refuse_forward_mode, resolve_impl
+from .favor_arguments import check_attend, check_keys, check_state, feature_space, refuse_forward_mode
 from .favor_definition import visibility
-from .favor_ops import attend_op, causal_op, summarize_op
+from .favor_ops import attend_op, causal_op, full_op, summarize_op
+from .implementation import Impl, resolve_impl
 from .random_features import FeatureMap, RandomFeatures
-
-Impl = Literal["auto", "triton", "reference"]
 
 
 class FavorState(NamedTuple):
@@ -80,7 +79,8 @@ def favor_attention(
         tokens_per_step: tokens that see each other, e.g. the sensors of one time step in time-major order.
         key_padding_mask: (b, s) bool, True = ignore. Ignored keys and values may hold anything, NaN included.
         scale: of q . k; d ** -0.5 by default.
-        impl: "reference" (torch, any device), "triton" (GPU), or "auto".
+        impl: "reference" (torch, any device), "triton" (GPU kernels; float32 at about its full accuracy),
+            "triton-ieee" (float32 without tensor cores), or "auto": "triton" for CUDA tensors where it exists.
 
     Returns:
         (b, h g, t, e) in query's dtype.
@@ -99,15 +99,15 @@ def favor_attention(
     if tokens_per_step > 1 and not is_causal:
         raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
     refuse_forward_mode(query, key, value, space.projection)
-    schedule = resolve_impl(impl, query)
+    causal = "causal attention" if is_causal else None
+    schedule = resolve_impl(impl, query, key, value, space.projection, reference_only=causal)
     query, key, value = _autocast(query, key, value)
     if is_causal:
         query_count = query.shape[-2]
         query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
-        output, _, _ = causal_op(query, key, value, mask, *space, int(tokens_per_step), schedule)
+        output = causal_op(query, key, value, mask, *space, schedule, int(tokens_per_step))[0]
         return output[:, :, :query_count]
-    state = summarize_op(key, value, key_padding_mask, *space, schedule)[:2]
-    return attend_op(query, *state, space.projection, space.scale, space.feature_map, schedule)
+    return full_op(query, key, value, key_padding_mask, *space, schedule)[0]
 
 
 def summarize(
@@ -137,7 +137,7 @@ def summarize(
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
     refuse_forward_mode(key, value, space.projection)
-    schedule = resolve_impl(impl, key)
+    schedule = resolve_impl(impl, key, value, space.projection)
     key, value = _autocast(key, value)
     return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule)[:2])
 
@@ -173,9 +173,9 @@ def attend(
             f"query and state must have the same batch size: got {query.shape[0]} and {log_normalizer.shape[0]}"
         )
     refuse_forward_mode(query, log_normalizer, state_value, space.projection)
-    schedule = resolve_impl(impl, query)
+    schedule = resolve_impl(impl, query, state_value, space.projection)
     (query,) = _autocast(query)
-    return attend_op(query, log_normalizer, state_value, space.projection, space.scale, space.feature_map, schedule)
+    return attend_op(query, log_normalizer, state_value, *space._replace(log_weight=None), schedule)[0]
 
 
 def merge(first: FavorState, second: FavorState) -> FavorState:

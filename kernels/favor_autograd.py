@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .favor_definition import attend_definition, causal_definition, summarize_definition
-from .favor_ops import attend_backward_op, causal_backward_op, summarize_backward_op
+from .favor_ops import attend_backward_op, causal_backward_op, full_backward_op, summarize_backward_op
 from .random_features import FeatureSpace
 
 
@@ -41,31 +41,46 @@ def _wanted(gradient: Tensor, wanted: bool) -> Tensor | None:
     return gradient if wanted else None
 
 
-def _summarize_autograd(
-    ctx: Any, d_log_normalizer: Tensor, d_state_value: Tensor, d_row_max: Any, d_row_sum: Any
-) -> tuple[Any, ...]:
+def _parameters_wanted(needs: tuple[bool, ...], position: int) -> bool:
+    """Whether the projection at `position` or the log-weight behind it needs a gradient."""
+    return needs[position] or needs[position + 1]
+
+
+def _option_gradients(needs: tuple[bool, ...], position: int, d_projection: Tensor, d_log_weight: Tensor) -> list[Any]:
+    """Return the gradients of an operator's options: projection, log-weight, and four without one."""
+    return [_wanted(d_projection, needs[position]), _wanted(d_log_weight, needs[position + 1]), None, None, None, None]
+
+
+def _summarize_autograd(ctx: Any, d_log_normalizer: Tensor, d_state_value: Tensor, *unused: Any) -> tuple[Any, ...]:
     inputs, results = _restore(ctx)
     needs = ctx.needs_input_grad
-    parameters = needs[3] or needs[4]
-    d_key, d_value, d_projection, d_log_weight = summarize_backward_op(
-        d_log_normalizer, d_state_value, *inputs, *results, parameters
+    d_key, d_value, *d_parameters = summarize_backward_op(
+        d_log_normalizer, d_state_value, *inputs, *results, _parameters_wanted(needs, 3)
     )
-    return d_key, d_value, None, _wanted(d_projection, needs[3]), _wanted(d_log_weight, needs[4]), None, None, None
+    return d_key, d_value, None, *_option_gradients(needs, 3, *d_parameters)
 
 
-def _attend_autograd(ctx: Any, d_output: Tensor) -> tuple[Any, ...]:
-    inputs, (output,) = _restore(ctx)
-    needs = ctx.needs_input_grad
-    *d_inputs, d_projection = attend_backward_op(d_output, *inputs, output, needs[3])
-    return *d_inputs, _wanted(d_projection, needs[3]), None, None, None
-
-
-def _causal_autograd(ctx: Any, d_output: Tensor, d_row_max: Any, d_row_sum: Any) -> tuple[Any, ...]:
+def _attend_autograd(ctx: Any, d_output: Tensor, *unused: Any) -> tuple[Any, ...]:
     inputs, results = _restore(ctx)
     needs = ctx.needs_input_grad
-    *d_inputs, d_projection, d_log_weight = causal_backward_op(d_output, *inputs, *results, needs[4] or needs[5])
-    parameters = _wanted(d_projection, needs[4]), _wanted(d_log_weight, needs[5])
-    return *d_inputs, None, *parameters, None, None, None, None
+    *d_inputs, d_projection = attend_backward_op(d_output, *inputs, *results, needs[3])
+    return *d_inputs, _wanted(d_projection, needs[3]), None, None, None, None, None
+
+
+def _full_autograd(ctx: Any, d_output: Tensor, *unused: Any) -> tuple[Any, ...]:
+    inputs, results = _restore(ctx)
+    needs = ctx.needs_input_grad
+    d_query, d_key, d_value, *d_parameters = full_backward_op(d_output, *inputs, *results, _parameters_wanted(needs, 4))
+    return d_query, d_key, d_value, None, *_option_gradients(needs, 4, *d_parameters)
+
+
+def _causal_autograd(ctx: Any, d_output: Tensor, *unused: Any) -> tuple[Any, ...]:
+    inputs, results = _restore(ctx)
+    needs = ctx.needs_input_grad
+    d_query, d_key, d_value, *d_parameters = causal_backward_op(
+        d_output, *inputs, *results, _parameters_wanted(needs, 4)
+    )
+    return d_query, d_key, d_value, None, *_option_gradients(needs, 4, *d_parameters), None
 
 
 def _differentiate_again(
@@ -111,38 +126,42 @@ def _differentiate_again(
     return backward
 
 
-def _define_summarize(key, value, mask, projection, log_weight, scale, feature_map, impl):
-    return summarize_definition(key, value, mask, FeatureSpace(projection, log_weight, scale, feature_map))
+def _define_summarize(key, value, mask, *options):
+    return summarize_definition(key, value, mask, FeatureSpace(*options[:5]))
 
 
-def _define_attend(query, log_normalizer, state_value, projection, scale, feature_map, impl):
-    return attend_definition(query, log_normalizer, state_value, FeatureSpace(projection, None, scale, feature_map))
+def _define_attend(query, log_normalizer, state_value, *options):
+    return attend_definition(query, log_normalizer, state_value, FeatureSpace(*options[:5]))
 
 
-def _define_causal(query, key, value, mask, projection, log_weight, scale, feature_map, tokens_per_step, impl):
-    space = FeatureSpace(projection, log_weight, scale, feature_map)
-    return causal_definition(query, key, value, mask, space, tokens_per_step)
+def _define_full(query, key, value, mask, *options):
+    space = FeatureSpace(*options[:5])
+    return attend_definition(query, *summarize_definition(key, value, mask, space), space)
 
 
-torch.library.register_autograd(
-    "favorcast::summarize", _summarize_autograd, setup_context=_keep(slice(1, 4), slice(2, 4))
-)
-torch.library.register_autograd("favorcast::attend", _attend_autograd, setup_context=_keep(slice(1)))
-torch.library.register_autograd(
-    "favorcast::causal_attention", _causal_autograd, setup_context=_keep(slice(3), slice(1, 3))
-)
-torch.library.register_autograd(
-    "favorcast::summarize_backward",
-    _differentiate_again(_define_summarize, 2, 8, (0, 1, 3, 4)),
-    setup_context=_keep(),
-)
-torch.library.register_autograd(
-    "favorcast::attend_backward",
-    _differentiate_again(_define_attend, 1, 7, (0, 1, 2, 3)),
-    setup_context=_keep(),
-)
-torch.library.register_autograd(
-    "favorcast::causal_attention_backward",
-    _differentiate_again(_define_causal, 1, 10, (0, 1, 2, 4, 5)),
-    setup_context=_keep(),
-)
+def _define_causal(query, key, value, mask, *options):
+    return causal_definition(query, key, value, mask, FeatureSpace(*options[:5]), options[6])
+
+
+def _register(
+    name: str,
+    gradient: Callable[..., Any],
+    kept_outputs: slice,
+    auxiliary_outputs: slice,
+    define: Callable[..., Any],
+    upstream_count: int,
+    input_count: int,
+    gradient_positions: tuple[int, ...],
+) -> None:
+    """Register the gradient of an operator and, through its definition, that of its backward operator."""
+    torch.library.register_autograd(
+        f"favorcast::{name}", gradient, setup_context=_keep(kept_outputs, auxiliary_outputs)
+    )
+    again = _differentiate_again(define, upstream_count, input_count, gradient_positions)
+    torch.library.register_autograd(f"favorcast::{name}_backward", again, setup_context=_keep())
+
+
+_register("summarize", _summarize_autograd, slice(1, 4), slice(2, 4), _define_summarize, 2, 9, (0, 1, 3, 4))
+_register("attend", _attend_autograd, slice(2), slice(1, 2), _define_attend, 1, 9, (0, 1, 2, 3))
+_register("full_attention", _full_autograd, slice(7), slice(1, 7), _define_full, 1, 10, (0, 1, 2, 4, 5))
+_register("causal_attention", _causal_autograd, slice(3), slice(1, 3), _define_causal, 1, 11, (0, 1, 2, 4, 5))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .attention_inputs import arrange_batch_first, check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
 from .favor_attention import favor_attention
-from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features
+from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features, is_paired
 
 MAX_WEIGHTS = 1 << 22
 """The implied attention weights are quadratic; `need_weights=True` answers up to this many a head."""
@@ -171,7 +171,7 @@ class FavorAttention(nn.Module):
         if causal:
             options["tokens_per_step"] = self.tokens_per_step
         heads = self._project(query, key, value)
-        features = RandomFeatures(self.projection, self.log_weight)
+        features = RandomFeatures(self.projection, self.log_weight, self._paired)
         merged = rearrange(favor_attention(*heads, features, **options), "b h t e -> b t (h e)")
         output = self.out_proj(F.dropout(merged, self.dropout, self.training))
         weights = self._weights(*heads[:2], features, options) if need_weights else None
@@ -185,6 +185,7 @@ class FavorAttention(nn.Module):
         """Replace the projection by number `index` of this layer's seed, in place; 0 is the first one."""
         drawn = self._draw(index)
         self.projection.copy_(drawn.projection)
+        self._paired = drawn.paired
         if self.log_weight is not None and drawn.log_weight is not None:
             self.log_weight.copy_(drawn.log_weight)
 
@@ -270,3 +271,4 @@ class FavorAttention(nn.Module):
             for name, buffer in self.named_buffers(recurse=False):
                 state_dict.setdefault(prefix + name, buffer)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._paired = is_paired(self.projection)

@@ -1,8 +1,8 @@
 """FAVOR attention as torch.library operators: schema, implementation and shapes of `favorcast::*`.
 
 This is the boundary that autograd, torch.compile, torch.export, autocast and vmap see. An operator takes `impl`,
-already resolved by the public functions, and hands over to that schedule; only "reference" exists so far. Backward
-passes are operators too; `favor_autograd.py` registers the gradients of all of them.
+already resolved by the public functions, and hands over to that schedule: the torch reference, or the GPU kernels.
+Backward passes are operators too; `favor_autograd.py` registers the gradients of all of them.
 
 Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
 """
@@ -10,6 +10,7 @@ Dimension key: b batch, h key heads, g query heads per key head, t queries, s ke
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,108 +27,134 @@ from .favor_reference import (
 )
 from .random_features import FeatureSpace
 
-_SPACE = "Tensor projection, Tensor? log_weight, float scale, str feature_map"
+_OPTIONS = "Tensor projection, Tensor? log_weight, float scale, str feature_map, bool paired, str impl"
+_STATE = "Tensor log_normalizer, Tensor state_value, Tensor row_max, Tensor row_sum"
+
+INPUTS = {
+    "summarize": f"Tensor key, Tensor value, Tensor? mask, {_OPTIONS}",
+    "attend": f"Tensor query, Tensor log_normalizer, Tensor state_value, {_OPTIONS}",
+    "full_attention": f"Tensor query, Tensor key, Tensor value, Tensor? mask, {_OPTIONS}",
+    "causal_attention": f"Tensor query, Tensor key, Tensor value, Tensor? mask, {_OPTIONS}, int tokens_per_step",
+}
+"""Inputs of the forward operators; `_OPTIONS` are a FeatureSpace and the schedule."""
 
 SCHEMAS = {
-    "summarize": f"(Tensor key, Tensor value, Tensor? mask, {_SPACE}, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
-    "summarize_backward": "(Tensor d_log_normalizer, Tensor d_state_value, Tensor key, Tensor value, Tensor? mask, "
-    f"{_SPACE}, str impl, Tensor state_value, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
+    "summarize": f"({INPUTS['summarize']}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "summarize_backward": f"(Tensor d_log_normalizer, Tensor d_state_value, {INPUTS['summarize']}, "
+    "Tensor computed_value, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    "attend": "(Tensor query, Tensor log_normalizer, Tensor state_value, Tensor projection, float scale, "
-    "str feature_map, str impl) -> Tensor",
-    "attend_backward": "(Tensor d_output, Tensor query, Tensor log_normalizer, Tensor state_value, Tensor projection, "
-    "float scale, str feature_map, str impl, Tensor output, bool parameter_gradients) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    "causal_attention": f"(Tensor query, Tensor key, Tensor value, Tensor? mask, {_SPACE}, int tokens_per_step, "
-    "str impl) -> (Tensor, Tensor, Tensor)",
-    "causal_attention_backward": f"(Tensor d_output, Tensor query, Tensor key, Tensor value, Tensor? mask, {_SPACE}, "
-    "int tokens_per_step, str impl, Tensor output, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
+    "attend": f"({INPUTS['attend']}) -> (Tensor, Tensor)",
+    "attend_backward": f"(Tensor d_output, {INPUTS['attend']}, Tensor output, Tensor log_total, "
+    "bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor)",
+    "full_attention": f"({INPUTS['full_attention']}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "full_attention_backward": f"(Tensor d_output, {INPUTS['full_attention']}, Tensor output, Tensor log_total, "
+    f"{_STATE}, Tensor operand, bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "causal_attention": f"({INPUTS['causal_attention']}) -> (Tensor, Tensor, Tensor)",
+    "causal_attention_backward": f"(Tensor d_output, {INPUTS['causal_attention']}, "
+    "Tensor output, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 }
 
-
-def _summarize(key, value, mask, projection, log_weight, scale, feature_map, impl):
-    return summarize_reference(key, value, mask, FeatureSpace(projection, log_weight, scale, feature_map))
+OPTION_COUNT = 6
 
 
-def _summarize_backward(
-    d_log_normalizer,
-    d_state_value,
-    key,
-    value,
-    mask,
-    projection,
-    log_weight,
-    scale,
-    feature_map,
-    impl,
-    state_value,
-    row_max,
-    row_sum,
-    parameter_gradients,
-):
-    space = FeatureSpace(projection, log_weight, scale, feature_map)
-    d_key, d_value, d_parameters = summarize_backward_reference(
-        (d_log_normalizer, d_state_value), key, value, mask, (state_value, row_max, row_sum), space, parameter_gradients
-    )
+def _options(arguments: tuple[Any, ...]) -> tuple[FeatureSpace, str, tuple[Any, ...]]:
+    """Split what follows an operator's tensors into the feature space, the schedule, and the rest."""
+    *space, impl = arguments[:OPTION_COUNT]
+    return FeatureSpace(*space), impl, arguments[OPTION_COUNT:]
+
+
+@cache
+def _triton() -> Any:
+    """Import the GPU schedule on first use: machines without triton never do."""
+    from . import favor_attention_triton
+
+    return favor_attention_triton
+
+
+def _summarize(key, value, mask, *arguments):
+    space, impl, _ = _options(arguments)
+    if impl == "reference":
+        return summarize_reference(key, value, mask, space)
+    return _triton().summarize_triton(key, value, mask, space, impl)
+
+
+def _summarize_backward(d_log_normalizer, d_state_value, key, value, mask, *arguments):
+    space, impl, (*results, parameter_gradients) = _options(arguments)
+    if impl == "reference":
+        d_key, d_value, d_parameters = summarize_backward_reference(
+            (d_log_normalizer, d_state_value), key, value, mask, tuple(results), space, parameter_gradients
+        )
+    else:
+        d_key, d_value, d_parameters = _triton().summarize_backward_triton(
+            (d_log_normalizer, d_state_value), key, value, mask, space, impl, tuple(results), parameter_gradients
+        )
     return d_key, d_value, *d_parameters
 
 
-def _attend(query, log_normalizer, state_value, projection, scale, feature_map, impl):
-    return attend_reference(query, (log_normalizer, state_value), FeatureSpace(projection, None, scale, feature_map))
+def _attend(query, log_normalizer, state_value, *arguments):
+    space, impl, _ = _options(arguments)
+    if impl == "reference":
+        return attend_reference(query, (log_normalizer, state_value), space), log_normalizer.new_empty(0)
+    return _triton().attend_triton(query, (log_normalizer, state_value), space, impl)
 
 
-def _attend_backward(
-    d_output,
-    query,
-    log_normalizer,
-    state_value,
-    projection,
-    scale,
-    feature_map,
-    impl,
-    output,
-    parameter_gradients,
-):
-    space = FeatureSpace(projection, None, scale, feature_map)
-    *d_inputs, d_parameters = attend_backward_reference(
-        d_output, query, output, (log_normalizer, state_value), space, parameter_gradients
-    )
+def _attend_backward(d_output, query, log_normalizer, state_value, *arguments):
+    space, impl, (output, log_total, parameter_gradients) = _options(arguments)
+    state = (log_normalizer, state_value)
+    if impl == "reference":
+        *d_inputs, d_parameters = attend_backward_reference(d_output, query, output, state, space, parameter_gradients)
+    else:
+        *d_inputs, d_parameters = _triton().attend_backward_triton(
+            d_output, query, state, space, impl, (output, log_total), parameter_gradients
+        )
     return *d_inputs, d_parameters.projection
 
 
-def _causal(query, key, value, mask, projection, log_weight, scale, feature_map, tokens_per_step, impl):
-    space = FeatureSpace(projection, log_weight, scale, feature_map)
+def _full(query, key, value, mask, *arguments):
+    space, impl, _ = _options(arguments)
+    if impl == "reference":
+        state = summarize_reference(key, value, mask, space)
+        none = state.highest.new_empty(0)
+        return attend_reference(query, state[:2], space), none, *state, none.clone()
+    return _triton().full_attention_triton(query, key, value, mask, space, impl)
+
+
+def _full_backward(d_output, query, key, value, mask, *arguments):
+    space, impl, (*results, parameter_gradients) = _options(arguments)
+    if impl != "reference":
+        *d_inputs, d_parameters = _triton().full_attention_backward_triton(
+            d_output, query, key, value, mask, space, impl, tuple(results), parameter_gradients
+        )
+        return *d_inputs, *d_parameters
+    output, _, log_normalizer, state_value, row_max, row_sum, _ = results
+    d_query, d_log_normalizer, d_state_value, of_queries = attend_backward_reference(
+        d_output, query, output, (log_normalizer, state_value), space, parameter_gradients
+    )
+    d_key, d_value, of_keys = summarize_backward_reference(
+        (d_log_normalizer, d_state_value), key, value, mask, (state_value, row_max, row_sum), space, parameter_gradients
+    )
+    d_projection = of_keys.projection + of_queries.projection
+    return d_query, d_key, d_value, d_projection, of_keys.log_weight
+
+
+def _causal(query, key, value, mask, *arguments):
+    space, _, (tokens_per_step,) = _options(arguments)
     return causal_reference(query, key, value, mask, space, tokens_per_step)
 
 
-def _causal_backward(
-    d_output,
-    query,
-    key,
-    value,
-    mask,
-    projection,
-    log_weight,
-    scale,
-    feature_map,
-    tokens_per_step,
-    impl,
-    output,
-    row_max,
-    row_sum,
-    parameter_gradients,
-):
-    space = FeatureSpace(projection, log_weight, scale, feature_map)
+def _causal_backward(d_output, query, key, value, mask, *arguments):
+    space, _, (tokens_per_step, *results, parameter_gradients) = _options(arguments)
     *d_inputs, d_parameters = causal_backward_reference(
-        d_output, query, key, value, mask, (output, row_max, row_sum), space, tokens_per_step, parameter_gradients
+        d_output, query, key, value, mask, tuple(results), space, tokens_per_step, parameter_gradients
     )
     return *d_inputs, *d_parameters
 
 
-def _fake_summarize(key, value, mask, projection, *rest):
-    shape = (*key.shape[:2], projection.shape[-2])
-    dtype = accumulation_dtype(key, value, projection)
+def _fake_state(key, value, space, impl):
+    """Return L, V, max and sum as the schedule allocates them."""
+    shape = (*key.shape[:2], space.projection.shape[-2])
+    dtype = torch.float32 if impl != "reference" else accumulation_dtype(key, value, space.projection)
     log_normalizer, row_max, row_sum = (key.new_empty(shape, dtype=dtype) for _ in range(3))
     return log_normalizer, key.new_empty((*shape, value.shape[-1]), dtype=dtype), row_max, row_sum
 
@@ -140,32 +167,56 @@ def _fake_parameters(projection, log_weight, wanted, dtype):
     return d_projection, empty if log_weight is None else log_weight.new_empty(log_weight.shape)
 
 
-def _fake_summarize_backward(d_log_normalizer, d_state_value, key, value, mask, projection, log_weight, *rest):
-    gradients = _fake_parameters(projection, log_weight, rest[-1], d_state_value.dtype)
+def _fake_summarize(key, value, mask, *arguments):
+    space, impl, _ = _options(arguments)
+    return _fake_state(key, value, space, impl)
+
+
+def _fake_summarize_backward(d_log_normalizer, d_state_value, key, value, mask, *arguments):
+    space, _, (*_, wanted) = _options(arguments)
+    gradients = _fake_parameters(space.projection, space.log_weight, wanted, d_state_value.dtype)
     return torch.empty_like(key), torch.empty_like(value), *gradients
 
 
-def _fake_attend(query, log_normalizer, state_value, *rest):
-    return attention_output(query, state_value.shape[-1])
+def _fake_attend(query, log_normalizer, state_value, *arguments):
+    _, impl, _ = _options(arguments)
+    output = attention_output(query, state_value.shape[-1])
+    return output, log_normalizer.new_empty(0 if impl == "reference" else query.shape[:-1])
 
 
-def _fake_attend_backward(d_output, query, log_normalizer, state_value, projection, *rest):
-    d_projection, _ = _fake_parameters(projection, None, rest[-1], state_value.dtype)
-    return (
-        torch.empty_like(query),
-        log_normalizer.new_empty(log_normalizer.shape),
-        state_value.new_empty(state_value.shape),
-        d_projection,
-    )
+def _fake_attend_backward(d_output, query, log_normalizer, state_value, *arguments):
+    space, _, (*_, wanted) = _options(arguments)
+    d_projection, _ = _fake_parameters(space.projection, None, wanted, state_value.dtype)
+    d_log_normalizer, d_state_value = (x.new_empty(x.shape) for x in (log_normalizer, state_value))
+    return torch.empty_like(query), d_log_normalizer, d_state_value, d_projection
 
 
-def _fake_causal(query, key, value, mask, projection, *rest):
-    row = query.new_empty(query.shape[:-1], dtype=accumulation_dtype(query, key, value, projection))
+def _fake_full(query, key, value, mask, *arguments):
+    space, impl, _ = _options(arguments)
+    output = attention_output(query, value.shape[-1])
+    log_normalizer, state_value, row_max, row_sum = _fake_state(key, value, space, impl)
+    log_total, operand = row_max.new_empty(0), row_max.new_empty(0)
+    if impl != "reference":
+        log_total = row_max.new_empty(query.shape[:-1])
+        state_value, operand = _triton().operands_like(query, key, state_value, space)
+    return output, log_total, log_normalizer, state_value, row_max, row_sum, operand
+
+
+def _fake_full_backward(d_output, query, key, value, mask, *arguments):
+    space, _, (*results, wanted) = _options(arguments)
+    gradients = _fake_parameters(space.projection, space.log_weight, wanted, results[-2].dtype)
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *gradients
+
+
+def _fake_causal(query, key, value, mask, *arguments):
+    space, _, _ = _options(arguments)
+    row = query.new_empty(query.shape[:-1], dtype=accumulation_dtype(query, key, value, space.projection))
     return attention_output(query, value.shape[-1]), row, row.clone()
 
 
-def _fake_causal_backward(d_output, query, key, value, mask, projection, log_weight, *rest):
-    gradients = _fake_parameters(projection, log_weight, rest[-1], rest[-2].dtype)
+def _fake_causal_backward(d_output, query, key, value, mask, *arguments):
+    space, _, (*results, wanted) = _options(arguments)
+    gradients = _fake_parameters(space.projection, space.log_weight, wanted, results[-1].dtype)
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *gradients
 
 
@@ -212,5 +263,7 @@ summarize_op = _register("summarize", _summarize, _fake_summarize)
 summarize_backward_op = _register("summarize_backward", _summarize_backward, _fake_summarize_backward)
 attend_op = _register("attend", _attend, _fake_attend)
 attend_backward_op = _register("attend_backward", _attend_backward, _fake_attend_backward)
+full_op = _register("full_attention", _full, _fake_full)
+full_backward_op = _register("full_attention_backward", _full_backward, _fake_full_backward)
 causal_op = _register("causal_attention", _causal, _fake_causal)
 causal_backward_op = _register("causal_attention_backward", _causal_backward, _fake_causal_backward)

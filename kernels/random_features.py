@@ -35,10 +35,13 @@ class RandomFeatures(NamedTuple):
     Attributes:
         projection: rows w_r, (m, d) shared by the heads or (h, m, d), one set per (key) head.
         log_weight: c_r, (m,) or (h, m), added once, to the key exponent; None stands for zeros.
+        paired: a promise that the second half of the rows is the first half negated, row by row; GPU kernels then
+            project once for both. Leave it False for rows that are learnt or edited.
     """
 
     projection: Tensor
     log_weight: Tensor | None = None
+    paired: bool = False
 
 
 class FeatureSpace(NamedTuple):
@@ -48,6 +51,7 @@ class FeatureSpace(NamedTuple):
     log_weight: Tensor | None
     scale: float
     feature_map: str
+    paired: bool = False
 
 
 def draw_features(
@@ -83,7 +87,7 @@ def draw_features(
         device, dtype: of the result; default CPU and torch's default dtype.
 
     Returns:
-        RandomFeatures(projection (m, d) or (h, m, d), log_weight (m,) or (h, m) or None).
+        RandomFeatures(projection (m, d) or (h, m, d), log_weight (m,) or (h, m) or None, paired).
 
     Raises:
         ValueError: unknown kind, sizes below 1, or an odd num_features for "hyperbolic".
@@ -112,7 +116,16 @@ def draw_features(
     if sets[0][1] is not None:
         log_weight = torch.stack([c for _, c in sets if c is not None])
         log_weight = (log_weight if num_heads is not None else log_weight[0]).to(device, dtype)
-    return RandomFeatures(projection.to(device=device or "cpu", dtype=dtype), log_weight)
+    projection = projection.to(device=device or "cpu", dtype=dtype)
+    return RandomFeatures(projection, log_weight, paired=kind == "hyperbolic")
+
+
+def is_paired(projection: Tensor) -> bool:
+    """Whether the second half of the rows is the first half negated; False where the rows have no values (meta)."""
+    if projection.is_meta or projection.shape[-2] % 2:
+        return False
+    first, second = projection.detach().chunk(2, -2)
+    return torch.equal(first, -second)
 
 
 def _draw_one(

@@ -1,13 +1,20 @@
-"""Fixtures shared by the tests: fixed seeds, and uninitialised memory that is NaN."""
+"""Fixtures shared by the tests: fixed seeds, and uninitialised memory that is NaN.
+
+Without a CUDA device the GPU kernels run in Triton's interpreter, which must be chosen before they are imported.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ def textbook_weights(
     scale: float | None = None,
 ) -> Tensor:
     """Return the attention weights (b, heads of query, t, s); rows that see no key are zero."""
-    projection, log_weight = (features, None) if isinstance(features, Tensor) else features
+    projection, log_weight = (features, None) if isinstance(features, Tensor) else features[:2]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
     projection = projection.expand(heads, *projection.shape[-2:])

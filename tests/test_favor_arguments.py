@@ -44,7 +44,12 @@ BAD_INPUTS = {
     "steps without causality": ({"tokens_per_step": 2}, "pass is_causal=True as well"),
     "feature map": ({"feature_map": "softmax"}, "unknown feature_map: expected one of exponential, relu, elu"),
     "impl": ({"impl": "cuda"}, "unknown impl"),
-    "triton on the CPU": ({"impl": "triton"}, "impl='triton' cannot be honoured"),
+    "triton in float64": (
+        {"impl": "triton", **{name: ones(2, 2, 7, 4, dtype=torch.float64) for name in ("query", "key", "value")}},
+        "the kernels take bfloat16, float16 and float32, got float64",
+    ),
+    "triton with a wide value": ({"impl": "triton", "value": ones(2, 2, 7, 257)}, "dims up to 256, got 257"),
+    "causal triton": ({"impl": "triton", "is_causal": True}, "causal attention has no GPU kernel"),
     "head dim of features": ({"features": draw_features(16, 8)}, r"draw_features\(num_features, 4\) makes one"),
     "heads of features": ({"features": draw_features(16, 4, num_heads=3)}, "expected 2, got 3"),
     "rank of features": ({"features": ones(1, 2, 16, 4)}, r"features must have a projection \(num_features, 4\)"),
@@ -62,6 +67,13 @@ def test_what_does_not_fit_is_refused_with_the_expected_and_the_given(case):
     arguments = dict(zip(("query", "key", "value"), qkv(dtype=torch.float32), strict=True), features=FEATURES)
     with pytest.raises(ValueError, match=message):
         favor_attention(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("impl", ["triton", "triton-ieee"])
+def test_an_explicit_triton_is_refused_on_the_cpu(monkeypatch, impl):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match=f"impl='{impl}' cannot be honoured: the kernels run on CUDA tensors, got cpu"):
+        favor_attention(*qkv(dtype=torch.float32), FEATURES, impl=impl)
 
 
 def test_an_explicit_reference_is_honoured():

@@ -66,7 +66,7 @@ def build(case: str, dtype: torch.dtype = torch.float64):
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_are_those_of_the_textbook_quotient(case):
     inputs, features, options = build(case)
-    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features if f is not None))]
+    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features[:2] if f is not None))]
     output = favor_attention(*inputs, features, **options)
     expected = textbook_attention(*inputs, features, **options)
     assert output.shape == expected.shape
@@ -86,7 +86,7 @@ def test_small_blocks_change_nothing(case, monkeypatch):
     whole = favor_attention(*inputs, features, **options)
     monkeypatch.setattr(favor_blocks, "BLOCK_ELEMENTS", 64)
     monkeypatch.setattr(favor_blocks, "MIN_TOKENS", 2)
-    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features if f is not None))]
+    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features[:2] if f is not None))]
     blocked = favor_attention(*inputs, features, **options)
     torch.testing.assert_close(blocked, whole, rtol=0, atol=1e-12)
     upstream = torch.randn_like(whole)
@@ -106,7 +106,7 @@ def test_gradcheck_and_gradgradcheck_hold(case):
     def attention(*tensors):
         return favor_attention(*tensors[:3], RandomFeatures(*tensors[3:]), **options)
 
-    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features if f is not None))]
+    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features[:2] if f is not None))]
     assert torch.autograd.gradcheck(attention, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(attention, leaves, fast_mode=True)
 

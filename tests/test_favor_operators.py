@@ -19,7 +19,6 @@ from favorcast.kernels import (
 OPERATORS = torch.ops.favorcast
 CAUSAL = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 FEATURES = draw_features(8, 4, kind="favor++", generator=torch.Generator().manual_seed(1))
-SPACE = (*FEATURES, 0.5)
 MASK = torch.tensor([[False, False, False, True, True, True, True], [False] * 7])
 
 
@@ -29,36 +28,46 @@ def leaf(*shape: int, transposed: bool = False) -> torch.Tensor:
     return x.requires_grad_()
 
 
+IMPL = pytest.mark.parametrize("impl", ["reference", "triton"])
+
+
+@IMPL
 @pytest.mark.parametrize("feature_map", ["exponential", "relu", "elu"])
 @pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
-def test_opcheck_accepts_the_forward_operators(feature_map, transposed):
+def test_opcheck_accepts_the_forward_operators(feature_map, transposed, impl):
     key, value = leaf(2, 2, 7, 4, transposed=transposed), leaf(2, 2, 7, 3, transposed=transposed)
     query = leaf(2, 4, 7, 4, transposed=transposed)
-    space = [x.clone().requires_grad_() for x in FEATURES if x is not None]
-    opcheck(OPERATORS.summarize.default, (key, value, MASK, *space, 0.5, feature_map, "reference"))
-    opcheck(OPERATORS.summarize.default, (key, value, None, space[0], None, 0.5, feature_map, "reference"))
-    state = [x.detach().requires_grad_() for x in OPERATORS.summarize(key, value, None, *SPACE, feature_map, "")[:2]]
-    opcheck(OPERATORS.attend.default, (query, *state, space[0], 0.5, feature_map, "reference"))
-    arguments = (query, key, value, MASK, *space, 0.5, feature_map, 2, "reference")
-    opcheck(OPERATORS.causal_attention.default, arguments)
+    space = [x.clone().requires_grad_() for x in FEATURES[:2] if x is not None]
+    options = (0.5, feature_map, False, impl)
+    opcheck(OPERATORS.summarize.default, (key, value, MASK, *space, *options))
+    opcheck(OPERATORS.summarize.default, (key, value, None, space[0], None, *options))
+    state = [x.detach().requires_grad_() for x in OPERATORS.summarize(key, value, None, *space, *options)[:2]]
+    opcheck(OPERATORS.attend.default, (query, *state, space[0], None, *options))
+    opcheck(OPERATORS.full_attention.default, (query, key, value, MASK, *space, *options))
+    if impl == "reference":
+        opcheck(OPERATORS.causal_attention.default, (query, key, value, MASK, *space, *options, 2))
 
 
+@IMPL
 @pytest.mark.parametrize("parameter_gradients", [False, True])
-def test_opcheck_accepts_the_backward_operators(parameter_gradients):
+def test_opcheck_accepts_the_backward_operators(parameter_gradients, impl):
     key, value, query = torch.randn(2, 2, 7, 4), torch.randn(2, 2, 7, 3), torch.randn(2, 4, 7, 4)
-    rest = (*SPACE, "exponential", "reference")
-    log_normalizer, state_value, *softmax = OPERATORS.summarize(key, value, MASK, *rest)
+    space = (*FEATURES[:2], 0.5, "exponential", False, impl)
+    log_normalizer, state_value, *softmax = OPERATORS.summarize(key, value, MASK, *space)
     upstream = torch.randn_like(log_normalizer), torch.randn_like(state_value)
-    arguments = (*upstream, key, value, MASK, *rest, state_value, *softmax, parameter_gradients)
+    arguments = (*upstream, key, value, MASK, *space, state_value, *softmax, parameter_gradients)
     opcheck(OPERATORS.summarize_backward.default, arguments)
-    rest = (FEATURES.projection, 0.5, "exponential", "reference")
-    output = OPERATORS.attend(query, log_normalizer, state_value, *rest)
-    arguments = (torch.randn_like(output), query, log_normalizer, state_value, *rest, output, parameter_gradients)
+    results = OPERATORS.attend(query, log_normalizer, state_value, *space)
+    d_output = torch.randn_like(results[0])
+    arguments = (d_output, query, log_normalizer, state_value, *space, *results, parameter_gradients)
     opcheck(OPERATORS.attend_backward.default, arguments)
-    rest = (MASK, *SPACE, "exponential", 2, "reference")
-    results = OPERATORS.causal_attention(query, key, value, *rest)
-    arguments = (torch.randn_like(results[0]), query, key, value, *rest, *results, parameter_gradients)
-    opcheck(OPERATORS.causal_attention_backward.default, arguments)
+    results = OPERATORS.full_attention(query, key, value, MASK, *space)
+    arguments = (d_output, query, key, value, MASK, *space, *results, parameter_gradients)
+    opcheck(OPERATORS.full_attention_backward.default, arguments)
+    if impl == "reference":
+        results = OPERATORS.causal_attention(query, key, value, MASK, *space, 2)
+        arguments = (d_output, query, key, value, MASK, *space, 2, *results, parameter_gradients)
+        opcheck(OPERATORS.causal_attention_backward.default, arguments)
 
 
 @pytest.mark.parametrize("masked", [False, True])

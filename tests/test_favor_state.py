@@ -26,7 +26,7 @@ def assert_states_close(one: FavorState, other: FavorState, tolerance: float = 1
 
 def test_a_state_is_the_log_sum_and_the_softmax_average_of_its_definition():
     _, k, v = qkv(t=9, e=3)
-    expected = summarize_definition(k, v, None, FeatureSpace(*FEATURES, 0.5, "exponential"))
+    expected = summarize_definition(k, v, None, FeatureSpace(*FEATURES[:2], 0.5, "exponential"))
     assert_states_close(summarize(k, v, FEATURES), FavorState(*expected))
 
 

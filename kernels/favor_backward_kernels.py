@@ -1,0 +1,286 @@
+"""GPU kernels of FAVOR attention, backward: everything of width m is recomputed, nothing is added atomically.
+
+Dimension key: b batch, h key heads, t queries, s keys, d head dim, e value dim, m features;
+tiles [N] tokens (queries or keys), [M] features, [D] and [E] padded head and value dims.
+
+Both hops are softmaxes between tokens x_n (with a row u_n) and landmarks w_r (with a row G_r), so that one kernel
+computes the gradients of the tokens of either, and one those of the projection:
+
+                         hop 1, the keys                       hop 2, the queries
+    token, its row       k_s, v_s                              q_t, do_t
+    landmark row G_r     dV_r / z_r                            V_r
+    weight P_nr          exp(e_sr - max_r)                     exp(w_r . q_t + L_r - logsumexp_t)
+    landmark shift A_r   dL_r / z_r - G_r . V_r                0
+    token shift B_n      0                                     -do_t . o_t
+
+    d_nr = P_nr (G_r . u_n + A_r + B_n)           dx_n = sum_r d_nr w_r  (hop 1: - k_n sum_r d_nr)
+    hop 1: dv_n = sum_r P_nr G_r                  dw_r = sum_n d_nr x_n
+
+`_landmark_gradient_kernel` gathers R_r = sum_t P_tr do_t and E_r = sum_t P_tr (do_t . o_t) over queries, and
+`_reduce_gradient_kernel` turns them into dV_r = R_r and dL_r = V_r . R_r - E_r, and those into G_r and A_r of hop 1.
+A_r is taken from the rounded G_r, so that a constant v gets no gradient through the weights.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .favor_forward_kernels import common_shift, landmark_bias
+from .favor_tiles import (
+    FAR,
+    cut_entries,
+    feature_slope,
+    load_tile,
+    load_vector,
+    log2_feature,
+    seen_keys,
+    square_norm,
+    store_tile,
+    store_vector,
+)
+
+
+@triton.jit
+def key_shift(k, keep, norm_gain, FEATURE_MAP: tl.constexpr):
+    """Return -log2(e) |k|^2 / 2 [N] of keys, -inf where they are not seen."""
+    if FEATURE_MAP == "exponential":
+        return tl.where(keep, -norm_gain * square_norm(k), float("-inf"))
+    return tl.where(keep, 0.0, float("-inf"))
+
+
+@triton.jit
+def usable_tokens(x, KEYS: tl.constexpr, FEATURE_MAP: tl.constexpr):
+    """Return tokens [N, D] as the forward used them: keys so far away that only their norm counts are zero."""
+    if KEYS and FEATURE_MAP == "exponential":
+        return tl.where((square_norm(x) > FAR)[:, None], 0.0, x).to(x.dtype)
+    return cut_entries(x)
+
+
+@triton.jit
+def share_gradient(
+    x, rows, columns, row_bias, row_shift, column_bias, column_shift, FEATURE_MAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return the weights P [A, B] and d [A, B] of the module docstring, d with respect to ln phi."""
+    weight = tl.exp2(log2_feature(x, FEATURE_MAP) + row_bias[:, None] + column_bias[None, :])
+    reach = tl.dot(rows, tl.trans(columns), input_precision=PRECISION)  # [A, E] @ [E, B] -> [A, B]
+    return weight, weight * (reach + row_shift[:, None] + column_shift[None, :])
+
+
+@triton.jit
+def landmark_terms(
+    log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS: tl.constexpr
+):  # fmt: skip
+    """Return the bias [M] in the exponent and the shift A [M]; -inf and 0 for features that are not there."""
+    if KEYS:
+        bias = tl.where(keep, -load_vector(row_max, batch, head, features, keep, 0.0), float("-inf"))
+        return bias, load_vector(shifts, batch, head, features, keep, 0.0)
+    return landmark_bias(log_normalizer, shift, batch, head, features, keep), features * 0.0
+
+
+@triton.jit(do_not_specialize=["token_count"])
+def _token_gradient_kernel(
+    tokens, token_rows, mask, output, log_total, projection, landmark_rows, log_normalizer, row_max, shifts,
+    d_tokens, d_token_rows, weighted_output, token_count, token_heads, group, gain, norm_gain, chain,
+    KEYS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own N tokens and loop over features: dq, or with KEYS dk and dv. Writes D_t = do_t . o_t for the next kernel."""
+    tiles = tl.cdiv(token_count, BLOCK_N)
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles
+    token_head, batch = index % token_heads, index // token_heads
+    head = token_head // group
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    exists = rows < token_count
+    seen = seen_keys(mask, batch, rows, token_count)
+    raw = load_tile(tokens, batch, token_head, rows, seen, DIM, BLOCK_D)
+    x = usable_tokens(raw, KEYS, FEATURE_MAP)  # [N, D]
+    u = load_tile(token_rows, batch, token_head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
+    if KEYS:
+        token_bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
+        token_shift = tl.zeros([BLOCK_N], tl.float32)
+        shift = 0.0
+    else:
+        o = load_tile(output, batch, token_head, rows, exists, VALUE_DIM, BLOCK_E)
+        weighted = tl.sum(u.to(tl.float32) * o.to(tl.float32), 1)
+        store_vector(weighted_output, batch, token_head, rows, exists, weighted)
+        token_bias = -load_vector(log_total, batch, token_head, rows, exists, float("inf"))
+        token_shift = -weighted
+        shift = common_shift(log_normalizer, batch, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
+    d_x = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    d_u = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
+    d_sum = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, FEATURES, BLOCK_M):
+        features = start + tl.arange(0, BLOCK_M)
+        keep = features < FEATURES
+        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(x.dtype)  # [M, D]
+        y = tl.dot(x, tl.trans(w), input_precision=PRECISION) * gain  # [N, D] @ [D, M] -> [N, M]
+        g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+        bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
+        weight, d_exponent = share_gradient(y, u, g, token_bias, token_shift, bias, offset, FEATURE_MAP, PRECISION)
+        d_projected = feature_slope(d_exponent, y, FEATURE_MAP)
+        if KEYS:
+            d_sum += tl.sum(d_exponent, 1)
+            d_u = tl.dot(weight.to(OPERAND), g, d_u, input_precision=PRECISION)  # [N, M] @ [M, E]
+        if PAIRED:
+            others = FEATURES + features
+            g = load_tile(landmark_rows, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
+            bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, others, keep, KEYS)
+            weight, d_exponent = share_gradient(-y, u, g, token_bias, token_shift, bias, offset, FEATURE_MAP, PRECISION)
+            d_projected -= feature_slope(d_exponent, -y, FEATURE_MAP)
+            if KEYS:
+                d_sum += tl.sum(d_exponent, 1)
+                d_u = tl.dot(weight.to(OPERAND), g, d_u, input_precision=PRECISION)
+        d_x = tl.dot(d_projected.to(OPERAND), w.to(OPERAND), d_x, input_precision=PRECISION)  # [N, M] @ [M, D]
+    d_x *= chain
+    if KEYS:
+        if FEATURE_MAP == "exponential":
+            k = cut_entries(load_tile(tokens, batch, token_head, rows, seen, DIM, BLOCK_D)).to(tl.float32)
+            d_x -= chain * chain * d_sum[:, None] * k
+        store_tile(d_token_rows, batch, token_head, rows, exists, d_u, VALUE_DIM, BLOCK_E)
+    store_tile(d_tokens, batch, token_head, rows, exists, d_x, DIM, BLOCK_D)
+
+
+@triton.jit
+def query_weight(x, landmark_bias, token_bias, FEATURE_MAP: tl.constexpr):
+    """Return P [M, N]; at most 1 but for rounding, and finite even where w . q overflows."""
+    exponent = log2_feature(x, FEATURE_MAP) + landmark_bias[:, None] + token_bias[None, :]
+    return tl.exp2(tl.minimum(exponent, 1.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit(do_not_specialize=["query_count", "batch_count", "split_length"])
+def _landmark_gradient_kernel(
+    query, d_output, log_total, weighted_output, projection, log_normalizer, received, received_weighted,
+    batch_count, query_count, split_length, splits, heads, group, gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own M features and a split of the query tiles of a key head: R_r and E_r; split i of batch b goes to i B + b."""
+    tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles
+    split, index = index % splits, index // splits
+    head, batch = index % heads, index // heads
+    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    keep = features < FEATURES
+    w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(query.pointer.dtype.element_ty)  # [M, D]
+    shift = common_shift(log_normalizer, batch, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
+    bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
+    others = FEATURES + features
+    other_bias = landmark_bias(log_normalizer, shift, batch, head, others, keep & PAIRED)
+    rows_sum = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    weighted_sum = tl.zeros([BLOCK_M], tl.float32)
+    other_rows_sum, other_weighted_sum = rows_sum, weighted_sum
+    head_tiles = tl.cdiv(query_count, BLOCK_N)
+    last = tl.minimum((split + 1) * split_length, head_tiles * group)
+    for position in range(split * split_length, last):
+        query_head = head * group + position // head_tiles
+        rows = position % head_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+        exists = rows < query_count
+        q = load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D)  # [N, D]
+        do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
+        token_bias = -load_vector(log_total, batch, query_head, rows, exists, float("inf"))
+        weighted = load_vector(weighted_output, batch, query_head, rows, exists, 0.0)
+        x = tl.dot(w, tl.trans(q), input_precision=PRECISION) * gain  # [M, D] @ [D, N] -> [M, N]
+        weight = query_weight(x, bias, token_bias, FEATURE_MAP)
+        rows_sum = tl.dot(weight.to(OPERAND), do, rows_sum, input_precision=PRECISION)  # [M, N] @ [N, E]
+        weighted_sum += tl.sum(weight * weighted[None, :], 1)
+        if PAIRED:
+            weight = query_weight(-x, other_bias, token_bias, FEATURE_MAP)
+            other_rows_sum = tl.dot(weight.to(OPERAND), do, other_rows_sum, input_precision=PRECISION)
+            other_weighted_sum += tl.sum(weight * weighted[None, :], 1)
+    part = split * batch_count + batch
+    store_tile(received, part, head, features, keep, rows_sum, VALUE_DIM, BLOCK_E)
+    store_vector(received_weighted, part, head, features, keep, weighted_sum)
+    if PAIRED:
+        store_tile(received, part, head, others, keep, other_rows_sum, VALUE_DIM, BLOCK_E)
+        store_vector(received_weighted, part, head, others, keep, other_weighted_sum)
+
+
+@triton.jit(do_not_specialize=["splits", "batch_count"])
+def _reduce_gradient_kernel(
+    received, received_weighted, d_log_normalizer, state_value, row_sum,
+    d_state_value, d_log_result, landmark_rows, shifts, batch_count, splits, heads,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Sum the splits in order into dV and dL (or take dL as given), and write what hop 1 needs: G and A.
+
+    Any of the results may be None: dV and dL are those of the state, G and A are operands of the key gradient.
+    """
+    tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles
+    head, batch = index % heads, index // heads
+    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    keep = features < FEATURES
+    rows_sum = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    for split in range(splits):
+        part = split * batch_count + batch
+        rows_sum += load_tile(received, part, head, features, keep, VALUE_DIM, BLOCK_E)
+    v = load_tile(state_value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(tl.float32)
+    if d_log_normalizer is not None:
+        d_log = load_vector(d_log_normalizer, batch, head, features, keep, 0.0)
+    else:
+        d_log = tl.sum(rows_sum * v, 1)
+        for split in range(splits):
+            part = split * batch_count + batch
+            d_log -= load_vector(received_weighted, part, head, features, keep, 0.0)
+    if d_state_value is not None:
+        store_tile(d_state_value, batch, head, features, keep, rows_sum, VALUE_DIM, BLOCK_E)
+    if d_log_result is not None:
+        store_vector(d_log_result, batch, head, features, keep, d_log)
+    if landmark_rows is not None:
+        total = load_vector(row_sum, batch, head, features, keep, 1.0)
+        total = tl.where(total == 0, 1.0, total)
+        rounded = (rows_sum / total[:, None]).to(landmark_rows.pointer.dtype.element_ty)
+        store_tile(landmark_rows, batch, head, features, keep, rounded, VALUE_DIM, BLOCK_E)
+        store_vector(shifts, batch, head, features, keep, d_log / total - tl.sum(rounded.to(tl.float32) * v, 1))
+
+
+@triton.jit(do_not_specialize=["token_count", "batch_count", "split_length"])
+def _projection_gradient_kernel(
+    tokens, token_rows, mask, log_total, weighted_output, projection, landmark_rows, log_normalizer, row_max, shifts,
+    d_projection, batch_count, token_count, split_length, splits, heads, group, gain, norm_gain,
+    KEYS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    FEATURE_MAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own M features and a split of the token tiles of a key head: sum_n d_nr x_n, for learnt features."""
+    tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles
+    split, index = index % splits, index // splits
+    head, batch = index % heads, index // heads
+    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    keep = features < FEATURES
+    w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(tokens.pointer.dtype.element_ty)  # [M, D]
+    g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+    shift = 0.0 if KEYS else common_shift(log_normalizer, batch, head, FEATURES, BLOCK_ALL)
+    bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
+    d_w = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    head_tiles = tl.cdiv(token_count, BLOCK_N)
+    last = tl.minimum((split + 1) * split_length, head_tiles * group)
+    for position in range(split * split_length, last):
+        token_head = head * group + position // head_tiles
+        rows = position % head_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+        seen = seen_keys(mask, batch, rows, token_count)
+        raw = load_tile(tokens, batch, token_head, rows, seen, DIM, BLOCK_D)
+        x = usable_tokens(raw, KEYS, FEATURE_MAP)  # [N, D]
+        u = load_tile(token_rows, batch, token_head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
+        if KEYS:
+            token_bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
+            token_shift = tl.zeros([BLOCK_N], tl.float32)
+        else:
+            token_bias = -load_vector(log_total, batch, token_head, rows, seen, float("inf"))
+            token_shift = -load_vector(weighted_output, batch, token_head, rows, seen, 0.0)
+        y = tl.dot(w, tl.trans(x), input_precision=PRECISION) * gain  # [M, D] @ [D, N] -> [M, N]
+        _, d_exponent = share_gradient(y, g, u, bias, offset, token_bias, token_shift, FEATURE_MAP, PRECISION)
+        d_y = feature_slope(d_exponent, y, FEATURE_MAP)
+        d_w = tl.dot(d_y.to(OPERAND), x.to(OPERAND), d_w, input_precision=PRECISION)  # [M, N] @ [N, D]
+    part = split * batch_count + batch
+    store_tile(d_projection, part, head, features, keep, d_w, DIM, BLOCK_D)

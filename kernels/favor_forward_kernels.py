@@ -1,0 +1,285 @@
+"""GPU kernels of FAVOR attention, forward: the two softmax hops of `favor_definition.py` in flash-attention form.
+
+Dimension key: b batch, h key heads, t queries, s keys, d head dim, e value dim, m features;
+tiles [T] queries, [S] keys, [M] features, [D] and [E] padded head and value dims.
+
+    kernel               one program owns               loops over         keeps in registers
+    _summarize_kernel    M features, a split of keys    key tiles          max, sum [M], average of v [M, E]
+    _merge_splits_kernel M features                     splits             the same
+    _attend_kernel       T queries                      feature tiles      max, sum [T], average of V [T, E]
+    _short_kernel        T queries                      features, keys     both; no state is read back
+
+Every hop is an online softmax whose running maximum belongs to its owner (a feature, a query), so nothing overflows
+and no epsilon is needed. Exponents are in base 2; the log-weight c_r is constant in hop 1 and enters L alone.
+
+`PAIRED` features are [H; -H]: w . x is computed for H, and used a second time with the opposite sign.
+
+Memory traffic: the keys and values are read once a feature tile (from the second-level cache but for the first),
+queries once, the state once a query tile. Splits are merged in a fixed order; there are no atomics, so equal inputs
+give equal bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .favor_tiles import (
+    FAR,
+    LN_2,
+    LOG2_E,
+    UNSEEN,
+    absorb,
+    cut_entries,
+    load_tile,
+    load_vector,
+    log2_feature,
+    seen_keys,
+    square_norm,
+    store_tile,
+    store_vector,
+)
+
+
+@triton.jit
+def summarize_tile(
+    key, value, mask, w, batch, head, first, end, gain, norm_gain,
+    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Run hop 1 for the features w [M, D] over keys first ... end: max, sum [M], sum of p v [M, E], twice if PAIRED."""
+    BLOCK_M: tl.constexpr = w.shape[0]
+    top = tl.full([BLOCK_M], UNSEEN, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    average = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    other_top, other_total, other_average = top, total, average
+    for start in range(first, end, BLOCK_S):
+        rows = start + tl.arange(0, BLOCK_S)
+        keep = seen_keys(mask, batch, rows, end)
+        k = load_tile(key, batch, head, rows, keep, DIM, BLOCK_D)  # [S, D]
+        v = load_tile(value, batch, head, rows, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [S, E]
+        x = tl.dot(w, tl.trans(k), input_precision=PRECISION) * gain  # [M, D] @ [D, S] -> [M, S]
+        if FEATURE_MAP == "exponential":
+            norm = square_norm(k)
+            x = tl.where((norm > FAR)[None, :], 0.0, x)
+            shift = tl.where(keep, -norm_gain * norm, float("-inf"))
+        else:
+            shift = tl.where(keep, 0.0, float("-inf"))
+        top, total, average = absorb(log2_feature(x, FEATURE_MAP) + shift[None, :], v, top, total, average, PRECISION)
+        if PAIRED:
+            opposite = log2_feature(-x, FEATURE_MAP) + shift[None, :]
+            other_top, other_total, other_average = absorb(
+                opposite, v, other_top, other_total, other_average, PRECISION
+            )
+    return top, total, average, other_top, other_total, other_average
+
+
+@triton.jit
+def log_normalizer_of(top, total, log_weight, head, features, keep):
+    """Return L [M] = ln sum_s exp(e_sr), -inf where no key was seen."""
+    logarithm = tl.where(total > 0, top * LN_2 + tl.log(total), float("-inf"))
+    if log_weight is not None:
+        logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
+    return logarithm
+
+
+@triton.jit
+def store_state(
+    state, log_weight, top, total, average, batch, source_head, features, keep,
+    VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Write V, and where given L, of M features, with the maximum and sum of their softmax."""
+    state_value, log_normalizer, row_max, row_sum = state
+    average = average / tl.where(total == 0, 1.0, total)[:, None]
+    store_tile(state_value, batch, source_head, features, keep, average, VALUE_DIM, BLOCK_E)
+    store_vector(row_max, batch, source_head, features, keep, top)
+    store_vector(row_sum, batch, source_head, features, keep, total)
+    if log_normalizer is not None:
+        logarithm = log_normalizer_of(top, total, log_weight, source_head, features, keep)
+        store_vector(log_normalizer, batch, source_head, features, keep, logarithm)
+
+
+@triton.jit(do_not_specialize=["key_count", "batch_count", "split_length"])
+def _summarize_kernel(
+    key, value, mask, projection, log_weight, state, projection_copy,
+    batch_count, key_count, split_length, splits, heads, gain, norm_gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own a feature tile and a split of the keys of one head; split i of batch b is written at batch i B + b."""
+    tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles  # neighbours share keys and values, in the second-level cache
+    split, index = index % splits, index // splits
+    head, batch = index % heads, index // heads
+    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    keep = features < FEATURES
+    w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
+    if projection_copy is not None:  # what later kernels load instead of converting again
+        writes = split + batch + head * (projection_copy.head_stride == 0) == 0  # one writer for each element
+        store_tile(projection_copy, batch, head, features, keep & writes, w, DIM, BLOCK_D)
+    first = split * split_length
+    end = tl.minimum(first + split_length, key_count)
+    top, total, average, other_top, other_total, other_average = summarize_tile(
+        key, value, mask, w, batch, head, first, end, gain, norm_gain,
+        DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
+    )  # fmt: skip
+    part = split * batch_count + batch
+    store_state(state, log_weight, top, total, average, part, head, features, keep, VALUE_DIM, BLOCK_E)
+    if PAIRED:
+        others = FEATURES + features
+        store_state(
+            state, log_weight, other_top, other_total, other_average, part, head, others, keep, VALUE_DIM, BLOCK_E
+        )
+
+
+@triton.jit(do_not_specialize=["splits", "batch_count"])
+def _merge_splits_kernel(
+    parts, log_weight, state, batch_count, splits, heads,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Join the states of the splits, in order: their common maximum first, then the weighted sums."""
+    tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles
+    head, batch = index % heads, index // heads
+    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    keep = features < FEATURES
+    part_value, _, part_max, part_sum = parts
+    top = tl.full([BLOCK_M], UNSEEN, tl.float32)
+    for split in range(splits):
+        part = split * batch_count + batch
+        top = tl.maximum(top, load_vector(part_max, part, head, features, keep, UNSEEN))
+    total = tl.zeros([BLOCK_M], tl.float32)
+    average = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    for split in range(splits):
+        part = split * batch_count + batch
+        share = tl.exp2(load_vector(part_max, part, head, features, keep, UNSEEN) - top)
+        share *= load_vector(part_sum, part, head, features, keep, 0.0)
+        total += share
+        average += share[:, None] * load_tile(part_value, part, head, features, keep, VALUE_DIM, BLOCK_E)
+    store_state(state, log_weight, top, total, average, batch, head, features, keep, VALUE_DIM, BLOCK_E)
+
+
+@triton.jit
+def common_shift(log_normalizer, batch, head, ALL_FEATURES: tl.constexpr, BLOCK_ALL: tl.constexpr):
+    """Return the largest L_r: logits taken relative to it keep their digits when L is near -5000."""
+    features = tl.arange(0, BLOCK_ALL)
+    largest = tl.max(load_vector(log_normalizer, batch, head, features, features < ALL_FEATURES, float("-inf")), 0)
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def landmark_bias(log_normalizer, shift, batch, head, features, keep):
+    """Return log2(e) (L_r - shift) [M], -inf for features that are not there."""
+    return (load_vector(log_normalizer, batch, head, features, keep, float("-inf")) - shift) * LOG2_E
+
+
+@triton.jit(do_not_specialize=["query_count"])
+def _attend_kernel(
+    query, projection, log_normalizer, state_value, output, log_total,
+    query_count, query_heads, group, gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own a tile of queries of one query head; log_total [T] is the log2 of its softmax's sum, for the backward."""
+    tiles = tl.cdiv(query_count, BLOCK_T)
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles
+    query_head, batch = index % query_heads, index // query_heads
+    head = query_head // group
+    rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    exists = rows < query_count
+    q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [T, D]
+    shift = common_shift(log_normalizer, batch, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
+    top = tl.full([BLOCK_T], UNSEEN, tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+    for start in range(0, FEATURES, BLOCK_M):
+        features = start + tl.arange(0, BLOCK_M)
+        keep = features < FEATURES
+        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
+        landmarks = load_tile(state_value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+        bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
+        x = tl.dot(q, tl.trans(w), input_precision=PRECISION) * gain  # [T, D] @ [D, M] -> [T, M]
+        logits = log2_feature(x, FEATURE_MAP) + bias[None, :]
+        top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
+        if PAIRED:
+            others = FEATURES + features
+            landmarks = load_tile(state_value, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
+            bias = landmark_bias(log_normalizer, shift, batch, head, others, keep)
+            logits = log2_feature(-x, FEATURE_MAP) + bias[None, :]
+            top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
+    average = average / tl.where(total == 0, 1.0, total)[:, None]
+    store_tile(output, batch, query_head, rows, exists, average, VALUE_DIM, BLOCK_E)
+    logarithm = tl.where(total == 0, float("inf"), top + tl.log2(total))  # unseen: every weight of the backward is 0
+    store_vector(log_total, batch, query_head, rows, exists, logarithm)
+
+
+@triton.jit(do_not_specialize=["query_count", "key_count"])
+def _short_kernel(
+    query, key, value, mask, projection, log_weight, state, output, log_total,
+    query_count, key_count, query_heads, group, gain, norm_gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own a tile of queries and run both hops: hop 1 is repeated by each tile of a head, and only the first writes it.
+
+    Logits are taken relative to the largest L_r of the first feature tile, log_total relative to the largest of all.
+    """
+    tiles = tl.maximum(tl.cdiv(query_count, BLOCK_T), 1)  # without queries there is still a state to write
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles
+    query_head, batch = index % query_heads, index // query_heads
+    head = query_head // group
+    writes = (tile == 0) & (query_head % group == 0)
+    rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    exists = rows < query_count
+    q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [T, D]
+    top = tl.full([BLOCK_T], UNSEEN, tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+    anchor = 0.0
+    highest = float("-inf")
+    for start in range(0, FEATURES, BLOCK_M):
+        features = start + tl.arange(0, BLOCK_M)
+        keep = features < FEATURES
+        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
+        hop_top, hop_total, hop_average, other_top, other_total, other_average = summarize_tile(
+            key, value, mask, w, batch, head, 0, key_count, gain, norm_gain,
+            DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
+        )  # fmt: skip
+        store_state(
+            state, log_weight, hop_top, hop_total, hop_average, batch, head, features, keep & writes,
+            VALUE_DIM, BLOCK_E,
+        )  # fmt: skip
+        logarithm = log_normalizer_of(hop_top, hop_total, log_weight, head, features, keep)
+        logarithm = tl.where(keep, logarithm, float("-inf"))
+        largest = tl.max(logarithm, 0)
+        anchor = tl.where((start == 0) & (largest > float("-inf")), largest, anchor)
+        bias = (logarithm - anchor) * LOG2_E
+        highest = tl.maximum(highest, tl.max(bias, 0))
+        x = tl.dot(q, tl.trans(w), input_precision=PRECISION) * gain  # [T, D] @ [D, M] -> [T, M]
+        landmarks = (hop_average / tl.where(hop_total == 0, 1.0, hop_total)[:, None]).to(OPERAND)  # [M, E]
+        logits = log2_feature(x, FEATURE_MAP) + bias[None, :]
+        top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
+        if PAIRED:
+            others = FEATURES + features
+            store_state(
+                state, log_weight, other_top, other_total, other_average, batch, head, others, keep & writes,
+                VALUE_DIM, BLOCK_E,
+            )  # fmt: skip
+            logarithm = log_normalizer_of(other_top, other_total, log_weight, head, others, keep)
+            bias = (tl.where(keep, logarithm, float("-inf")) - anchor) * LOG2_E
+            highest = tl.maximum(highest, tl.max(bias, 0))
+            landmarks = (other_average / tl.where(other_total == 0, 1.0, other_total)[:, None]).to(OPERAND)
+            logits = log2_feature(-x, FEATURE_MAP) + bias[None, :]
+            top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
+    average = average / tl.where(total == 0, 1.0, total)[:, None]
+    store_tile(output, batch, query_head, rows, exists, average, VALUE_DIM, BLOCK_E)
+    logarithm = tl.where(total == 0, float("inf"), top + tl.log2(total) - highest)
+    store_vector(log_total, batch, query_head, rows, exists, logarithm)

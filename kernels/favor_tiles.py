@@ -1,0 +1,147 @@
+"""What the FAVOR kernels share: how a tile is addressed, and how a projection becomes a base-2 exponent.
+
+Dimension key: b batch, h heads, n tokens, d columns, A rows of a tile, B columns of a tile.
+
+Kernels receive tensors as `Rows` and `Vectors`: a pointer with the strides of its dimensions, so any layout is read in
+place. Offsets are 64-bit. Exponents are kept in base 2 throughout, where exp2 is one instruction.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+UNSEEN = tl.constexpr(-1.7e38)  # a running maximum before its first entry: finite, so that no difference is NaN
+FAR = tl.constexpr(1e30)  # |x|^2 beyond which w . x is less than the rounding of |x|^2 / 2
+FARTHEST = tl.constexpr(1e36)  # |x|^2 is cut here, so that exponents stay finite
+LARGEST_ENTRY = tl.constexpr(1e18)  # the same cut for single entries
+RELU_OFFSET = tl.constexpr(1e-3)  # as random_features.RELU_OFFSET
+
+
+class Rows(NamedTuple):
+    """A (b, h, n, d) tensor: where it starts and how far apart its neighbours are along each dimension."""
+
+    pointer: Tensor
+    batch_stride: int
+    head_stride: int
+    row_stride: int
+    column_stride: int
+
+
+class Vectors(NamedTuple):
+    """A (b, h, n) tensor, likewise."""
+
+    pointer: Tensor
+    batch_stride: int
+    head_stride: int
+    row_stride: int
+
+
+def rows_of(x: Tensor) -> Rows:
+    """Describe a (b, h, n, d) tensor, or an (n, d) or (h, n, d) one that the batch (and the heads) share."""
+    return Rows(x, *(0,) * (4 - x.ndim), *x.stride())
+
+
+def vectors_of(x: Tensor) -> Vectors:
+    """Describe a (b, h, n) tensor, or an (n) or (h, n) one that the batch (and the heads) share."""
+    return Vectors(x, *(0,) * (3 - x.ndim), *x.stride())
+
+
+def mask_of(mask: Tensor | None) -> Vectors | None:
+    """Describe a (b, n) padding mask that the heads share."""
+    return None if mask is None else Vectors(mask, mask.stride(0), 0, mask.stride(1))
+
+
+@triton.jit
+def row_pointers(x, batch, head, rows):
+    start = x.pointer + batch.to(tl.int64) * x.batch_stride + head.to(tl.int64) * x.head_stride
+    return start + rows.to(tl.int64) * x.row_stride
+
+
+@triton.jit
+def load_tile(x, batch, head, rows, keep, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Load [A, BLOCK_DIM] of x; rows that are not kept and columns from DIM on are zero."""
+    columns = tl.arange(0, BLOCK_DIM)
+    pointers = row_pointers(x, batch, head, rows)[:, None] + columns.to(tl.int64)[None, :] * x.column_stride
+    return tl.load(pointers, mask=keep[:, None] & (columns < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(x, batch, head, rows, keep, tile, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    columns = tl.arange(0, BLOCK_DIM)
+    pointers = row_pointers(x, batch, head, rows)[:, None] + columns.to(tl.int64)[None, :] * x.column_stride
+    tl.store(pointers, tile.to(x.pointer.dtype.element_ty), mask=keep[:, None] & (columns < DIM)[None, :])
+
+
+@triton.jit
+def load_vector(x, batch, head, rows, keep, other):
+    return tl.load(row_pointers(x, batch, head, rows), mask=keep, other=other)
+
+
+@triton.jit
+def store_vector(x, batch, head, rows, keep, vector):
+    tl.store(row_pointers(x, batch, head, rows), vector, mask=keep)
+
+
+@triton.jit
+def seen_keys(mask, batch, rows, end):
+    """Return which keys of a tile exist and are not padding."""
+    keep = rows < end
+    if mask is not None:
+        keep = keep & (load_vector(mask, batch, batch * 0, rows, keep, 1) == 0)
+    return keep
+
+
+@triton.jit
+def square_norm(tile):
+    """Return |x|^2 [A], cut so that it stays finite."""
+    wide = tile.to(tl.float32)
+    return tl.minimum(tl.sum(wide * wide, 1), FARTHEST, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def cut_entries(tile):
+    """Keep entries within a range where their products stay finite."""
+    wide = tile.to(tl.float32)
+    return tl.clamp(wide, -LARGEST_ENTRY, LARGEST_ENTRY, propagate_nan=tl.PropagateNan.ALL).to(tile.dtype)
+
+
+@triton.jit
+def log2_feature(x, FEATURE_MAP: tl.constexpr):
+    """Turn gain * (w . x) into log2 phi, up to the exponential map's norm (random_features.log_feature).
+
+    The gain of the exponential map includes log2(e), so that there is nothing left to do.
+    """
+    if FEATURE_MAP == "relu":
+        positive = tl.clamp(x, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
+        return tl.log2(positive + RELU_OFFSET)
+    if FEATURE_MAP == "elu":
+        positive = tl.clamp(x, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
+        return tl.where(x > 0, tl.log2(1.0 + positive), x * LOG2_E)
+    return x
+
+
+@triton.jit
+def feature_slope(d_exponent, x, FEATURE_MAP: tl.constexpr):
+    """Multiply d_exponent by d(ln phi) / d(w . x) at gain * (w . x) = x."""
+    if FEATURE_MAP == "relu":
+        return tl.where(x > 0, d_exponent / (x + RELU_OFFSET), 0.0)
+    if FEATURE_MAP == "elu":
+        return tl.where(x > 0, d_exponent / (1.0 + x), d_exponent)
+    return d_exponent
+
+
+@triton.jit
+def absorb(exponent, rows, top, total, average, PRECISION: tl.constexpr):
+    """Fold exponents [A, B] of rows [B, E] into an online softmax over B: its maximum, sum and weighted sum of rows."""
+    raised = tl.maximum(top, tl.max(exponent, 1))
+    weight = tl.exp2(exponent - raised[:, None])  # [A, B]
+    shrink = tl.exp2(top - raised)
+    total = total * shrink + tl.sum(weight, 1)
+    average = tl.dot(weight.to(rows.dtype), rows, average * shrink[:, None], input_precision=PRECISION)  # [A, E]
+    return raised, total, average
