@@ -162,6 +162,6 @@ def _register(
 
 
 _register("summarize", _summarize_autograd, slice(1, 4), slice(2, 4), _define_summarize, 2, 9, (0, 1, 3, 4))
-_register("attend", _attend_autograd, slice(2), slice(1, 2), _define_attend, 1, 9, (0, 1, 2, 3))
-_register("full_attention", _full_autograd, slice(7), slice(1, 7), _define_full, 1, 10, (0, 1, 2, 4, 5))
+_register("attend", _attend_autograd, slice(3), slice(1, 3), _define_attend, 1, 9, (0, 1, 2, 3))
+_register("full_attention", _full_autograd, slice(8), slice(1, 8), _define_full, 1, 10, (0, 1, 2, 4, 5))
 _register("causal_attention", _causal_autograd, slice(3), slice(1, 3), _define_causal, 1, 11, (0, 1, 2, 4, 5))

@@ -9,7 +9,7 @@ computes the gradients of the tokens of either, and one those of the projection:
                          hop 1, the keys                       hop 2, the queries
     token, its row       k_s, v_s                              q_t, do_t
     landmark row G_r     dV_r / z_r                            V_r
-    weight P_nr          exp(e_sr - max_r)                     exp(w_r . q_t + L_r - logsumexp_t)
+    weight P_nr          exp(e_sr - max_r)                     exp(w_r . q_t + L_r - max_t) / sum_t
     landmark shift A_r   dL_r / z_r - G_r . V_r                0
     token shift B_n      0                                     -do_t . o_t
 
@@ -18,7 +18,9 @@ computes the gradients of the tokens of either, and one those of the projection:
 
 `_landmark_gradient_kernel` gathers R_r = sum_t P_tr do_t and E_r = sum_t P_tr (do_t . o_t) over queries, and
 `_reduce_gradient_kernel` turns them into dV_r = R_r and dL_r = V_r . R_r - E_r, and those into G_r and A_r of hop 1.
-A_r is taken from the rounded G_r, so that a constant v gets no gradient through the weights.
+A_r is taken from the rounded G_r, so that a constant v gets no gradient through the weights. Maximum and sum are kept
+apart, and no exponent may exceed 0: a logarithm of the sum would round to a part of its own size, which is in the
+thousands when norms are large.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .favor_forward_kernels import common_shift, landmark_bias
+from .favor_forward_kernels import landmark_bias
 from .favor_tiles import (
     FAR,
     cut_entries,
@@ -34,6 +36,7 @@ from .favor_tiles import (
     load_tile,
     load_vector,
     log2_feature,
+    row_pointers,
     seen_keys,
     square_norm,
     store_tile,
@@ -46,7 +49,8 @@ def key_shift(k, keep, norm_gain, FEATURE_MAP: tl.constexpr):
     """Return -log2(e) |k|^2 / 2 [N] of keys, -inf where they are not seen."""
     if FEATURE_MAP == "exponential":
         return tl.where(keep, -norm_gain * square_norm(k), float("-inf"))
-    return tl.where(keep, 0.0, float("-inf"))
+    else:
+        return tl.where(keep, 0.0, float("-inf"))
 
 
 @triton.jit
@@ -54,7 +58,15 @@ def usable_tokens(x, KEYS: tl.constexpr, FEATURE_MAP: tl.constexpr):
     """Return tokens [N, D] as the forward used them: keys so far away that only their norm counts are zero."""
     if KEYS and FEATURE_MAP == "exponential":
         return tl.where((square_norm(x) > FAR)[:, None], 0.0, x).to(x.dtype)
-    return cut_entries(x)
+    else:
+        return cut_entries(x)
+
+
+@triton.jit
+def share(x, row_bias, column_bias, FEATURE_MAP: tl.constexpr):
+    """Return P [A, B] before its division by a sum: at most 1, and finite even where w . x overflows."""
+    exponent = log2_feature(x, FEATURE_MAP) + row_bias[:, None] + column_bias[None, :]
+    return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -63,9 +75,25 @@ def share_gradient(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return the weights P [A, B] and d [A, B] of the module docstring, d with respect to ln phi."""
-    weight = tl.exp2(log2_feature(x, FEATURE_MAP) + row_bias[:, None] + column_bias[None, :])
+    weight = share(x, row_bias, column_bias, FEATURE_MAP)
     reach = tl.dot(rows, tl.trans(columns), input_precision=PRECISION)  # [A, E] @ [E, B] -> [A, B]
     return weight, weight * (reach + row_shift[:, None] + column_shift[None, :])
+
+
+@triton.jit
+def query_terms(statistics, batch, query_head, rows, exists):
+    """Return -maximum, -inf for queries that are not there, and 1 / sum [N] of the softmax of queries."""
+    query_max, query_sum, _ = statistics
+    total = load_vector(query_sum, batch, query_head, rows, exists, 0.0)
+    inverse = tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
+    return -load_vector(query_max, batch, query_head, rows, exists, float("inf")), inverse
+
+
+@triton.jit
+def query_anchor(statistics, batch, query_head):
+    """Return what the L_r of a query head were taken relative to."""
+    anchor = statistics[2]
+    return tl.load(row_pointers(anchor, batch, query_head, query_head * 0))
 
 
 @triton.jit
@@ -76,17 +104,17 @@ def landmark_terms(
     if KEYS:
         bias = tl.where(keep, -load_vector(row_max, batch, head, features, keep, 0.0), float("-inf"))
         return bias, load_vector(shifts, batch, head, features, keep, 0.0)
-    return landmark_bias(log_normalizer, shift, batch, head, features, keep), features * 0.0
+    else:
+        return landmark_bias(log_normalizer, shift, batch, head, features, keep), features * 0.0
 
 
 @triton.jit(do_not_specialize=["token_count"])
 def _token_gradient_kernel(
-    tokens, token_rows, mask, output, log_total, projection, landmark_rows, log_normalizer, row_max, shifts,
+    tokens, token_rows, mask, output, statistics, projection, landmark_rows, log_normalizer, row_max, shifts,
     d_tokens, d_token_rows, weighted_output, token_count, token_heads, group, gain, norm_gain, chain,
     KEYS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Own N tokens and loop over features: dq, or with KEYS dk and dv. Writes D_t = do_t . o_t for the next kernel."""
     tiles = tl.cdiv(token_count, BLOCK_N)
@@ -103,14 +131,15 @@ def _token_gradient_kernel(
     if KEYS:
         token_bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
         token_shift = tl.zeros([BLOCK_N], tl.float32)
+        inverse = token_shift + 1.0
         shift = 0.0
     else:
         o = load_tile(output, batch, token_head, rows, exists, VALUE_DIM, BLOCK_E)
         weighted = tl.sum(u.to(tl.float32) * o.to(tl.float32), 1)
         store_vector(weighted_output, batch, token_head, rows, exists, weighted)
-        token_bias = -load_vector(log_total, batch, token_head, rows, exists, float("inf"))
+        token_bias, inverse = query_terms(statistics, batch, token_head, rows, exists)
         token_shift = -weighted
-        shift = common_shift(log_normalizer, batch, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
+        shift = query_anchor(statistics, batch, token_head)
     d_x = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     d_u = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
     d_sum = tl.zeros([BLOCK_N], tl.float32)
@@ -136,7 +165,7 @@ def _token_gradient_kernel(
                 d_sum += tl.sum(d_exponent, 1)
                 d_u = tl.dot(weight.to(OPERAND), g, d_u, input_precision=PRECISION)
         d_x = tl.dot(d_projected.to(OPERAND), w.to(OPERAND), d_x, input_precision=PRECISION)  # [N, M] @ [M, D]
-    d_x *= chain
+    d_x *= (chain * inverse)[:, None]
     if KEYS:
         if FEATURE_MAP == "exponential":
             k = cut_entries(load_tile(tokens, batch, token_head, rows, seen, DIM, BLOCK_D)).to(tl.float32)
@@ -145,20 +174,13 @@ def _token_gradient_kernel(
     store_tile(d_tokens, batch, token_head, rows, exists, d_x, DIM, BLOCK_D)
 
 
-@triton.jit
-def query_weight(x, landmark_bias, token_bias, FEATURE_MAP: tl.constexpr):
-    """Return P [M, N]; at most 1 but for rounding, and finite even where w . q overflows."""
-    exponent = log2_feature(x, FEATURE_MAP) + landmark_bias[:, None] + token_bias[None, :]
-    return tl.exp2(tl.minimum(exponent, 1.0, propagate_nan=tl.PropagateNan.ALL))
-
-
 @triton.jit(do_not_specialize=["query_count", "batch_count", "split_length"])
 def _landmark_gradient_kernel(
-    query, d_output, log_total, weighted_output, projection, log_normalizer, received, received_weighted,
+    query, d_output, statistics, weighted_output, projection, log_normalizer, received, received_weighted,
     batch_count, query_count, split_length, splits, heads, group, gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Own M features and a split of the query tiles of a key head: R_r and E_r; split i of batch b goes to i B + b."""
     tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
@@ -169,9 +191,9 @@ def _landmark_gradient_kernel(
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep = features < FEATURES
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(query.pointer.dtype.element_ty)  # [M, D]
-    shift = common_shift(log_normalizer, batch, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
-    bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
     others = FEATURES + features
+    shift = query_anchor(statistics, batch, head * group)
+    bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
     other_bias = landmark_bias(log_normalizer, shift, batch, head, others, keep & PAIRED)
     rows_sum = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     weighted_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -184,14 +206,14 @@ def _landmark_gradient_kernel(
         exists = rows < query_count
         q = load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D)  # [N, D]
         do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
-        token_bias = -load_vector(log_total, batch, query_head, rows, exists, float("inf"))
+        token_bias, inverse = query_terms(statistics, batch, query_head, rows, exists)
         weighted = load_vector(weighted_output, batch, query_head, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=PRECISION) * gain  # [M, D] @ [D, N] -> [M, N]
-        weight = query_weight(x, bias, token_bias, FEATURE_MAP)
+        weight = share(x, bias, token_bias, FEATURE_MAP) * inverse[None, :]
         rows_sum = tl.dot(weight.to(OPERAND), do, rows_sum, input_precision=PRECISION)  # [M, N] @ [N, E]
         weighted_sum += tl.sum(weight * weighted[None, :], 1)
         if PAIRED:
-            weight = query_weight(-x, other_bias, token_bias, FEATURE_MAP)
+            weight = share(-x, other_bias, token_bias, FEATURE_MAP) * inverse[None, :]
             other_rows_sum = tl.dot(weight.to(OPERAND), do, other_rows_sum, input_precision=PRECISION)
             other_weighted_sum += tl.sum(weight * weighted[None, :], 1)
     part = split * batch_count + batch
@@ -244,11 +266,11 @@ def _reduce_gradient_kernel(
 
 @triton.jit(do_not_specialize=["token_count", "batch_count", "split_length"])
 def _projection_gradient_kernel(
-    tokens, token_rows, mask, log_total, weighted_output, projection, landmark_rows, log_normalizer, row_max, shifts,
+    tokens, token_rows, mask, statistics, weighted_output, projection, landmark_rows, log_normalizer, row_max, shifts,
     d_projection, batch_count, token_count, split_length, splits, heads, group, gain, norm_gain,
     KEYS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     FEATURE_MAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Own M features and a split of the token tiles of a key head: sum_n d_nr x_n, for learnt features."""
     tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
@@ -260,7 +282,7 @@ def _projection_gradient_kernel(
     keep = features < FEATURES
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(tokens.pointer.dtype.element_ty)  # [M, D]
     g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-    shift = 0.0 if KEYS else common_shift(log_normalizer, batch, head, FEATURES, BLOCK_ALL)
+    shift = 0.0 if KEYS else query_anchor(statistics, batch, head * group)
     bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
     d_w = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     head_tiles = tl.cdiv(token_count, BLOCK_N)
@@ -275,12 +297,13 @@ def _projection_gradient_kernel(
         if KEYS:
             token_bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
             token_shift = tl.zeros([BLOCK_N], tl.float32)
+            inverse = token_shift + 1.0
         else:
-            token_bias = -load_vector(log_total, batch, token_head, rows, seen, float("inf"))
+            token_bias, inverse = query_terms(statistics, batch, token_head, rows, seen)
             token_shift = -load_vector(weighted_output, batch, token_head, rows, seen, 0.0)
         y = tl.dot(w, tl.trans(x), input_precision=PRECISION) * gain  # [M, D] @ [D, N] -> [M, N]
         _, d_exponent = share_gradient(y, g, u, bias, offset, token_bias, token_shift, FEATURE_MAP, PRECISION)
-        d_y = feature_slope(d_exponent, y, FEATURE_MAP)
+        d_y = feature_slope(d_exponent * inverse[None, :], y, FEATURE_MAP)
         d_w = tl.dot(d_y.to(OPERAND), x.to(OPERAND), d_w, input_precision=PRECISION)  # [M, N] @ [N, D]
     part = split * batch_count + batch
     store_tile(d_projection, part, head, features, keep, d_w, DIM, BLOCK_D)

@@ -59,13 +59,14 @@ def summarize_tile(
         keep = seen_keys(mask, batch, rows, end)
         k = load_tile(key, batch, head, rows, keep, DIM, BLOCK_D)  # [S, D]
         v = load_tile(value, batch, head, rows, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [S, E]
-        x = tl.dot(w, tl.trans(k), input_precision=PRECISION) * gain  # [M, D] @ [D, S] -> [M, S]
+        x = tl.dot(w, tl.trans(k), input_precision=PRECISION)  # [M, D] @ [D, S] -> [M, S]
         if FEATURE_MAP == "exponential":
             norm = square_norm(k)
             x = tl.where((norm > FAR)[None, :], 0.0, x)
             shift = tl.where(keep, -norm_gain * norm, float("-inf"))
         else:
             shift = tl.where(keep, 0.0, float("-inf"))
+        x *= gain  # last, so that it fuses with the addition of the shift
         top, total, average = absorb(log2_feature(x, FEATURE_MAP) + shift[None, :], v, top, total, average, PRECISION)
         if PAIRED:
             opposite = log2_feature(-x, FEATURE_MAP) + shift[None, :]
@@ -177,15 +178,25 @@ def landmark_bias(log_normalizer, shift, batch, head, features, keep):
     return (load_vector(log_normalizer, batch, head, features, keep, float("-inf")) - shift) * LOG2_E
 
 
+@triton.jit
+def store_statistics(statistics, batch, query_head, rows, exists, top, total, shift, writes):
+    """Write the maximum and sum [T] of a softmax over landmarks, and what its L_r were taken relative to."""
+    query_max, query_sum, anchor = statistics
+    store_vector(query_max, batch, query_head, rows, exists, top)
+    store_vector(query_sum, batch, query_head, rows, exists, total)
+    first = tl.arange(0, 1)
+    store_vector(anchor, batch, query_head, first, (first == 0) & writes, first * 0.0 + shift)
+
+
 @triton.jit(do_not_specialize=["query_count"])
 def _attend_kernel(
-    query, projection, log_normalizer, state_value, output, log_total,
+    query, projection, log_normalizer, state_value, output, statistics,
     query_count, query_heads, group, gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own a tile of queries of one query head; log_total [T] is the log2 of its softmax's sum, for the backward."""
+    """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
     tiles = tl.cdiv(query_count, BLOCK_T)
     index = tl.program_id(0)
     tile, index = index % tiles, index // tiles
@@ -215,13 +226,12 @@ def _attend_kernel(
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
     average = average / tl.where(total == 0, 1.0, total)[:, None]
     store_tile(output, batch, query_head, rows, exists, average, VALUE_DIM, BLOCK_E)
-    logarithm = tl.where(total == 0, float("inf"), top + tl.log2(total))  # unseen: every weight of the backward is 0
-    store_vector(log_total, batch, query_head, rows, exists, logarithm)
+    store_statistics(statistics, batch, query_head, rows, exists, top, total, shift, tile == 0)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
 def _short_kernel(
-    query, key, value, mask, projection, log_weight, state, output, log_total,
+    query, key, value, mask, projection, log_weight, state, output, statistics,
     query_count, key_count, query_heads, group, gain, norm_gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -229,7 +239,7 @@ def _short_kernel(
 ):  # fmt: skip
     """Own a tile of queries and run both hops: hop 1 is repeated by each tile of a head, and only the first writes it.
 
-    Logits are taken relative to the largest L_r of the first feature tile, log_total relative to the largest of all.
+    Logits are taken relative to the largest L_r of the first feature tile.
     """
     tiles = tl.maximum(tl.cdiv(query_count, BLOCK_T), 1)  # without queries there is still a state to write
     index = tl.program_id(0)
@@ -243,8 +253,7 @@ def _short_kernel(
     top = tl.full([BLOCK_T], UNSEEN, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-    anchor = 0.0
-    highest = float("-inf")
+    shift = 0.0
     for start in range(0, FEATURES, BLOCK_M):
         features = start + tl.arange(0, BLOCK_M)
         keep = features < FEATURES
@@ -260,9 +269,8 @@ def _short_kernel(
         logarithm = log_normalizer_of(hop_top, hop_total, log_weight, head, features, keep)
         logarithm = tl.where(keep, logarithm, float("-inf"))
         largest = tl.max(logarithm, 0)
-        anchor = tl.where((start == 0) & (largest > float("-inf")), largest, anchor)
-        bias = (logarithm - anchor) * LOG2_E
-        highest = tl.maximum(highest, tl.max(bias, 0))
+        shift = tl.where((start == 0) & (largest > float("-inf")), largest, shift)
+        bias = (logarithm - shift) * LOG2_E
         x = tl.dot(q, tl.trans(w), input_precision=PRECISION) * gain  # [T, D] @ [D, M] -> [T, M]
         landmarks = (hop_average / tl.where(hop_total == 0, 1.0, hop_total)[:, None]).to(OPERAND)  # [M, E]
         logits = log2_feature(x, FEATURE_MAP) + bias[None, :]
@@ -274,12 +282,10 @@ def _short_kernel(
                 VALUE_DIM, BLOCK_E,
             )  # fmt: skip
             logarithm = log_normalizer_of(other_top, other_total, log_weight, head, others, keep)
-            bias = (tl.where(keep, logarithm, float("-inf")) - anchor) * LOG2_E
-            highest = tl.maximum(highest, tl.max(bias, 0))
+            bias = (tl.where(keep, logarithm, float("-inf")) - shift) * LOG2_E
             landmarks = (other_average / tl.where(other_total == 0, 1.0, other_total)[:, None]).to(OPERAND)
             logits = log2_feature(-x, FEATURE_MAP) + bias[None, :]
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
     average = average / tl.where(total == 0, 1.0, total)[:, None]
     store_tile(output, batch, query_head, rows, exists, average, VALUE_DIM, BLOCK_E)
-    logarithm = tl.where(total == 0, float("inf"), top + tl.log2(total) - highest)
-    store_vector(log_total, batch, query_head, rows, exists, logarithm)
+    store_statistics(statistics, batch, query_head, rows, exists, top, total, shift, tile == 0)

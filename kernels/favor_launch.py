@@ -1,21 +1,35 @@
-"""Launch parameters of the FAVOR kernels: tile sizes, warps and pipeline stages, from one table.
+"""What a launch of a FAVOR kernel needs besides tensors: tile sizes, compile-time values, the number of splits.
 
-Dimension key: d head dim, e value dim, m features.
+Dimension key: b batch, h key heads, n tokens, d head dim, e value dim, m features.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import JITFunction, driver
+
+from .favor_launch_table import launch_config
+from .favor_tiles import load_tile
+from .random_features import FeatureSpace
+
+INTERPRETED = not isinstance(load_tile, JITFunction)
+"""Whether TRITON_INTERPRET=1 was set when the kernels were imported: they then run on CPU tensors, slowly."""
+
+LONGEST_SPLIT = 8192
+"""Tokens summed in one go: more would let float32 sums drift, by 2e-4 over 1e5 equal values."""
+
+SHORTEST_SPLIT_TILES = 4
+"""Token tiles below which a split is not worth its merging."""
 
 
-class LaunchConfig(NamedTuple):
-    """How one kernel is launched: its tile of tokens, its tile of features, warps a program and pipeline stages."""
-
-    tokens: int
-    features: int
-    num_warps: int
-    num_stages: int
+def ceil_div(n: int, d: int) -> int:
+    return -(-n // d)
 
 
 def next_power_of_two(n: int) -> int:
@@ -23,6 +37,85 @@ def next_power_of_two(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
-@cache
-def launch_config(kernel: str, dim: int, wide: bool, capability: int) -> LaunchConfig:
-    return LaunchConfig(64, 32, 4, 2)
+@lru_cache(maxsize=256)
+def _constants(m: int, d: int, e: int, feature_map: str, paired: bool, dtype: torch.dtype, impl: str) -> dict[str, Any]:
+    """Return the compile-time values that most kernels share."""
+    precision = "tf32" if dtype != torch.float32 else "ieee" if impl == "triton-ieee" else "tf32x3"
+    return {
+        "FEATURES": m // 2 if paired else m,
+        "DIM": d,
+        "VALUE_DIM": e,
+        "FEATURE_MAP": feature_map,
+        "PAIRED": paired,
+        "BLOCK_D": next_power_of_two(d),
+        "BLOCK_E": next_power_of_two(e),
+        "OPERAND": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
+        "PRECISION": precision,
+    }
+
+
+def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which softmax weights and state enter a product: never float16."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def shared_constants(space: FeatureSpace, like: Tensor, m: int, value_dim: int, impl: str) -> dict[str, Any]:
+    """Return the compile-time values of kernels that read `like` (b, h, n, d) and rows of `value_dim`."""
+    return _constants(m, like.shape[-1], value_dim, space.feature_map, space.paired, like.dtype, impl)
+
+
+def gains(space: FeatureSpace) -> tuple[float, float]:
+    """Return what w . x and |x|^2 are multiplied with: the scale, and log2(e) for the exponential map."""
+    base = math.log2(math.e) if space.feature_map == "exponential" else 1.0
+    return math.sqrt(space.scale) * base, 0.5 * space.scale * base
+
+
+@lru_cache(maxsize=16)
+def processors(device: torch.device) -> int:
+    """Return how many programs run at once, at one a multiprocessor."""
+    if device.type != "cuda":
+        return 4  # under the interpreter: enough to exercise splits
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache(maxsize=16)
+def _cuda_capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def capability(device: torch.device) -> int:
+    """Return the architecture to launch for, 90 for 9.0; off the GPU that of the interpreter or of Triton's driver."""
+    if device.type == "cuda":
+        return _cuda_capability(device)
+    if INTERPRETED:
+        return 90
+    return cast(Any, driver.active).get_current_target().arch
+
+
+class Launch(NamedTuple):
+    """Tile sizes clipped to the problem, and the keyword arguments of Triton's launcher."""
+
+    tokens: int
+    features: int
+    tiles: int
+    options: dict[str, int]
+
+
+def launch_of(kernel: str, constants: dict[str, Any], token_count: int, device: torch.device) -> Launch:
+    """Return how to launch a kernel over `token_count` tokens: its tabled configuration, no larger than the problem."""
+    dim = max(constants["BLOCK_D"], constants["BLOCK_E"])
+    config = launch_config(kernel, dim, constants["OPERAND"] is tl.float32, capability(device))
+    tokens = min(config.tokens, next_power_of_two(token_count))
+    features = min(config.features, next_power_of_two(constants["FEATURES"]))
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return Launch(tokens, features, ceil_div(constants["FEATURES"], features), options)
+
+
+def split_tokens(token_tiles: int, tile_length: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """Return (splits, token tiles of each) so that two waves of programs fill the device and no split is too long."""
+    wanted = ceil_div(2 * processors(device), programs)
+    allowed = token_tiles // SHORTEST_SPLIT_TILES
+    needed = ceil_div(token_tiles * tile_length, LONGEST_SPLIT)
+    each = ceil_div(token_tiles, max(1, needed, min(wanted, allowed)))
+    return max(1, ceil_div(token_tiles, max(1, each))), max(1, each)

@@ -29,6 +29,7 @@ from .random_features import FeatureSpace
 
 _OPTIONS = "Tensor projection, Tensor? log_weight, float scale, str feature_map, bool paired, str impl"
 _STATE = "Tensor log_normalizer, Tensor state_value, Tensor row_max, Tensor row_sum"
+_STATISTICS = "Tensor softmax, Tensor anchor"
 
 INPUTS = {
     "summarize": f"Tensor key, Tensor value, Tensor? mask, {_OPTIONS}",
@@ -43,11 +44,12 @@ SCHEMAS = {
     "summarize_backward": f"(Tensor d_log_normalizer, Tensor d_state_value, {INPUTS['summarize']}, "
     "Tensor computed_value, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    "attend": f"({INPUTS['attend']}) -> (Tensor, Tensor)",
-    "attend_backward": f"(Tensor d_output, {INPUTS['attend']}, Tensor output, Tensor log_total, "
+    "attend": f"({INPUTS['attend']}) -> (Tensor, Tensor, Tensor)",
+    "attend_backward": f"(Tensor d_output, {INPUTS['attend']}, Tensor output, {_STATISTICS}, "
     "bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor)",
-    "full_attention": f"({INPUTS['full_attention']}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "full_attention_backward": f"(Tensor d_output, {INPUTS['full_attention']}, Tensor output, Tensor log_total, "
+    "full_attention": f"({INPUTS['full_attention']}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "full_attention_backward": f"(Tensor d_output, {INPUTS['full_attention']}, Tensor output, {_STATISTICS}, "
     f"{_STATE}, Tensor operand, bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "causal_attention": f"({INPUTS['causal_attention']}) -> (Tensor, Tensor, Tensor)",
     "causal_attention_backward": f"(Tensor d_output, {INPUTS['causal_attention']}, "
@@ -72,6 +74,13 @@ def _triton() -> Any:
     return favor_attention_triton
 
 
+@cache
+def _triton_backward() -> Any:
+    from . import favor_backward_triton
+
+    return favor_backward_triton
+
+
 def _summarize(key, value, mask, *arguments):
     space, impl, _ = _options(arguments)
     if impl == "reference":
@@ -86,7 +95,7 @@ def _summarize_backward(d_log_normalizer, d_state_value, key, value, mask, *argu
             (d_log_normalizer, d_state_value), key, value, mask, tuple(results), space, parameter_gradients
         )
     else:
-        d_key, d_value, d_parameters = _triton().summarize_backward_triton(
+        d_key, d_value, d_parameters = _triton_backward().summarize_backward_triton(
             (d_log_normalizer, d_state_value), key, value, mask, space, impl, tuple(results), parameter_gradients
         )
     return d_key, d_value, *d_parameters
@@ -95,18 +104,19 @@ def _summarize_backward(d_log_normalizer, d_state_value, key, value, mask, *argu
 def _attend(query, log_normalizer, state_value, *arguments):
     space, impl, _ = _options(arguments)
     if impl == "reference":
-        return attend_reference(query, (log_normalizer, state_value), space), log_normalizer.new_empty(0)
+        none = log_normalizer.new_empty(0)
+        return attend_reference(query, (log_normalizer, state_value), space), none, none.clone()
     return _triton().attend_triton(query, (log_normalizer, state_value), space, impl)
 
 
 def _attend_backward(d_output, query, log_normalizer, state_value, *arguments):
-    space, impl, (output, log_total, parameter_gradients) = _options(arguments)
+    space, impl, (output, *statistics, parameter_gradients) = _options(arguments)
     state = (log_normalizer, state_value)
     if impl == "reference":
         *d_inputs, d_parameters = attend_backward_reference(d_output, query, output, state, space, parameter_gradients)
     else:
-        *d_inputs, d_parameters = _triton().attend_backward_triton(
-            d_output, query, state, space, impl, (output, log_total), parameter_gradients
+        *d_inputs, d_parameters = _triton_backward().attend_backward_triton(
+            d_output, query, state, space, impl, (output, *statistics), parameter_gradients
         )
     return *d_inputs, d_parameters.projection
 
@@ -116,18 +126,18 @@ def _full(query, key, value, mask, *arguments):
     if impl == "reference":
         state = summarize_reference(key, value, mask, space)
         none = state.highest.new_empty(0)
-        return attend_reference(query, state[:2], space), none, *state, none.clone()
+        return attend_reference(query, state[:2], space), none, none.clone(), *state, none.clone()
     return _triton().full_attention_triton(query, key, value, mask, space, impl)
 
 
 def _full_backward(d_output, query, key, value, mask, *arguments):
     space, impl, (*results, parameter_gradients) = _options(arguments)
     if impl != "reference":
-        *d_inputs, d_parameters = _triton().full_attention_backward_triton(
+        *d_inputs, d_parameters = _triton_backward().full_attention_backward_triton(
             d_output, query, key, value, mask, space, impl, tuple(results), parameter_gradients
         )
         return *d_inputs, *d_parameters
-    output, _, log_normalizer, state_value, row_max, row_sum, _ = results
+    output, _, _, log_normalizer, state_value, row_max, row_sum, _ = results
     d_query, d_log_normalizer, d_state_value, of_queries = attend_backward_reference(
         d_output, query, output, (log_normalizer, state_value), space, parameter_gradients
     )
@@ -178,10 +188,17 @@ def _fake_summarize_backward(d_log_normalizer, d_state_value, key, value, mask, 
     return torch.empty_like(key), torch.empty_like(value), *gradients
 
 
+def _fake_statistics(query, like, impl):
+    """Return maximum, sum and anchor of the softmax of queries; the reference keeps none."""
+    if impl == "reference":
+        return like.new_empty(0), like.new_empty(0)
+    return like.new_empty((2, *query.shape[:-1])), like.new_empty(query.shape[:2])
+
+
 def _fake_attend(query, log_normalizer, state_value, *arguments):
     _, impl, _ = _options(arguments)
     output = attention_output(query, state_value.shape[-1])
-    return output, log_normalizer.new_empty(0 if impl == "reference" else query.shape[:-1])
+    return output, *_fake_statistics(query, log_normalizer, impl)
 
 
 def _fake_attend_backward(d_output, query, log_normalizer, state_value, *arguments):
@@ -195,11 +212,10 @@ def _fake_full(query, key, value, mask, *arguments):
     space, impl, _ = _options(arguments)
     output = attention_output(query, value.shape[-1])
     log_normalizer, state_value, row_max, row_sum = _fake_state(key, value, space, impl)
-    log_total, operand = row_max.new_empty(0), row_max.new_empty(0)
+    operand = row_max.new_empty(0)
     if impl != "reference":
-        log_total = row_max.new_empty(query.shape[:-1])
         state_value, operand = _triton().operands_like(query, key, state_value, space)
-    return output, log_total, log_normalizer, state_value, row_max, row_sum, operand
+    return output, *_fake_statistics(query, row_max, impl), log_normalizer, state_value, row_max, row_sum, operand
 
 
 def _fake_full_backward(d_output, query, key, value, mask, *arguments):

@@ -120,10 +120,11 @@ def log2_feature(x, FEATURE_MAP: tl.constexpr):
     if FEATURE_MAP == "relu":
         positive = tl.clamp(x, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
         return tl.log2(positive + RELU_OFFSET)
-    if FEATURE_MAP == "elu":
+    elif FEATURE_MAP == "elu":
         positive = tl.clamp(x, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
         return tl.where(x > 0, tl.log2(1.0 + positive), x * LOG2_E)
-    return x
+    else:
+        return x
 
 
 @triton.jit
@@ -131,9 +132,10 @@ def feature_slope(d_exponent, x, FEATURE_MAP: tl.constexpr):
     """Multiply d_exponent by d(ln phi) / d(w . x) at gain * (w . x) = x."""
     if FEATURE_MAP == "relu":
         return tl.where(x > 0, d_exponent / (x + RELU_OFFSET), 0.0)
-    if FEATURE_MAP == "elu":
+    elif FEATURE_MAP == "elu":
         return tl.where(x > 0, d_exponent / (1.0 + x), d_exponent)
-    return d_exponent
+    else:
+        return d_exponent
 
 
 @triton.jit

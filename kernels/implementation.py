@@ -52,6 +52,7 @@ def _obstacle(tensors: tuple[Tensor, ...], reference_only: str | None) -> str | 
     return None
 
 
+@torch.compiler.assume_constant_result
 def _interpreted() -> bool:
     """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1, for tests)."""
     from triton import knobs

@@ -1,0 +1,335 @@
+"""FAVOR attention on the GPU, backward: allocates, chooses the launch and calls the kernels, for `favor_ops.py`.
+
+Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
+"""
+
+# Kernel parameters are annotated for the device, launches pass host values:
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .favor_attention_triton import FullResults, Statistics
+from .favor_backward_kernels import (
+    _landmark_gradient_kernel,
+    _projection_gradient_kernel,
+    _reduce_gradient_kernel,
+    _token_gradient_kernel,
+)
+from .favor_launch import (
+    ceil_div,
+    gains,
+    launch_of,
+    next_power_of_two,
+    operand_dtype,
+    shared_constants,
+    split_tokens,
+)
+from .favor_reference import ParameterGradients
+from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
+from .random_features import FeatureSpace
+
+
+class Hop(NamedTuple):
+    """One softmax between tokens and landmarks, as the backward kernels see it (favor_backward_kernels.py).
+
+    Of the queries: L, V as landmark rows, o, the statistics, and room for do . o. Of the keys: the maximum per landmark,
+    dV / z as landmark rows, and the landmark shifts.
+    """
+
+    landmark_rows: Tensor
+    log_normalizer: Tensor | None = None
+    output: Tensor | None = None
+    statistics: Statistics | None = None
+    weighted_output: Tensor | None = None
+    row_max: Tensor | None = None
+    shifts: Tensor | None = None
+
+    @classmethod
+    def of_queries(cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Statistics) -> Hop:
+        log_normalizer, state_value = state
+        weighted_output = torch.empty_like(statistics.softmax[0])
+        return cls(state_value, log_normalizer, output, statistics, weighted_output)
+
+    @classmethod
+    def of_keys(cls, state_value: Tensor, row_max: Tensor, operand: torch.dtype) -> Hop:
+        rows = torch.empty_like(state_value, dtype=operand, memory_format=torch.contiguous_format)
+        return cls(rows, row_max=row_max, shifts=torch.empty_like(row_max))
+
+
+class FullGradients(NamedTuple):
+    """Gradients of `full_attention_triton`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    parameters: ParameterGradients
+
+
+def full_attention_backward_triton(
+    d_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    space: FeatureSpace,
+    impl: str,
+    results: tuple[Tensor, ...],
+    parameter_gradients: bool,
+) -> FullGradients:
+    """Differentiate `full_attention_triton`, whose results are given."""
+    forward = FullResults(*results)
+    operands = space if forward.projection.numel() == 0 else space._replace(projection=forward.projection)
+    state = (forward.log_normalizer, forward.state_value)
+    queries = Hop.of_queries(state, forward.output, Statistics(forward.softmax, forward.anchor))
+    d_query, received = _query_side(d_output, query, queries, operands, impl)
+    keys = Hop.of_keys(forward.state_value, forward.row_max, operand_dtype(key.dtype))
+    d_log_normalizer = torch.empty_like(forward.log_normalizer) if parameter_gradients else None
+    _reduce_gradient(received, None, forward.state_value, (None, d_log_normalizer), (keys, forward.row_sum))
+    d_key, d_value = _key_side(key, value, mask, keys, operands, impl)
+    if d_log_normalizer is None:
+        return FullGradients(d_query, d_key, d_value, _no_parameters(forward.row_max))
+    parts = _projection_gradient(query, d_output, None, queries, space, impl)
+    parts += _projection_gradient(key, value, mask, keys, space, impl)
+    return FullGradients(d_query, d_key, d_value, _parameter_gradients(parts, d_log_normalizer, space))
+
+
+def summarize_backward_triton(
+    d_state: tuple[Tensor, Tensor],
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    space: FeatureSpace,
+    impl: str,
+    results: tuple[Tensor, Tensor, Tensor],
+    parameter_gradients: bool,
+) -> tuple[Tensor, Tensor, ParameterGradients]:
+    """Return (d_key, d_value, parameter gradients) from the gradient of the state; `results` is (V, max, sum)."""
+    d_log_normalizer, d_state_value = d_state
+    state_value, row_max, row_sum = results
+    keys = Hop.of_keys(state_value, row_max, operand_dtype(key.dtype))
+    _reduce_gradient((d_state_value, None), d_log_normalizer, state_value, (None, None), (keys, row_sum))
+    d_key, d_value = _key_side(key, value, mask, keys, space, impl)
+    if not parameter_gradients:
+        return d_key, d_value, _no_parameters(row_max)
+    parts = _projection_gradient(key, value, mask, keys, space, impl)
+    return d_key, d_value, _parameter_gradients(parts, d_log_normalizer, space)
+
+
+def attend_backward_triton(
+    d_output: Tensor,
+    query: Tensor,
+    state: tuple[Tensor, Tensor],
+    space: FeatureSpace,
+    impl: str,
+    results: tuple[Tensor, Tensor, Tensor],
+    parameter_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
+    """Return (d_query, d_log_normalizer, d_state_value, parameter gradients); `results` are those of the forward."""
+    output, *statistics = results
+    queries = Hop.of_queries(state, output, Statistics(*statistics))
+    d_query, received = _query_side(d_output, query, queries, space, impl)
+    d_log_normalizer, d_state_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in state)
+    _reduce_gradient(received, None, state[1], (d_state_value, d_log_normalizer), None)
+    parameters = _no_parameters(d_log_normalizer)
+    if parameter_gradients:
+        parts = _projection_gradient(query, d_output, None, queries, space, impl)
+        parameters = _parameter_gradients(parts, d_log_normalizer, space._replace(log_weight=None))
+    return d_query, d_log_normalizer, d_state_value, parameters
+
+
+def _query_side(
+    d_output: Tensor, query: Tensor, hop: Hop, space: FeatureSpace, impl: str
+) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+    """Return dq, and the partial sums R (splits b, h, m, e) and E (splits b, h, m)."""
+    d_query = torch.empty_like(query)
+    _token_gradient(query, d_output, None, hop, space, impl, d_query, None)
+    b, heads, t, _ = query.shape
+    h, m, e = hop.landmark_rows.shape[1:]
+    constants = shared_constants(space, query, m, e, impl)
+    launch = launch_of("landmark_gradient", constants, t, query.device)
+    tiles = ceil_div(t, launch.tokens) * (heads // h)
+    splits, each = split_tokens(tiles, launch.tokens, max(1, b * h * launch.tiles), query.device)
+    received = torch.empty((splits * b, h, m, e), dtype=torch.float32, device=query.device)
+    received_weighted = torch.empty((splits * b, h, m), dtype=torch.float32, device=query.device)
+    if received.numel():
+        _landmark_gradient_kernel[(b * h * splits * launch.tiles,)](
+            rows_of(query),
+            rows_of(d_output),
+            _statistics(hop),
+            _vectors(hop.weighted_output),
+            rows_of(space.projection),
+            _vectors(hop.log_normalizer),
+            rows_of(received),
+            vectors_of(received_weighted),
+            b,
+            t,
+            each,
+            splits,
+            h,
+            heads // h,
+            gains(space)[0],
+            **constants,
+            BLOCK_M=launch.features,
+            BLOCK_N=launch.tokens,
+            **launch.options,
+        )
+    return d_query, (received, received_weighted)
+
+
+def _key_side(
+    key: Tensor, value: Tensor, mask: Tensor | None, hop: Hop, space: FeatureSpace, impl: str
+) -> tuple[Tensor, Tensor]:
+    d_key, d_value = torch.empty_like(key), torch.empty_like(value)
+    _token_gradient(key, value, mask, hop, space, impl, d_key, d_value)
+    return d_key, d_value
+
+
+def _token_gradient(
+    tokens: Tensor,
+    token_rows: Tensor,
+    mask: Tensor | None,
+    hop: Hop,
+    space: FeatureSpace,
+    impl: str,
+    d_tokens: Tensor,
+    d_token_rows: Tensor | None,
+) -> None:
+    """Write the gradients of queries, or of keys and values (`d_token_rows`)."""
+    b, heads, n, _ = tokens.shape
+    h, m, e = hop.landmark_rows.shape[1:]
+    if b * heads * n == 0:
+        return
+    is_key_side = d_token_rows is not None
+    constants = shared_constants(space, tokens, m, e, impl)
+    launch = launch_of("key_gradient" if is_key_side else "query_gradient", constants, n, tokens.device)
+    _token_gradient_kernel[(b * heads * ceil_div(n, launch.tokens),)](
+        rows_of(tokens),
+        rows_of(token_rows),
+        mask_of(mask),
+        _rows(hop.output),
+        _statistics(hop),
+        rows_of(space.projection),
+        rows_of(hop.landmark_rows),
+        _vectors(hop.log_normalizer),
+        _vectors(hop.row_max),
+        _vectors(hop.shifts),
+        rows_of(d_tokens),
+        _rows(d_token_rows),
+        _vectors(hop.weighted_output),
+        n,
+        heads,
+        heads // h,
+        *gains(space),
+        math.sqrt(space.scale),
+        KEYS=is_key_side,
+        **constants,
+        BLOCK_N=launch.tokens,
+        BLOCK_M=launch.features,
+        **launch.options,
+    )
+
+
+def _reduce_gradient(
+    received: tuple[Tensor, Tensor | None],
+    d_log_normalizer: Tensor | None,
+    state_value: Tensor,
+    d_state: tuple[Tensor | None, Tensor | None],
+    keys: tuple[Hop, Tensor] | None,
+) -> None:
+    """Sum R and E over splits (or take dL as given) into d_state = (dV, dL), and fill the hop of the keys, given z."""
+    b, h, m, e = state_value.shape
+    if b * h == 0:
+        return
+    hop, row_sum = (None, None) if keys is None else keys
+    block = min(16, next_power_of_two(m))
+    _reduce_gradient_kernel[(b * h * ceil_div(m, block),)](
+        rows_of(received[0]),
+        _vectors(received[1]),
+        _vectors(d_log_normalizer),
+        rows_of(state_value),
+        _vectors(row_sum),
+        _rows(d_state[0]),
+        _vectors(d_state[1]),
+        None if hop is None else rows_of(hop.landmark_rows),
+        None if hop is None else _vectors(hop.shifts),
+        b,
+        received[0].shape[0] // b,
+        h,
+        FEATURES=m,
+        VALUE_DIM=e,
+        BLOCK_M=block,
+        BLOCK_E=next_power_of_two(e),
+    )
+
+
+def _projection_gradient(
+    tokens: Tensor, token_rows: Tensor, mask: Tensor | None, hop: Hop, space: FeatureSpace, impl: str
+) -> Tensor:
+    """Return sum_n d_nr x_n, (b, h, m, d), float32; features that are learnt are not paired."""
+    b, heads, n, d = tokens.shape
+    h, m, e = hop.landmark_rows.shape[1:]
+    constants = dict(shared_constants(space._replace(paired=False), tokens, m, e, impl))
+    del constants["PAIRED"]
+    launch = launch_of("projection_gradient", constants, n, tokens.device)
+    tiles = ceil_div(n, launch.tokens) * (heads // h)
+    splits, each = split_tokens(tiles, launch.tokens, max(1, b * h * launch.tiles), tokens.device)
+    parts = torch.empty((splits * b, h, m, d), dtype=torch.float32, device=tokens.device)
+    if parts.numel():
+        _projection_gradient_kernel[(b * h * splits * launch.tiles,)](
+            rows_of(tokens),
+            rows_of(token_rows),
+            mask_of(mask),
+            _statistics(hop),
+            _vectors(hop.weighted_output),
+            rows_of(space.projection),
+            rows_of(hop.landmark_rows),
+            _vectors(hop.log_normalizer),
+            _vectors(hop.row_max),
+            _vectors(hop.shifts),
+            rows_of(parts),
+            b,
+            n,
+            each,
+            splits,
+            h,
+            heads // h,
+            *gains(space),
+            KEYS=hop.row_max is not None,
+            **constants,
+            BLOCK_M=launch.features,
+            BLOCK_N=launch.tokens,
+            **launch.options,
+        )
+    return parts.unflatten(0, (splits, b)).sum(0)
+
+
+def _parameter_gradients(parts: Tensor, d_log_normalizer: Tensor, space: FeatureSpace) -> ParameterGradients:
+    """Sum over the batch, and over heads that share a parameter; the log-weight enters L as it is."""
+    projection = parts.sum(0 if space.projection.ndim == 3 else (0, 1)).mul_(math.sqrt(space.scale))
+    projection = projection.to(space.projection.dtype)
+    if space.log_weight is None:
+        return ParameterGradients(projection, parts.new_empty(0))
+    log_weight = d_log_normalizer.sum(0 if space.log_weight.ndim == 2 else (0, 1))
+    return ParameterGradients(projection, log_weight.to(space.log_weight.dtype))
+
+
+def _no_parameters(like: Tensor) -> ParameterGradients:
+    return ParameterGradients(like.new_empty(0), like.new_empty(0))
+
+
+def _statistics(hop: Hop) -> tuple[Vectors, Vectors, Vectors] | None:
+    return None if hop.statistics is None else hop.statistics.described()
+
+
+def _rows(x: Tensor | None) -> Rows | None:
+    return None if x is None else rows_of(x)
+
+
+def _vectors(x: Tensor | None) -> Vectors | None:
+    return None if x is None else vectors_of(x)
