@@ -180,7 +180,8 @@ def compile_favor(case: tuple[int, str, int, int, str]) -> list[Launch]:
 def table(report: list[Launch]) -> str:
     """Render one line a launch."""
     lines = [
-        "arch dtype     d    m    features    kernel                          tiles             w s  reg stack shared KB"
+        f"{'arch':4s} {'dtype':9s} {'d':>3s} {'m':>4s}  {'features':11s} {'kernel':31s} {'tiles':16s} warps stages "
+        f"registers stack {'shared':>9s}  tensor instructions"
     ]
     for x in report:
         tiles = " ".join(f"{name[-1]}{size}" for name, size in x.tiles.items())

@@ -63,7 +63,7 @@ class State(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The softmax of the queries over landmarks: maximum and sum (2, b, h g, t), and what L was taken relative to."""
+    """The softmax of queries over landmarks: maximum and 1 / sum (2, b, h g, t), and what L was taken relative to."""
 
     softmax: Tensor
     anchor: Tensor
@@ -141,8 +141,10 @@ def _launch_summarize(
         )
 
 
-def attend_triton(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str) -> tuple[Tensor, Tensor]:
-    """Return o (b, h g, t, e) in query's dtype, and log2 of the sums of its softmax (b, h g, t)."""
+def attend_triton(
+    query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return o (b, h g, t, e) in query's dtype, and the Statistics of its softmax."""
     log_normalizer, state_value = state
     b, heads, t, _ = query.shape
     h, m, e = state_value.shape[1:]
