@@ -8,6 +8,7 @@ channels.
     _carry_kernel      forward, mask                trend, where a window has no observation
     _share_kernel      backward, mask or weights    what every output gives to the values of its window; d_weights
     _adjoint_kernel    backward                     d_x
+    _receive_kernel    backward, mask               d_x, where windows without an observation carry the value
 
 A program owns a tile of the result and gathers what it needs (`series_decomposition_tiles.py`): there are no atomics,
 and equal inputs give equal bits. Neighbouring tiles read (k - 1) rows in common, from the caches.
@@ -231,10 +232,10 @@ def received_by(carry, place, steps, seen, earlier, later, smallest, length, CAU
 
 @triton.jit(do_not_specialize=["length", "time_tiles", "reach"])
 def _adjoint_kernel(
-    signal, carry, d_seasonal, mask, d_x, length, channel_count, time_tiles, reach, smallest,
+    signal, d_seasonal, mask, d_x, length, channel_count, time_tiles, reach,
     CAUSAL: tl.constexpr, MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sum for a tile of values what the outputs give them; smallest is (before, after) of the smallest size."""
+    """Sum for a tile of values what the outputs give them."""
     SIZES: tl.constexpr = len(MODES)
     place, first = place_of(channel_count, time_tiles, GROUPS * GROUP, BLOCK_C)
     gradients = ()
@@ -249,9 +250,6 @@ def _adjoint_kernel(
                     part *= 1.0 / SIZES
             added = added + (part if size == 0 else gradients[r] + part,)
         gradients = added
-    earlier, later = (), ()
-    if mask is not None:
-        earlier, later = observed_neighbours(mask, place, first, length, GROUPS, GROUP)
     for r in tl.static_range(GROUP):
         steps = first + tl.arange(0, GROUPS) * GROUP + r
         keep = existing(place, steps, length)
@@ -259,7 +257,22 @@ def _adjoint_kernel(
         seen = keep
         if mask is not None:
             seen = load_seen(mask, place, steps, keep)
-            gradient += received_by(carry, place, steps, seen, earlier[r], later[r], smallest, length, CAUSAL)
         if d_seasonal is not None:
             gradient += load_rows(d_seasonal, place, steps, keep, 0)
         store_rows(d_x, place, steps, keep, tl.where(seen, gradient, 0.0), 0)
+
+
+@triton.jit(do_not_specialize=["length", "time_tiles"])
+def _receive_kernel(
+    carry, mask, d_x, length, channel_count, time_tiles, smallest,
+    CAUSAL: tl.constexpr, MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Add to d_x what windows without an observation pass on; smallest is (before, after) of the smallest size."""
+    place, first = place_of(channel_count, time_tiles, GROUPS * GROUP, BLOCK_C)
+    earlier, later = observed_neighbours(mask, place, first, length, GROUPS, GROUP)
+    for r in tl.static_range(GROUP):
+        steps = first + tl.arange(0, GROUPS) * GROUP + r
+        seen = load_seen(mask, place, steps, existing(place, steps, length))
+        received = received_by(carry, place, steps, seen, earlier[r], later[r], smallest, length, CAUSAL)
+        receives = seen & (received != 0)
+        store_rows(d_x, place, steps, receives, load_rows(d_x, place, steps, receives, 0) + received, 0)

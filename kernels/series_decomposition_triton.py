@@ -6,11 +6,13 @@ Dimension key: b batch, l steps of time, c channel, n kernel sizes.
     forward                       _decompose_kernel: trend and seasonal of all sizes in one pass
     forward, mask                 _decompose_kernel, then _carry_kernel for the windows without an observation
     backward                      _adjoint_kernel
-    backward, mask or d_weights   _share_kernel, then _adjoint_kernel
+    backward, d_weights           _share_kernel, then _adjoint_kernel
+    backward, mask                _share_kernel, _adjoint_kernel, then _receive_kernel
 
 Least traffic, in elements of x's dtype: forward reads 1 and writes 2, backward reads 2 and writes 1. A masked backward
-writes and reads one float32 series a kernel size, and one more, between its two launches. Results have x's layout.
-Sums are float32. The several trends of a mixture are rounded once, together.
+writes and reads one float32 series a kernel size, and one more, between its launches. Results have x's layout.
+Sums are float32 and rounded once, but for what a value hands to windows that observe nothing else, or gets back from
+them: that is added to what the first launch rounded.
 """
 
 # Kernel parameters are annotated for the device, launches pass host values:
@@ -26,7 +28,13 @@ import torch
 import triton
 from torch import Tensor
 
-from .series_decomposition_kernels import _adjoint_kernel, _carry_kernel, _decompose_kernel, _share_kernel
+from .series_decomposition_kernels import (
+    _adjoint_kernel,
+    _carry_kernel,
+    _decompose_kernel,
+    _receive_kernel,
+    _share_kernel,
+)
 from .series_decomposition_tiles import CORE, DIRECT, LONG, Series
 
 GROUP = 8
@@ -35,8 +43,8 @@ GROUP = 8
 LONG_WINDOW = 64
 """Kernel size from which windows are summed across the whole tile: below, shared rows are few enough to load again."""
 
-LONGEST_TILE = 1024
-"""Steps of a tile; longer windows load k / LONGEST_TILE rows an output."""
+LONGEST_TILE = {4: 1024, 2: 512, 1: 128}
+"""Steps of a tile with this many elements a thread; longer windows load k / LONGEST_TILE rows an output."""
 
 
 class Launch(NamedTuple):
@@ -75,7 +83,7 @@ def launch_config(sizes: tuple[int, ...], length: int, channels: int, masked: bo
     longest = max(sizes)
     if longest >= LONG_WINDOW:
         below = 1 << (longest.bit_length() - 1)  # a tile no longer than the window, nor than the series
-        steps = min(below, LONGEST_TILE * each // 4, max(2 * GROUP, triton.next_power_of_2(length)))
+        steps = min(below, LONGEST_TILE[each], max(2 * GROUP, triton.next_power_of_2(length)))
         groups = steps // GROUP
         block = min(block, max(16, 256 * each // groups))
     modes = tuple(
@@ -163,14 +171,21 @@ def decompose_backward_triton(
         )
     _adjoint_kernel[_grid(like, launch)](
         signal,
-        series_of(carry),
         series_of(d_seasonal),
         series_of(mask),
         series_of(d_x),
         *extent,
-        reach(min(sizes), causal),
         **launch.options(causal),
     )
+    if mask is not None:
+        _receive_kernel[_grid(like, launch)](
+            series_of(carry),
+            series_of(mask),
+            series_of(d_x),
+            *_extent(like, launch),
+            reach(min(sizes), causal),
+            **launch.options(causal),
+        )
     return d_x, d_weights
 
 
