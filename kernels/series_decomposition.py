@@ -14,10 +14,10 @@ window without any carries the nearest observed value of its channel (the earlie
 causal), and zero where there is none. What stands under a False mask, NaN included, is never read. `seasonal` is zero
 there.
 
-The operation is linear, y = A x, so its gradient is the adjoint A^T and its second gradient is A again. Window sums
-are built by doubling, log2(k) additions a value: no running sum, so a large offset or an outlier costs no precision
-elsewhere and NaN stays within its window. Sums are float32 (float64 for float64); trend is rounded to x's dtype before
-it is subtracted.
+The operation is linear, y = A x, so its gradient is the adjoint A^T and its second gradient is A again. The reference
+builds window sums by doubling, log2(k) additions a value, the GPU kernels from partial sums that windows share: no
+running sum, so a large offset or an outlier costs no precision elsewhere and NaN stays within its window. Sums are
+float32 (float64 for float64); trend is rounded to x's dtype before it is subtracted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def moving_average(
         mask: (b, time, channel) bool, True = observed.
         weights: for several kernel sizes, (..., number of sizes), broadcast against (b, time, channel, sizes): the
             share of each trend (FEDformer, Zhou et al. 2022, eq. (7), where they come from a softmax).
-        impl: "reference" (torch, any device), "triton" (GPU), or "auto".
+        impl: "reference" (torch, any device), "triton" (GPU kernels, not for float64), or "auto": the kernels for CUDA
+            tensors. "triton-ieee" is "triton": there are no matrix products.
 
     Returns:
         trend (b, time, channel) in x's dtype.

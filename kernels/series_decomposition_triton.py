@@ -61,7 +61,8 @@ class Launch(NamedTuple):
 
     def options(self, causal: bool) -> dict[str, Any]:
         """Return the keyword arguments all kernels share."""
-        return {
+        mixture = {"maxnreg": 255} if len(self.modes) > 1 else {}  # else ptxas spills to stay at 128
+        return mixture | {
             "CAUSAL": causal,
             "MODES": self.modes,
             "GROUPS": self.groups,

@@ -56,12 +56,8 @@ def compile_instead_of_launching() -> None:
     def compile_only(self, *args, grid, warmup, **options):
         self.device_caches.clear()  # the driver's architecture is not part of their key
         kernel = launch(self, *args, grid=grid, warmup=True, **options)
-        print(
-            json.dumps(
-                {"kernel": self.fn.__name__, "architecture": kernel.metadata.target.arch} | usage(kernel.asm["cubin"])
-            ),
-            flush=True,
-        )
+        name = {"kernel": self.fn.__name__, "architecture": kernel.metadata.target.arch}
+        print(json.dumps(name | usage(kernel.asm["cubin"])), flush=True)
         return kernel
 
     JITFunction.run = compile_only
