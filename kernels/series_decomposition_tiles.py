@@ -193,21 +193,22 @@ def window_means(
     x, mask, place, first, length, reach, SIZE: tl.constexpr, MODES: tl.constexpr,
     GROUPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Return averages of the observed values, and counts of them (without a mask: of all), tuples over r of [G, C]."""
+    """Return averages of the observed values, and with a mask counts of them, tuples over r of [G, C]."""
     MODE: tl.constexpr = MODES[SIZE]
     before, after = reach[2 * SIZE], reach[2 * SIZE + 1]
     signal = (x, None, mask, None)
     pivot = pivot_of(signal, place, first, length, before, after, MODE, GROUPS, GROUP)
     sums = padded_sums(signal, place, first, length, before, after, pivot, MODE, GROUPS, GROUP)
     means = ()
+    counts = sums
     if mask is None:
         share = 1.0 / (before + after + 1)
         for r in tl.static_range(GROUP):
             means = means + (pivot + sums[r] * share,)
-        return means, means
-    counts = observed_counts(mask, place, first, length, reach, SIZE, MODES, GROUPS, GROUP)
-    for r in tl.static_range(GROUP):
-        means = means + (tl.where(counts[r] > 0, pivot + sums[r] / tl.maximum(counts[r], 1.0), 0.0),)
+    else:
+        counts = observed_counts(mask, place, first, length, reach, SIZE, MODES, GROUPS, GROUP)
+        for r in tl.static_range(GROUP):
+            means = means + (tl.where(counts[r] > 0, pivot + sums[r] / tl.maximum(counts[r], 1.0), 0.0),)
     return means, counts
 
 

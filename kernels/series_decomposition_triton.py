@@ -43,7 +43,7 @@ GROUP = 8
 LONG_WINDOW = 64
 """Kernel size from which windows are summed across the whole tile: below, shared rows are few enough to load again."""
 
-LONGEST_TILE = {4: 1024, 2: 512, 1: 128}
+LONGEST_TILE = {4: 512, 2: 256, 1: 128}
 """Steps of a tile with this many elements a thread; longer windows load k / LONGEST_TILE rows an output."""
 
 
@@ -61,8 +61,8 @@ class Launch(NamedTuple):
 
     def options(self, causal: bool) -> dict[str, Any]:
         """Return the keyword arguments all kernels share."""
-        mixture = {"maxnreg": 255} if len(self.modes) > 1 else {}  # else ptxas spills to stay at 128
-        return mixture | {
+        return {
+            "maxnreg": 255,  # as 8 warps allow; left alone, ptxas spills in places to stay at 128
             "CAUSAL": causal,
             "MODES": self.modes,
             "GROUPS": self.groups,
@@ -91,7 +91,7 @@ def launch_config(sizes: tuple[int, ...], length: int, channels: int, masked: bo
         DIRECT.value if k < GROUP else LONG.value if k >= max(LONG_WINDOW, groups * GROUP) else CORE.value
         for k in sizes
     )
-    return Launch(modes, groups, block, max(1, min(16, groups * block // (32 * each))))
+    return Launch(modes, groups, block, max(1, min(8, groups * block // (32 * each))))
 
 
 def reach(kernel_size: int, causal: bool) -> tuple[int, int]:
