@@ -1,68 +1,73 @@
 """Compile every shipped GPU kernel for every supported architecture, without a GPU, and report what it costs.
 
     python bench/compile_report.py                       # the whole grid; a table, a JSON file and a verdict
-    python bench/compile_report.py --head-dim 64 --num-features 256 --architecture 90 --dtype bfloat16
+    python bench/compile_report.py --op favor --head-dim 64 --num-features 256 --architecture 90 --dtype bfloat16
 
-The launchers of favorcast run as they do on a device, on small CPU tensors, with Triton's driver replaced by one that
-only knows its target: each launch is specialised and compiled exactly as it would be, and its binary is read with
-`cuobjdump`. A launch fails the report if it spills registers (any stack), needs more shared memory than a program may
-have, or runs its products without tensor cores. Exit code 1 then.
+A launch fails the report if it spills registers (any stack) without a known reason, needs more shared memory than a
+program may have, or runs its products without tensor cores. Exit code 1 then.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import JITFunction, driver
+from offline_compile import CompiledLaunch, compiled_launches, resources
 
 from favorcast.kernels import draw_features
 from favorcast.kernels.favor_attention_triton import full_attention_triton
 from favorcast.kernels.favor_backward_triton import full_attention_backward_triton
 from favorcast.kernels.random_features import FeatureSpace
+from favorcast.kernels.series_decomposition_triton import decompose_backward_triton, decompose_triton
 
 ARCHITECTURES = (80, 90, 100, 120)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 """Shared memory of one program in bytes (CUDA C++ programming guide, technical specifications per capability)."""
 
-TENSOR_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
 HEAD_DIMS = (16, 32, 64, 96, 128)
 NUM_FEATURES = (64, 128, 256, 512)
+KINDS = ("hyperbolic", "orthogonal")
 DTYPES = ("bfloat16", "float16", "float32")
+WINDOWS = ((3,), (25,), (64,), (128,), (256,), (512,), (4097,), (3, 25), (7, 12, 24, 48), (25, 1025))
 WITHOUT_PRODUCTS = ("_merge_splits_kernel", "_reduce_gradient_kernel")
 SHORT, LONG = 256, 4096
-"""Tokens of the launches: a single one for both hops, and enough for the keys to be split."""
+"""Tokens of the launches: a single launch for both hops, and enough for the keys to be split."""
 
 EXPLAINED = {
     ("_token_gradient_kernel[keys]", "float32", 128): "two accumulators and split TF32 operands of width 128: the "
-    "smallest tile spills the least, 32 bytes",
+    "smallest tile spills the least",
 }
-"""Launches by (kernel, dtype, head dim) whose stack is known and still the best of all tiles tried."""
+"""Launches by (kernel, dtype, head dim) whose stack, of at most 64 bytes, is known and the least of all tiles tried."""
+
+
+class Case(NamedTuple):
+    """What is launched: FAVOR attention of (head dim, features, kind), or a decomposition of (windows, masked)."""
+
+    op: str
+    architecture: int
+    dtype: str
+    problem: tuple
+
+    def __str__(self) -> str:
+        if self.op == "favor":
+            return "d{} m{} {}".format(*self.problem)
+        windows, masked = self.problem
+        return f"k{','.join(map(str, windows))}{' masked' if masked else ''}"
 
 
 @dataclass(frozen=True)
 class Launch:
     """One compiled launch and what its binary needs."""
 
-    architecture: int
-    dtype: str
-    head_dim: int
-    num_features: int
-    features: str
+    case: Case
     kernel: str
     tiles: dict[str, int]
     num_warps: int
@@ -75,134 +80,85 @@ class Launch:
     @property
     def explanation(self) -> str | None:
         """Say why a launch that spills is still the best one, if that is known."""
-        return EXPLAINED.get((self.kernel, self.dtype, self.head_dim)) if self.stack else None
+        known = EXPLAINED.get((self.kernel, self.case.dtype, self.case.problem[0]))
+        return known if 0 < self.stack <= 64 else None
 
     @property
     def defects(self) -> list[str]:
         """Say what is wrong with it, if anything."""
         found = []
-        if self.stack and (self.explanation is None or self.stack > 64):
+        limit = SHARED_LIMIT[self.case.architecture]
+        if self.stack and self.explanation is None:
             found.append(f"{self.stack} bytes of stack")
-        if self.shared > SHARED_LIMIT[self.architecture]:
-            found.append(f"{self.shared} bytes of shared memory, the limit is {SHARED_LIMIT[self.architecture]}")
-        if not self.tensor_instructions and self.kernel not in WITHOUT_PRODUCTS:
+        if self.shared > limit:
+            found.append(f"{self.shared} bytes of shared memory, the limit is {limit}")
+        if self.case.op == "favor" and not self.tensor_instructions and self.kernel not in WITHOUT_PRODUCTS:
             found.append("no tensor-core instruction")
         return found
 
 
-class OfflineDriver:
-    """A Triton driver without a device: it knows its target, which is all that compilation asks for."""
-
-    def __init__(self, architecture: int) -> None:
-        self.target = GPUTarget("cuda", architecture, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int = 0) -> int:
-        return 0
-
-
-@contextmanager
-def compiled_launches(architecture: int) -> Iterator[list[tuple[JITFunction, Any, dict[str, Any]]]]:
-    """Compile launches instead of running them; yields the list they are appended to."""
-    launches: list[tuple[JITFunction, Any, dict[str, Any]]] = []
-    run = JITFunction.run
-
-    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        self.device_caches.clear()  # they belong to the previous target
-        compiled = run(self, *args, grid=grid, warmup=True, **options)
-        launches.append((self, compiled, options))
-        return compiled
-
-    driver.set_active(OfflineDriver(architecture))
-    JITFunction.run = compile_only
-    try:
-        yield launches
-    finally:
-        JITFunction.run = run
-
-
-def resources(cubin: bytes) -> tuple[int, int]:
-    """Return (registers, bytes of stack) of a binary."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert usage is not None, text
-    return int(usage[1]), int(usage[2])
-
-
-def favor_calls(dtype: str, head_dim: int, num_features: int, features: str) -> list[Callable[[], Any]]:
-    """Return calls that together launch every FAVOR kernel, forward and backward, in its default configuration."""
-    scalar = getattr(torch, dtype)
-    short, long = (torch.zeros(1, 1, length, head_dim, dtype=scalar) for length in (SHORT, LONG))
-    drawn = draw_features(num_features, head_dim, kind=features)
+def launch_favor(case: Case) -> None:
+    """Launch every FAVOR kernel, forward and backward, in its default configuration."""
+    head_dim, num_features, kind = case.problem
+    dtype = getattr(torch, case.dtype)
+    short, long = (torch.zeros(1, 1, length, head_dim, dtype=dtype) for length in (SHORT, LONG))
+    drawn = draw_features(num_features, head_dim, kind=kind)
     space = FeatureSpace(drawn.projection, drawn.log_weight, head_dim**-0.5, "exponential", drawn.paired)
-    results: list[Any] = []
-
-    def forward_short() -> None:
-        full_attention_triton(short, short, short, None, space, "triton")
-
-    def forward() -> None:
-        results.append(full_attention_triton(long, long, long, None, space, "triton"))
-
-    def backward() -> None:
-        learnt = not space.paired  # the projection's gradient has kernels of its own, which are not for pairs
-        full_attention_backward_triton(long, long, long, long, None, space, "triton", results[-1], learnt)
-
-    return [forward_short, forward, backward]
+    full_attention_triton(short, short, short, None, space, "triton")
+    results = full_attention_triton(long, long, long, None, space, "triton")
+    learnt = not space.paired  # the projection's gradient has a kernel of its own, which is not for pairs
+    full_attention_backward_triton(long, long, long, long, None, space, "triton", results, learnt)
 
 
-def compile_favor(case: tuple[int, str, int, int, str]) -> list[Launch]:
-    """Compile all FAVOR kernels of one case (architecture, dtype, head dim, features, kind)."""
-    architecture, dtype, head_dim, num_features, features = case
-    report = []
-    with compiled_launches(architecture) as launches:
-        for call in favor_calls(dtype, head_dim, num_features, features):
-            call()
-    for function, compiled, options in launches:
-        registers, stack = resources(compiled.asm["cubin"])
-        text = compiled.asm["ptx"]
-        counts = {name: text.count(name) for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")}
-        report.append(
-            Launch(
-                *case,
-                kernel=function.__name__ + ("[keys]" if options.get("KEYS") else ""),
-                tiles={k: v for k, v in options.items() if k in ("BLOCK_T", "BLOCK_S", "BLOCK_N", "BLOCK_M")},
-                num_warps=options.get("num_warps", 4),
-                num_stages=options.get("num_stages", 3),
-                registers=registers,
-                stack=stack,
-                shared=compiled.metadata.shared,
-                tensor_instructions={name: count for name, count in counts.items() if count},
-            )
-        )
-    return report
+def launch_decomposition(case: Case) -> None:
+    """Launch the decomposition, forward and backward; several windows are mixed by weights."""
+    windows, masked = case.problem
+    x = torch.zeros(1, LONG, 64, dtype=getattr(torch, case.dtype))
+    mask = torch.ones(x.shape, dtype=torch.bool) if masked else None
+    weights = torch.ones(*x.shape, len(windows), dtype=x.dtype) if len(windows) > 1 else None
+    decompose_triton(x, mask, weights, list(windows), False, False)
+    decompose_backward_triton(x, x, None if weights is None else x, mask, weights, list(windows), False)
+
+
+def compile_case(case: Case) -> list[Launch]:
+    """Compile all kernels of one case."""
+    with compiled_launches(case.architecture) as launches:
+        (launch_favor if case.op == "favor" else launch_decomposition)(case)
+    return [describe(case, x) for x in launches]
+
+
+def describe(case: Case, launch: CompiledLaunch) -> Launch:
+    """Read what a compiled launch needs."""
+    function, compiled, options = launch
+    text = compiled.asm["ptx"]
+    registers, stack = resources(compiled.asm["cubin"])
+    counts = {name: text.count(name) for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")}
+    return Launch(
+        case,
+        kernel=function.__name__ + ("[keys]" if options.get("KEYS") else ""),
+        tiles={k.removeprefix("BLOCK_"): v for k, v in options.items() if k in {f"BLOCK_{x}" for x in "TSNM"}},
+        num_warps=options.get("num_warps", 4),
+        num_stages=options.get("num_stages", 3),
+        registers=registers,
+        stack=stack,
+        shared=compiled.metadata.shared,
+        tensor_instructions={name: count for name, count in counts.items() if count},
+    )
 
 
 def table(report: list[Launch]) -> str:
     """Render one line a launch."""
     lines = [
-        f"{'arch':4s} {'dtype':9s} {'d':>3s} {'m':>4s}  {'features':11s} {'kernel':31s} {'tiles':16s} warps stages "
-        f"registers stack {'shared':>9s}  tensor instructions"
+        f"{'arch':4s} {'dtype':9s} {'problem':22s} {'kernel':31s} {'tiles':10s} warps stages registers stack "
+        f"{'shared':>9s}  tensor instructions"
     ]
     for x in report:
-        tiles = " ".join(f"{name[-1]}{size}" for name, size in x.tiles.items())
+        tiles = " ".join(f"{name}{size}" for name, size in x.tiles.items())
         instructions = ", ".join(f"{count} {name}" for name, count in x.tensor_instructions.items())
+        remark = f"  <- {'; '.join(x.defects)}" if x.defects else f"  ({x.explanation})" if x.explanation else ""
         lines.append(
-            f"{x.architecture:4d} {x.dtype:9s} {x.head_dim:3d} {x.num_features:4d}  {x.features:11s} {x.kernel:31s} "
-            f"{tiles:16s} {x.num_warps:5d} {x.num_stages:6d} {x.registers:9d} {x.stack:5d} {x.shared / 1024:6.1f} KB"
-            f"  {instructions}"
-            + (f"  <- {'; '.join(x.defects)}" if x.defects else "")
-            + (f"  ({x.explanation})" if x.explanation else "")
+            f"{x.case.architecture:4d} {x.case.dtype:9s} {x.case!s:22s} {x.kernel:31s} {tiles:10s} {x.num_warps:5d} "
+            f"{x.num_stages:6d} {x.registers:9d} {x.stack:5d} {x.shared / 1024:6.1f} KB  {instructions}{remark}"
         )
     return "\n".join(lines)
 
@@ -210,28 +166,45 @@ def table(report: list[Launch]) -> str:
 def main() -> int:
     """Compile the grid and say whether every default configuration is fit to ship."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", nargs="+", choices=("favor", "decomposition"), default=["favor", "decomposition"])
     parser.add_argument("--architecture", type=int, nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16", "float32"])
     parser.add_argument("--head-dim", type=int, nargs="+", default=list(HEAD_DIMS))
     parser.add_argument("--num-features", type=int, nargs="+", default=list(NUM_FEATURES))
-    parser.add_argument("--features", nargs="+", default=["hyperbolic", "orthogonal"])
+    parser.add_argument("--features", nargs="+", default=list(KINDS))
+    parser.add_argument("--window", type=int, nargs="+", help="single windows only; default: singles and mixtures")
     parser.add_argument("--json", type=Path, help="write the report here as well")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    cases = list(product(options.architecture, options.dtype, options.head_dim, options.num_features, options.features))
+    windows = WINDOWS if options.window is None else [(k,) for k in options.window]
+    problems = {
+        "favor": list(product(options.head_dim, options.num_features, options.features)),
+        "decomposition": list(product(windows, (False, True))),
+    }
+    cases = [
+        Case(op, architecture, dtype, problem)
+        for op, architecture, dtype in product(options.op, options.architecture, options.dtype)
+        for problem in problems[op]
+    ]
     with ProcessPoolExecutor(options.processes) as pool:
-        report = [launch for launches in pool.map(compile_favor, cases) for launch in launches]
+        report = [launch for launches in pool.map(compile_case, cases) for launch in launches]
     print(table(report))
     if options.json:
         versions = {"torch": torch.__version__, "triton": triton.__version__}
         options.json.write_text(json.dumps({"versions": versions, "launches": [asdict(x) for x in report]}, indent=1))
-    faulty = [x for x in report if x.defects]
-    explained = sum(x.explanation is not None for x in report)
+    print(verdict(report, options.architecture))
+    return 1 if any(x.defects for x in report) else 0
+
+
+def verdict(report: list[Launch], architectures: list[int]) -> str:
+    """Say in one line whether the report is clean."""
+    faulty, explained = sum(bool(x.defects) for x in report), sum(x.explanation is not None for x in report)
     stack = f"no stack but in {explained} explained launches" if explained else "no stack"
-    verdict = f"{len(faulty)} DEFECTIVE" if faulty else f"{stack}, shared memory within limits, tensor cores everywhere"
-    architectures = ", ".join(f"sm_{x}" for x in options.architecture)
-    print(f"triton {triton.__version__}: {len(report)} launches compiled for {architectures}: {verdict}")
-    return 1 if faulty else 0
+    clean = f"{stack}, shared memory within limits, tensor cores for all products"
+    names = ", ".join(f"sm_{x}" for x in architectures)
+    return (
+        f"triton {triton.__version__}: {len(report)} launches for {names}: {f'{faulty} DEFECTIVE' if faulty else clean}"
+    )
 
 
 if __name__ == "__main__":

@@ -15,16 +15,12 @@ what any implementation must do (bytes of HBM, tensor FLOP, exponentials), not i
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import triton
-from compile_report import compiled_launches, favor_calls
+from compile_report import Case, launch_favor
+from offline_compile import compiled_launches, loop_instructions
 
 PROCESSORS, GIGAHERTZ = 132, 1.755
 """H100 and H200 SXM: multiprocessors, and the clock they sustain under tensor load."""
@@ -64,8 +60,7 @@ def main() -> int:
     options = parser.parse_args()
     d, m = options.head_dim, options.num_features
     with compiled_launches(90) as launches:
-        for call in favor_calls("bfloat16", d, m, "hyperbolic"):
-            call()
+        launch_favor(Case("favor", 90, "bfloat16", (d, m, "hyperbolic")))
     print(f"sm_90, bfloat16, d = e = {d}, m = {m}, hyperbolic: cycles a logit and multiprocessor, ps a token and head")
     print(f"{'kernel':30s} {'issue':>7s} {'exp':>7s} {'tensor':>7s} {'L2':>7s} {'HBM':>7s}  bound     ps  roofline ps")
     sums = {"forward": [0.0, 0.0], "backward": [0.0, 0.0]}
@@ -107,22 +102,6 @@ def cycles_per_logit(work: Work, cubin: bytes, arguments: dict[str, Any], d: int
         "L2": l2 / L2_BYTES * cycle,
         "HBM": hbm / HBM_BYTES * cycle,
     }
-
-
-def loop_instructions(cubin: bytes) -> int:
-    """Count the instructions of the longest loop of a binary, or all of them if it has none."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([tool, "-sass", file.name], check=True, capture_output=True, text=True).stdout
-    code = [(int(x[1], 16), x[2]) for x in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)]
-    longest = 0
-    for address, instruction in code:
-        target = re.search(r"BRA\S*.*?0x([0-9a-f]+)", instruction)
-        if target and int(target[1], 16) < address:
-            longest = max(longest, sum(int(target[1], 16) <= x <= address for x, _ in code))
-    return longest or len(code)
 
 
 if __name__ == "__main__":

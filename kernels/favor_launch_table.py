@@ -36,7 +36,7 @@ arch operands kernel       16           32           64           128          2
 80   half  query_gradient       128x64w4s2   128x32w4s2   128x32w4s2   128x32w8s2   32x32w4s2
 80   half  landmark_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x32w4s2
 80   half  key_gradient         128x32w4s2   128x32w8s2   64x16w4s2    32x16w4s2    16x16w4s2
-80   half  projection_gradient  64x64w4s2    64x32w4s2    64x32w4s2    64x32w4s2    16x16w4s2
+80   half  projection_gradient  64x64w4s2    64x32w4s2    64x32w4s2    64x32w4s2    32x16w4s2
 80   wide  summarize            32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 80   wide  attend               64x32w4s2    64x32w4s2    64x16w4s2    32x32w4s2    16x16w8s1
 80   wide  short                32x16w4s2    32x16w4s2    -            -            -
@@ -45,9 +45,9 @@ arch operands kernel       16           32           64           128          2
 80   wide  key_gradient         64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 80   wide  projection_gradient  32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s1    16x16w8s1
 90   half  summarize            64x64w4s2    64x64w4s2    64x128w8s2   32x64w4s2    32x16w4s2
-90   half  attend               128x64w4s2   128x64w4s2   128x64w4s2   128x64w8s2   32x32w4s2
+90   half  attend               128x64w4s2   128x64w4s2   256x32w8s2   128x64w8s2   32x32w4s2
 90   half  short                64x64w4s2    64x32w4s2    64x32w4s2    -            -
-90   half  query_gradient       128x32w4s2   128x32w4s2   128x32w4s2   128x32w8s2   32x32w4s2
+90   half  query_gradient       128x32w4s2   128x32w4s2   256x32w8s2   128x32w8s2   32x32w4s2
 90   half  landmark_gradient    64x64w4s2    64x64w4s2    64x128w8s2   32x64w4s2    32x32w4s2
 90   half  key_gradient         128x32w4s2   128x32w8s2   128x32w8s2   16x32w4s2    16x16w4s2
 90   half  projection_gradient  64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
@@ -59,12 +59,12 @@ arch operands kernel       16           32           64           128          2
 90   wide  key_gradient         64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 90   wide  projection_gradient  32x64w4s2    32x64w4s2    32x64w4s2    16x16w4s2    16x16w8s1
 100  half  summarize            64x64w4s2    64x32w4s2    64x64w4s2    64x64w4s2    32x16w4s2
-100  half  attend               128x32w4s2   128x32w4s2   128x32w4s2   64x32w4s2    64x16w4s2
+100  half  attend               128x32w4s2   128x32w4s2   128x32w4s2   64x32w4s2    64x32w4s2
 100  half  short                64x32w4s2    64x32w4s2    64x32w4s2    -            -
-100  half  query_gradient       128x32w4s2   128x32w4s2   64x64w4s2    128x32w4s2   32x32w4s2
+100  half  query_gradient       128x32w4s2   128x32w4s2   64x64w4s2    128x32w4s2   64x32w4s2
 100  half  landmark_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2
 100  half  key_gradient         128x32w4s2   128x32w4s2   64x32w4s2    64x16w4s2    16x16w4s2
-100  half  projection_gradient  64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    16x16w4s2
+100  half  projection_gradient  64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
 100  wide  summarize            32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 100  wide  attend               64x32w4s2    64x32w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 100  wide  short                32x16w4s2    32x16w4s2    -            -            -

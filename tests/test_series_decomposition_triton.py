@@ -6,22 +6,16 @@ device are in the tests marked gpu.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from kernel_runs import RUNS_KERNELS
 from test_series_decomposition import dense_matrix, window
 from torch.library import opcheck
 from torch.nn import functional as F
 
 from favorcast.kernels import moving_average, series_decomposition
 
-pytest.importorskip("triton")
-pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+pytestmark = [RUNS_KERNELS, pytest.mark.usefixtures("poisoned_allocations")]
 
 OPERATORS = torch.ops.favorcast
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -272,18 +266,6 @@ def assert_compiled_equals(decompose, shapes, backend):
         results = [(o := f(*inputs), *torch.autograd.grad(o, inputs, upstream)) for f in (compiled, decompose)]
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other)
-
-
-def test_kernels_compile_without_spills():
-    """A sample of the configurations; `python tests/compiled_decomposition.py 90 --all` compiles every one."""
-    script = Path(__file__).with_name("compiled_decomposition.py")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(script), "80", "90", "100", "120"]
-    report = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert report.returncode == 0, report.stderr[-2000:]
-    kernels = [json.loads(line) for line in report.stdout.splitlines()]
-    assert {kernel["architecture"] for kernel in kernels} == {80, 90, 100, 120}
-    assert not [kernel for kernel in kernels if kernel["stack"]]
 
 
 @pytest.mark.gpu
