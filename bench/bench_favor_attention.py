@@ -96,7 +96,7 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 
 def providers(case: Case, device: torch.device) -> list[Provider]:
     """Return the implementations to compare; the first is the yardstick."""
-    projection, mask = features_of(case).projection.to(device), mask_of(case)
+    projection, mask = features_of(case).projection, mask_of(case)
     found = [_ours(impl, case, device) for impl in _schedules(device)]
     found += _softmax_providers(case, device, mask)
     if mask.is_causal:
@@ -151,10 +151,10 @@ def _schedules(device: torch.device) -> list[str]:
 
 def _ours(impl: str, case: Case, device: torch.device) -> Provider:
     mask, drawn = mask_of(case), features_of(case)
-    features = drawn._replace(projection=drawn.projection.to(device))
 
     def prepare(inputs: dict[str, Tensor]) -> Prepared:
         found = leaves(inputs, *NAMES)
+        features = drawn._replace(projection=drawn.projection.to(found["query"].device))
 
         def call() -> Tensor:
             return favor_attention(

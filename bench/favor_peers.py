@@ -105,7 +105,7 @@ def two_hop_flex_attention(projection: Tensor, *, compiled: bool = True) -> Prep
     """FAVOR attention from FlexAttention twice: landmarks attend to the keys, queries attend to the landmarks."""
 
     def prepare(inputs: dict[str, Tensor]) -> Prepared:
-        from torch.nn.attention.flex_attention import flex_attention
+        from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
         found = leaves(inputs, *NAMES)
         attend = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
@@ -115,14 +115,15 @@ def two_hop_flex_attention(projection: Tensor, *, compiled: bool = True) -> Prep
         def call() -> Tensor:
             query, key = (found[name] * dim**-0.25 for name in ("query", "key"))
             key_bias = -key.float().square().sum(-1) / 2
-            state, log_normalizer = attend(
+            state, extra = attend(
                 landmarks,
                 key,
                 found["value"],
                 score_mod=lambda score, b, h, row, column: score + key_bias[b, h, column],
                 scale=1.0,
-                return_lse=True,
+                return_aux=AuxRequest(lse=True),
             )
+            log_normalizer = extra.lse
             return attend(
                 query,
                 landmarks,

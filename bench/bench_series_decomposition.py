@@ -1,0 +1,115 @@
+"""The moving-average decomposition against the form that forecasting models use: repeated ends and AvgPool1d.
+
+Dimension key: b batch, l time, c channel, k kernel size (odd, as AvgPool1d's form needs it).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from cases import Case, Expected, Passes, Prepared, Provider, Scale, Tolerance, Work, leaves
+from torch import Tensor
+from torch.nn import functional as F
+
+from favorcast.kernels import series_decomposition
+
+LAST = (-1, slice(None), slice(-8, None))
+"""Where the gate compares: the last series, its last channels."""
+
+ROUNDING = {torch.float32: Tolerance(1e-5, 1e-5), torch.bfloat16: Tolerance(2e-2, 2e-2)}
+"""Sums of k terms, rounded once to the dtype; AvgPool1d's form is held to the same."""
+
+
+class SeriesShape(NamedTuple):
+    """b series of l steps and c channels, averaged over k steps."""
+
+    b: int
+    l: int  # noqa: E741 - the dimension key's letter
+    c: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"b{self.b}-l{self.l}-c{self.c}-k{self.k}"
+
+    @property
+    def length(self) -> int:
+        return self.l
+
+
+def cases(scale: Scale) -> list[Case]:
+    """Return the cases; the large ones on a GPU are 256 MB and more, the others a training batch."""
+    if scale == "quick":
+        return [Case("decomposition", SeriesShape(4, length, 16, 25), torch.float32) for length in (96, 336, 1344)]
+    batch = [Case("decomposition", SeriesShape(32, length, 321, 25), torch.float32) for length in (96, 336, 720)]
+    if scale == "cpu":
+        return batch
+    large = [SeriesShape(64, 4096, 512, k) for k in (5, 25, 129)]
+    return batch + [Case("decomposition", shape, dtype) for shape in large for dtype in (torch.float32, torch.bfloat16)]
+
+
+def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
+    """Return the series (b, l, c)."""
+    shape = _shape(case)
+    generator = torch.Generator(device).manual_seed(0)
+    return {"series": torch.randn(shape[:3], generator=generator, device=device, dtype=case.dtype)}
+
+
+def providers(case: Case, device: torch.device) -> list[Provider]:
+    """Return the implementations to compare; the first is the yardstick."""
+    k, tolerance = _shape(case).k, ROUNDING[case.dtype]
+
+    def prepare_with(decompose):
+        def prepare(inputs: dict[str, Tensor]) -> Prepared:
+            found = leaves(inputs, "series")
+            return Prepared(lambda: decompose(found["series"]), found)
+
+        return prepare
+
+    def ours(impl: str):
+        return prepare_with(lambda x: series_decomposition(x, k, impl=impl))  # pyright: ignore[reportArgumentType]
+
+    def compiled(inputs: dict[str, Tensor]) -> Prepared:
+        return prepare_with(torch.compile(lambda x: average_pooling(x, k), dynamic=False))(inputs)
+
+    schedules = ["triton", "reference"] if device.type == "cuda" else ["reference"]
+    found = [Provider(f"favorcast {impl}", ours(impl), "decomposition", tolerance) for impl in schedules]
+    found.append(Provider("AvgPool1d", prepare_with(lambda x: average_pooling(x, k)), "decomposition", tolerance))
+    if device.type == "cuda":
+        found.append(Provider("AvgPool1d compiled", compiled, "decomposition", tolerance, group="peers"))
+    return found
+
+
+def average_pooling(series: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """Return (seasonal, trend) as Autoformer and DLinear compute them: repeat the ends, pool, subtract."""
+    reach = (kernel_size - 1) // 2
+    padded = torch.cat([series[:, :1].expand(-1, reach, -1), series, series[:, -1:].expand(-1, reach, -1)], 1)
+    trend = F.avg_pool1d(padded.transpose(1, 2), kernel_size, stride=1).transpose(1, 2)
+    return series - trend, trend
+
+
+def expected(case: Case, inputs: dict[str, Tensor], target: str) -> Expected:
+    """Return the exact parts and gradient of the last series' last channels."""
+    series = inputs["series"][LAST].detach().double().requires_grad_()
+    parts = [part[0] for part in average_pooling(series[None], _shape(case).k)]
+    generator = torch.Generator().manual_seed(2)
+    upstream, picked = [], []
+    for part in parts:
+        picked.append(torch.randn(part.shape, generator=generator).to(inputs["series"]))
+        upstream.append(torch.zeros_like(inputs["series"]))
+        upstream[-1][LAST] = picked[-1]
+    (gradient,) = torch.autograd.grad(parts, series, [x.double() for x in picked])
+    return Expected(tuple(upstream), [(LAST, part.detach()) for part in parts], {"series": (LAST, gradient)})
+
+
+def work(case: Case, passes: Passes, target: str) -> Work:
+    """Return one read and two writes forward, two reads and one write backward, and an addition or two a value."""
+    shape = _shape(case)
+    values = shape.b * shape.l * shape.c
+    forward = Work(3 * case.dtype.itemsize * values, 0, 0)
+    return forward if passes == "forward" else forward.times(2)
+
+
+def _shape(case: Case) -> SeriesShape:
+    assert isinstance(case.shape, SeriesShape)
+    return case.shape
