@@ -21,6 +21,9 @@ from torch import Tensor
 STICKY = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
 """Errors after which a CUDA context answers nothing but errors: the process has to end."""
 
+SLOWEST_MS = 10_000.0
+"""A provider whose call takes longer is not repeated: the row says how long it took."""
+
 
 class BrokenDeviceError(RuntimeError):
     """A provider has left the GPU unusable for this process."""
@@ -99,6 +102,9 @@ def _prepare(
         prepared = provider.prepare(inputs)
         error = gate(provider, case, passes, prepared, exact)
         call = timed_call(prepared, passes, exact)
+        first = bench.clock.read(bench.clock.start(call))
+        if first > SLOWEST_MS:
+            raise Failure("skipped", f"too slow to repeat: one call took {first * 1e-3:.1f} s")
         estimate = warm_up(call, bench.clock)
         return _Timed(provider, call, error, estimate, peak_mib(call, bench.device))
     except Failure:

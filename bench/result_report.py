@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from result_families import best_softmax, crossover, family, length_of, unique, yardstick
-from result_plots import write_plots
 from results_file import Row, latest, milliseconds, read
 
 COLUMNS = ["shape", "provider", "ms (p20 - p80)", "graph ms", "time / favorcast", "peak MiB"]
@@ -21,7 +21,7 @@ def write_reports(folder: Path) -> list[Path]:
         rows = latest(read(path))
         if not rows:
             continue
-        plots = write_plots(rows, path.with_suffix(""))
+        plots = _plots(rows, path.with_suffix(""))
         report = path.with_suffix(".md")
         report.write_text(markdown(rows, plots), encoding="utf-8")
         written += [report, *plots]
@@ -83,6 +83,15 @@ def _case_lines(rows: list[Row]) -> list[str]:
         cells = [spread, row["graph_p50_ms"], ratio, row["peak_mib"], row["gb_s"], row["tflop_s"], share, row["error"]]
         lines.append(_line([row["shape"], name, *cells]))
     return lines
+
+
+def _plots(rows: list[Row], stem: Path) -> list[Path]:
+    try:
+        from result_plots import write_plots
+    except ModuleNotFoundError as error:
+        print(f"no plots: {error}", file=sys.stderr)
+        return []
+    return write_plots(rows, stem)
 
 
 def _line(cells: list[str]) -> str:

@@ -27,7 +27,7 @@ import torch
 from cases import Case, Provider, Scale
 from machine import description, file_stem
 from measurement import Bench, BrokenDeviceError, measure
-from results_file import Row, append, read
+from results_file import Row, append, latest, read
 from roofline import peaks_of
 from stopwatch import clock_of
 
@@ -35,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 OURS = "favorcast"
 WRONG, UNFINISHED = 1, 3
+BROKEN = ("wrong", "failed")
 QUICK_BUDGET_MS = 60.0
 
 
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         written = write_reports(options.output or RESULTS)
         print("\n".join(str(path) for path in written) or "no result files", file=sys.stderr)
         return 0 if written else WRONG
+    if options.failures:
+        return print_failures(options.output or RESULTS)
     if options.compare:
         from revisions import compare
 
@@ -105,9 +108,20 @@ def run(
             print(f"{case}: the device is unusable, {error}", file=sys.stderr)
             return UNFINISHED if resume else WRONG
         append(path, rows)
-        if any(row["provider"].startswith(OURS) and row["status"] in ("wrong", "failed") for row in rows):
+        if any(row["provider"].startswith(OURS) and row["status"] in BROKEN for row in rows):
             worst = WRONG
     return worst
+
+
+def print_failures(folder: Path) -> int:
+    """Print the latest rows that have no number because something went wrong; returns 1 if one is ours."""
+    rows = [row for path in sorted(folder.glob("*.csv")) for row in latest(read(path))]
+    broken = [row for row in rows if row["status"] in BROKEN]
+    for row in broken:
+        print(f"{row['op']} {row['shape']} {row['dtype']} {row['pass']}: {row['provider']} {row['status']}:", end=" ")
+        print(row["message"])
+    print(f"{len(rows)} rows, {len(broken)} of them wrong or failed")
+    return WRONG if any(OURS in row["provider"] for row in broken) else 0
 
 
 def _bench(options: argparse.Namespace, device: torch.device) -> Bench:
@@ -163,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny shapes, on the CPU unless --device says otherwise")
     parser.add_argument("--report", action="store_true", help="render the result files of --output")
+    parser.add_argument("--failures", action="store_true", help="list what is wrong or failed in --output")
     parser.add_argument("--compare", metavar="REVISION", help="measure a revision of git and this checkout in turn")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--op", default="", metavar="REGEX", help="cases to run, by op, shape and dtype")

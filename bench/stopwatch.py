@@ -21,7 +21,7 @@ Call = Callable[[], Any]
 CACHE_BYTES = 256 << 20
 """Written before each timed call to evict L2 (50 MB on an H200)."""
 
-WARM_UP_CALLS = 3
+WARM_UP_CALLS = 2
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
 
 

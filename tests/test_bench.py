@@ -197,6 +197,12 @@ def test_peers_that_fail_are_absent_or_are_skipped_are_recorded():
     assert found[ours().name][0] == "ok"
 
 
+def test_a_call_that_is_too_slow_is_said_to_be(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measurement, "SLOWEST_MS", 0.0)
+    rows = measure(ModuleWith(ours()), TINY, bench())
+    assert {(r["status"], r["message"].split(":")[0]) for r in rows} == {("skipped", "too slow to repeat")}
+
+
 def test_a_broken_device_ends_the_run_and_is_recorded(tmp_path: Path):
     def breaks(inputs):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
