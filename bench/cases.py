@@ -6,7 +6,7 @@ A module `bench_<op>.py` is picked up by `run.py` from its name and defines
     inputs(case, device) -> dict[str, Tensor]       the same for all providers of a case
     providers(case, device) -> list[Provider]       the first one is the yardstick of the ratios
     expected(case, inputs, target) -> Expected      in float64, where the correctness gate compares
-    work(case, passes, target) -> Work              what the computation needs at least
+    work(case, passes, target) -> Work | None       what the computation needs at least, where there is a model
 
 and optionally `PASSES`, the passes it knows ("forward", "forward+backward"). Everything else is done by `run.py`.
 """
@@ -131,7 +131,7 @@ class BenchModule(Protocol):
     def inputs(self, case: Case, device: torch.device) -> dict[str, Tensor]: ...
     def providers(self, case: Case, device: torch.device) -> list[Provider]: ...
     def expected(self, case: Case, inputs: dict[str, Tensor], target: str) -> Expected: ...
-    def work(self, case: Case, passes: Passes, target: str) -> Work: ...
+    def work(self, case: Case, passes: Passes, target: str) -> Work | None: ...
 
 
 def leaves(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:

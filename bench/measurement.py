@@ -80,9 +80,9 @@ def measure(module: BenchModule, case: Case, bench: Bench) -> list[Row]:
             if not bench.wanted(provider) or passes not in provider.passes:
                 continue
             try:
-                if provider.target not in exact:
+                if provider.target not in exact and provider.skip is None:
                     exact[provider.target] = module.expected(case, inputs, provider.target)
-                ready[provider.name] = _prepare(provider, case, passes, inputs, exact[provider.target], bench)
+                ready[provider.name] = _prepare(provider, case, passes, inputs, exact.get(provider.target), bench)
             except Failure as failure:
                 rows.append(_row(case, passes, provider, bench, {"status": failure.status, "message": failure.message}))
                 bench.report(rows[-1])
@@ -93,11 +93,11 @@ def measure(module: BenchModule, case: Case, bench: Bench) -> list[Row]:
 
 
 def _prepare(
-    provider: Provider, case: Case, passes: Passes, inputs: dict[str, Tensor], exact: Expected, bench: Bench
+    provider: Provider, case: Case, passes: Passes, inputs: dict[str, Tensor], exact: Expected | None, bench: Bench
 ) -> _Timed:
     """Prepare, gate and warm up one provider; every way in which it may fail becomes a `Failure`."""
-    if provider.skip is not None:
-        raise Failure("skipped", provider.skip)
+    if provider.skip is not None or exact is None:
+        raise Failure("skipped", provider.skip or "")
     try:
         prepared = provider.prepare(inputs)
         error = gate(provider, case, passes, prepared, exact)
@@ -110,11 +110,11 @@ def _prepare(
     except Failure:
         raise
     except ModuleNotFoundError as error:
-        raise Failure("absent", _first_line(error)) from error
+        raise Failure("absent", first_line(error)) from error
     except Exception as error:  # whatever a peer raises is its result
         _refuse_if_broken(error)
         _free(bench.device)
-        raise Failure("failed", _first_line(error)) from error
+        raise Failure("failed", first_line(error)) from error
 
 
 def gate(provider: Provider, case: Case, passes: Passes, prepared: Prepared, exact: Expected) -> float:
@@ -187,7 +187,7 @@ def _captured(calls: dict[str, Callable[[], Any]], bench: Bench) -> tuple[dict[s
         except Exception as error:  # whatever a peer raises is its result
             _refuse_if_broken(error)
             graphs.pop(name, None)
-            failed[name] = "no CUDA graph: " + _first_line(error)
+            failed[name] = "no CUDA graph: " + first_line(error)
             _free(bench.device)
     return graphs, failed
 
@@ -196,6 +196,8 @@ def _rates(
     module: BenchModule, case: Case, passes: Passes, provider: Provider, latency: Latency, bench: Bench
 ) -> dict[str, str]:
     work = module.work(case, passes, provider.target)
+    if work is None:
+        return {}
     on_gpu = bench.device.type == "cuda"
     limit = limit_of(work, bench.peaks, case.dtype, tensor_cores=on_gpu)
     seconds = latency.p50 * 1e-3
@@ -240,14 +242,15 @@ def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
 def _refuse_if_broken(error: BaseException) -> None:
     if any(sign in str(error) for sign in STICKY):
-        raise BrokenDeviceError(_first_line(error)) from error
+        raise BrokenDeviceError(first_line(error)) from error
 
 
 def _free(device: torch.device) -> None:

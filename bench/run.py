@@ -26,7 +26,7 @@ from types import ModuleType
 import torch
 from cases import Case, Provider, Scale
 from machine import description, file_stem
-from measurement import Bench, BrokenDeviceError, measure
+from measurement import Bench, BrokenDeviceError, first_line, measure
 from results_file import Row, append, latest, read
 from roofline import peaks_of
 from stopwatch import clock_of
@@ -107,6 +107,9 @@ def run(
             append(path, rows)
             print(f"{case}: the device is unusable, {error}", file=sys.stderr)
             return UNFINISHED if resume else WRONG
+        except Exception as error:  # whatever went wrong beside the providers, the other cases still have numbers
+            rows = [_broken_row(bench, case, name, first_line(error)) for name in names]
+            print(f"{case}: {first_line(error)}", file=sys.stderr)
         append(path, rows)
         if any(row["provider"].startswith(OURS) and row["status"] in BROKEN for row in rows):
             worst = WRONG
@@ -147,11 +150,11 @@ def _identity(case: str, provider: str, machine: Row) -> tuple[str, ...]:
 
 
 def _broken_row(bench: Bench, case: Case, provider: str, message: str) -> Row:
-    """Say, for a case that broke the device, that it did; nobody knows whose kernel it was."""
+    """Say of every provider of a case that it has no number because the case failed as a whole."""
     op_shape_dtype = {"op": case.op, "shape": str(case.shape), "dtype": str(case.dtype).removeprefix("torch.")}
     return {**bench.machine, **op_shape_dtype, "pass": "forward", "provider": provider} | {
         "status": "failed",
-        "message": f"in this case the device broke: {message}",
+        "message": f"the whole case: {message}",
     }
 
 
@@ -168,9 +171,8 @@ def _print_row(row: Row) -> None:
         return
     graph = f" graph {row['graph_p50_ms']:>9s} ms" if row.get("graph_p50_ms") else ""
     peak = f" {row['peak_mib']:>9s} MiB" if row["peak_mib"] else ""
-    print(
-        f"{case} {row['p50_ms']:>9s} ms{graph}{peak} {row['roofline_percent']:>6s} %  error {row['error']}", flush=True
-    )
+    share = f" {row['roofline_percent']:>6s} %" if row.get("roofline_percent") else ""
+    print(f"{case} {row['p50_ms']:>9s} ms{graph}{peak}{share}  error {row['error']}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
