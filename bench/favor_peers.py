@@ -124,6 +124,7 @@ def two_hop_flex_attention(projection: Tensor, *, compiled: bool = True) -> Prep
                 return_aux=AuxRequest(lse=True),
             )
             log_normalizer = extra.lse
+            assert log_normalizer is not None
             return attend(
                 query,
                 landmarks,

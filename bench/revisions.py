@@ -78,7 +78,7 @@ def compare(revision: str, pattern: str, *, quick: bool, device: torch.device) -
             sides.append(Side(root, folder / f"path{index}", options))
             stack.callback(sides[-1].close)
         print(f"{'case':62s} {revision[:14]:>14s} {'this checkout':>14s}  ratio")
-        verdicts = [_compare_case(*sides, case, quick) for case in sides[0].ask(request="cases")]
+        verdicts = [_compare_case(sides[0], sides[1], case, quick) for case in sides[0].ask(request="cases")]
     slower = verdicts.count("slower")
     print(f"{len(verdicts)} compared, {slower} slower by more than {100 * (THRESHOLD - 1):.0f} %")
     return int(slower > 0 or "failed" in verdicts)

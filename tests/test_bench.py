@@ -27,6 +27,7 @@ import results_file  # noqa: E402
 import revisions  # noqa: E402
 import run  # noqa: E402
 import stopwatch  # noqa: E402
+import targets  # noqa: E402
 from cases import Case, Prepared, Provider, Tolerance, Work  # noqa: E402
 from favor_exact import AttentionShape, favor_work, softmax_work  # noqa: E402
 from measurement import Bench, BrokenDeviceError, measure  # noqa: E402
@@ -393,6 +394,26 @@ def test_the_report_shows_every_row_and_draws_the_sweep(tmp_path: Path):
     lines = [line for line in text.splitlines() if line.startswith("| b1")]
     assert len(lines) == 10
     assert {line.replace("\\|", "").count("|") for line in lines} == {11}
+
+
+def test_targets_are_read_from_the_files_of_one_gpu(tmp_path: Path):
+    shape, driver = "b8-h16-l4096-d64-m256", {"driver": "580.1"}
+    measured = [
+        row(shape=shape, provider="favorcast triton", graph_p50_ms="0.5", **driver),
+        row(shape=shape, provider="sdpa flash", p50_ms="4", **driver),
+        row(shape=shape, provider="sdpa cudnn", p50_ms="3", **driver),
+        row(op="host cost favor_attention", p50_ms="0.0125", **driver),
+    ]
+    results_file.append(tmp_path / "a-gpu.csv", measured)
+    lines = targets.table(tmp_path).splitlines()
+    assert lines[2].endswith("| 50 % (L=4096) |")
+    assert lines[3].endswith("| 6x (L=4096) |")
+    assert "| 12.5 us |" in "".join(lines)
+    assert sum(targets.UNMEASURED in line for line in lines) == len(targets.TARGETS) - 3
+    results_file.append(tmp_path / "other.csv", [row(device="another GPU", **driver)])
+    with pytest.raises(ValueError, match="--device"):
+        targets.table(tmp_path)
+    assert targets.table(tmp_path, device="^a GPU").splitlines() == lines
 
 
 def test_a_difference_counts_where_both_quantiles_show_it():
