@@ -254,6 +254,6 @@ def _refuse_if_broken(error: BaseException) -> None:
 
 
 def _free(device: torch.device) -> None:
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()

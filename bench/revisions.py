@@ -25,6 +25,7 @@ from roofline import Peaks
 from stopwatch import Latency, capture, clock_of, latency, rounds_for, warm_up
 
 THRESHOLD = 1.05
+FAILED, SLOWER = 1, 4
 BUDGET_MS = {True: 100.0, False: 1000.0}
 """Timing of one case and side, quick or not."""
 
@@ -67,7 +68,7 @@ class Side:
 
 
 def compare(revision: str, pattern: str, *, quick: bool, device: torch.device) -> int:
-    """Print one line a case and pass; returns 1 if this checkout is slower or fails anywhere, else 0."""
+    """Print one line a case and pass; returns 1 if this checkout fails anywhere, 4 if it is slower, else 0."""
     options = ["quick" if quick else "gpu" if device.type == "cuda" else "cpu", pattern, str(device)]
     with tempfile.TemporaryDirectory(prefix="favorcast-compare-") as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
@@ -81,7 +82,9 @@ def compare(revision: str, pattern: str, *, quick: bool, device: torch.device) -
         verdicts = [_compare_case(sides[0], sides[1], case, quick) for case in sides[0].ask(request="cases")]
     slower = verdicts.count("slower")
     print(f"{len(verdicts)} compared, {slower} slower by more than {100 * (THRESHOLD - 1):.0f} %")
-    return int(slower > 0 or "failed" in verdicts)
+    if "failed" in verdicts:
+        return FAILED
+    return SLOWER if slower else 0
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@
     python bench/run.py --compare main       this checkout against another revision, interleaved; above 5 % is flagged
 
 Order: correctness gate (no number from a wrong result), warm-up, then all providers of a case in turn, again and again,
-in one process on the same inputs. Exit codes: 0, 1 something of ours is wrong, failed or (--compare) slower,
-3 --budget-seconds is spent: run again with --resume.
+in one process on the same inputs. Exit codes: 0; 1 something of ours is wrong or failed; 3 --budget-seconds is spent,
+run again with --resume; 4 --compare has found this checkout slower.
 """
 
 from __future__ import annotations

@@ -125,9 +125,9 @@ def capture(call: Call, device: torch.device) -> torch.cuda.CUDAGraph:
 
 def peak_mib(call: Call, device: torch.device) -> float | None:
     """Return what one call allocates at its peak beyond what was there before (MiB), its results included."""
-    gc.collect()
     if device.type != "cuda":
         return _host_peak_mib(call)
+    gc.collect()
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

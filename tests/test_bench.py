@@ -55,9 +55,12 @@ ROW = {
 
 
 @pytest.fixture(autouse=True)
-def _no_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the profiler, which takes longer than everything else here, where memory is not the point."""
+def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few repetitions, and no profiler, which takes longer than everything else here, where memory is not the point."""
     monkeypatch.setattr(measurement, "peak_mib", lambda call, device: 1.5)
+    monkeypatch.setattr(stopwatch, "WARM_UP_CALLS", 1)
+    monkeypatch.setattr(stopwatch, "FEWEST_ROUNDS", 1)
+    monkeypatch.setattr(run, "QUICK_BUDGET_MS", 1.0)
 
 
 def bench(**options) -> Bench:
