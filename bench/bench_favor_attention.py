@@ -10,7 +10,18 @@ feature changes its result by percents, not entirely.
 from __future__ import annotations
 
 import torch
-from cases import OUR_TOLERANCE, Case, Expected, Passes, Prepared, Provider, Scale, Tolerance, Work, leaves
+from cases import (
+    OUR_TOLERANCE,
+    Case,
+    Expected,
+    Passes,
+    Prepared,
+    Provider,
+    Scale,
+    Tolerance,
+    Work,
+    leaves,
+)
 from favor_exact import AttentionShape, Mask, expected_attention, favor_work, softmax_work
 from favor_peers import (
     NAMES,
@@ -24,6 +35,7 @@ from favor_peers import (
 from torch import Tensor
 
 from favorcast.kernels import RandomFeatures, draw_features, favor_attention
+from favorcast.kernels.implementation import Impl
 
 FULL, CAUSAL, STEP_CAUSAL = "favor full", "favor causal", "favor step-causal"
 SEED_SHAPES = [AttentionShape(4, 8, 3920, 16, 100), AttentionShape(196, 8, 80, 16, 100)]
@@ -138,7 +150,7 @@ def _shape(case: Case) -> AttentionShape:
     return case.shape
 
 
-def _schedules(device: torch.device) -> list[str]:
+def _schedules(device: torch.device) -> list[Impl]:
     """Return our implementations that can run on a device: the kernels on a GPU, or in Triton's interpreter."""
     if device.type == "cuda":
         return ["triton", "reference"]
@@ -149,7 +161,7 @@ def _schedules(device: torch.device) -> list[str]:
     return ["reference", "triton"] if knobs.runtime.interpret else ["reference"]
 
 
-def _ours(impl: str, case: Case, device: torch.device) -> Provider:
+def _ours(impl: Impl, case: Case, device: torch.device) -> Provider:
     mask, drawn = mask_of(case), features_of(case)
 
     def prepare(inputs: dict[str, Tensor]) -> Prepared:
@@ -158,11 +170,7 @@ def _ours(impl: str, case: Case, device: torch.device) -> Provider:
 
         def call() -> Tensor:
             return favor_attention(
-                *found.values(),
-                features,
-                is_causal=mask.is_causal,
-                tokens_per_step=mask.step,
-                impl=impl,  # pyright: ignore[reportArgumentType]
+                *found.values(), features, is_causal=mask.is_causal, tokens_per_step=mask.step, impl=impl
             )
 
         return Prepared(call, found)

@@ -20,7 +20,7 @@ parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(tests bench peers compile profile)
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
-python=${PYTHON:-python}
+python=${PYTHON:-$(command -v python || command -v python3)}
 part_seconds=${PART_SECONDS:-530}
 bench_seconds=$((part_seconds * 7 / 10)) # no case is started after this; the last one and its compilation still fit
 unfinished=3

@@ -27,7 +27,7 @@ from favorcast.kernels import draw_features, favor_attention, series_decompositi
 SHAPE = (1, 1, 16, 16)
 """b, h, l, d of the inputs; m = 32."""
 
-BATCHES, CALLS = 15, 100
+BATCHES, CALLS = 15, 50
 """CALLS stay below the depth of a CUDA stream's queue (1024 launches), beyond which a launch waits for the device."""
 
 

@@ -7,12 +7,13 @@ says so, and no number.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from cases import DTYPE_NAMES, PASSES, PEER_TOLERANCE, BenchModule, Case, Expected, Passes, Prepared, Provider
+from cases import DTYPE_NAMES, PASSES, BenchModule, Case, Expected, Passes, Provider
+from correctness_gate import Failure, gate, timed_call
 from results_file import Row
 from roofline import Peaks, limit_of
 from stopwatch import Clock, Latency, capture, interleaved, peak_mib, rounds_for, warm_up
@@ -24,17 +25,12 @@ STICKY = ("illegal memory access", "device-side assert", "unspecified launch fai
 SLOWEST_MS = 10_000.0
 """A provider whose call takes longer is not repeated: the row says how long it took."""
 
+REFUSAL = "cannot be honoured"
+"""How favorcast says that an `impl` does not exist for a case; that is no failure."""
+
 
 class BrokenDeviceError(RuntimeError):
     """A provider has left the GPU unusable for this process."""
-
-
-class Failure(Exception):  # noqa: N818 - a result, not an error of ours
-    """Why a provider has no number: its status and message."""
-
-    def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 @dataclass
@@ -72,6 +68,7 @@ class _Timed(NamedTuple):
 def measure(module: BenchModule, case: Case, bench: Bench) -> list[Row]:
     """Return the rows of one case: all passes, all wanted providers."""
     rows: list[Row] = []
+    torch.compiler.reset()  # each case compiles for its own shape, and torch gives up after eight
     inputs = module.inputs(case, bench.device)
     exact: dict[str, Expected] = {}
     for passes in getattr(module, "PASSES", PASSES):
@@ -114,44 +111,8 @@ def _prepare(
     except Exception as error:  # whatever a peer raises is its result
         _refuse_if_broken(error)
         _free(bench.device)
-        raise Failure("failed", first_line(error)) from error
-
-
-def gate(provider: Provider, case: Case, passes: Passes, prepared: Prepared, exact: Expected) -> float:
-    """Return the error against float64, or raise a `Failure` if it is beyond the tolerance or not a number."""
-    tolerance = provider.tolerance or PEER_TOLERANCE
-    with torch.set_grad_enabled(passes != "forward"):
-        outputs = _as_tuple(prepared.call())
-    worst = _check("output", outputs, exact.outputs, tolerance.output)
-    if passes == "forward":
-        return worst
-    gradients = torch.autograd.grad(outputs, list(prepared.leaves.values()), exact.upstream, allow_unused=True)
-    found = dict(zip(prepared.leaves, gradients, strict=True))
-    for name, wanted in exact.gradients.items():
-        if name in found:
-            got = found[name]
-            if got is None:
-                raise Failure("wrong", f"no gradient of {name}")
-            worst = max(worst, _check(f"gradient of {name}", (got,), [wanted], tolerance.gradients))
-    return worst
-
-
-def timed_call(prepared: Prepared, passes: Passes, exact: Expected) -> Callable[[], Any]:
-    """Return the call to time: without gradients, or with those of all leaves for a dense upstream gradient."""
-    if passes == "forward":
-
-        def forward() -> None:
-            with torch.no_grad():
-                prepared.call()
-
-        return forward
-    upstream = tuple(torch.randn_like(gradient) for gradient in exact.upstream)
-    wanted = list(prepared.leaves.values())
-
-    def training() -> None:
-        torch.autograd.grad(_as_tuple(prepared.call()), wanted, upstream)
-
-    return training
+        refused = isinstance(error, ValueError) and REFUSAL in str(error)
+        raise Failure("absent" if refused else "failed", first_line(error)) from error
 
 
 def _timed_rows(module: BenchModule, case: Case, passes: Passes, ready: dict[str, _Timed], bench: Bench) -> list[Row]:
@@ -225,21 +186,6 @@ def _latency_columns(prefix: str, latency: Latency | None) -> dict[str, str]:
     if latency is None:
         return {}
     return {f"{prefix}{name}_ms": f"{value:.4g}" for name, value in latency._asdict().items()}
-
-
-def _check(what: str, got: tuple[Tensor, ...], wanted: Iterable[tuple[tuple, Tensor]], tolerance: float) -> float:
-    worst = 0.0
-    for tensor, (index, exact) in zip(got, wanted, strict=True):
-        difference = tensor.detach()[index].double() - exact
-        error = float(difference.norm() / exact.norm().clamp(min=1e-30))
-        if not error <= tolerance:
-            raise Failure("wrong", f"{what}: error {error:.1e} above {tolerance:.0e}")
-        worst = max(worst, error)
-    return worst
-
-
-def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,8 +19,9 @@ from typing import Any, TextIO
 
 import torch
 from cases import PASSES, Case, Passes
+from correctness_gate import Failure, gate, timed_call
 from machine import ROOT
-from measurement import Bench, Failure, gate, timed_call
+from measurement import Bench
 from roofline import Peaks
 from stopwatch import Latency, capture, clock_of, latency, rounds_for, warm_up
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from cases import Case, Provider, Scale
+from cases import DTYPE_NAMES, Case, Provider, Scale
 from machine import description, file_stem
 from measurement import Bench, BrokenDeviceError, first_line, measure
 from results_file import Row, append, latest, read
@@ -72,7 +72,13 @@ def modules() -> list[ModuleType]:
     """Import every `bench_<op>.py` beside this file, in the order of their names."""
     if str(HERE) not in sys.path:
         sys.path.append(str(HERE))
-    return [importlib.import_module(path.stem) for path in sorted(HERE.glob("bench_*.py"))]
+    found = []
+    for path in sorted(HERE.glob("bench_*.py")):
+        try:
+            found.append(importlib.import_module(path.stem))
+        except ModuleNotFoundError as error:  # the kernels are measured where, say, Lightning is not installed
+            print(f"{path.name} is not run: {error}", file=sys.stderr)
+    return found
 
 
 def selected(scale: Scale, pattern: str) -> list[tuple[ModuleType, Case]]:
@@ -103,13 +109,13 @@ def run(
         try:
             rows = measure(module, case, bench)  # pyright: ignore[reportArgumentType] - a module is its own protocol
         except BrokenDeviceError as error:
-            rows = [_broken_row(bench, case, name, str(error)) for name in names]
-            append(path, rows)
+            append(path, _broken_rows(bench, case, names, str(error), path))
             print(f"{case}: the device is unusable, {error}", file=sys.stderr)
             return UNFINISHED if resume else WRONG
         except Exception as error:  # whatever went wrong beside the providers, the other cases still have numbers
-            rows = [_broken_row(bench, case, name, first_line(error)) for name in names]
+            rows = _broken_rows(bench, case, names, first_line(error), path)
             print(f"{case}: {first_line(error)}", file=sys.stderr)
+            worst = WRONG
         append(path, rows)
         if any(row["provider"].startswith(OURS) and row["status"] in BROKEN for row in rows):
             worst = WRONG
@@ -149,13 +155,15 @@ def _identity(case: str, provider: str, machine: Row) -> tuple[str, ...]:
     return (case, provider, *(machine[field] for field in ("device", "torch", "triton", "commit")))
 
 
-def _broken_row(bench: Bench, case: Case, provider: str, message: str) -> Row:
-    """Say of every provider of a case that it has no number because the case failed as a whole."""
-    op_shape_dtype = {"op": case.op, "shape": str(case.shape), "dtype": str(case.dtype).removeprefix("torch.")}
-    return {**bench.machine, **op_shape_dtype, "pass": "forward", "provider": provider} | {
-        "status": "failed",
-        "message": f"the whole case: {message}",
-    }
+def _broken_rows(bench: Bench, case: Case, providers: Sequence[str], message: str, path: Path) -> list[Row]:
+    """Say of the providers of a case that it failed as a whole; numbers that they have from before stay."""
+    measured = _identities([row for row in read(path) if row["status"] == "ok"])
+    common = {"op": case.op, "shape": str(case.shape), "dtype": DTYPE_NAMES[case.dtype], "pass": "forward"}
+    return [
+        {**bench.machine, **common, "provider": name, "status": "failed", "message": f"the whole case: {message}"}
+        for name in providers
+        if _identity(str(case), name, bench.machine) not in measured
+    ]
 
 
 def _print_header(bench: Bench) -> None:

@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def table(folder: Path, device: str = "") -> str:
     """Return the targets and their readings as a Markdown table."""
     rows = latest(row for path in sorted(folder.glob("*.csv")) for row in read(path))
-    on_gpu = [row for row in rows if row["driver"] and re.search(device, row["device"])]
-    on_cpu = [row for row in rows if not row["driver"]]
+    on_gpu = [row for row in rows if not row["threads"] and re.search(device, row["device"])]
+    on_cpu = [row for row in rows if row["threads"]]
     devices = sorted({row["device"] for row in on_gpu})
     if len(devices) > 1:
         raise ValueError(

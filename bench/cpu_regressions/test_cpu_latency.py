@@ -8,17 +8,12 @@ Not collected by a bare `pytest` (`testpaths`). The cases, and the correctness g
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1]))
-
 from cases import PASSES, Case, Passes
-from measurement import gate, timed_call
+from correctness_gate import gate, timed_call
 from run import selected
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed: pip install -e '.[bench]'")
