@@ -50,6 +50,7 @@ class FakeGraph:
 def test_a_call_on_a_gpu_is_timed_by_events_and_as_a_graph(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(stopwatch, "CACHE_BYTES", 16)
+    monkeypatch.setattr(measurement, "peak_mib", lambda call, device: 1.5)
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *args: None)
     monkeypatch.setattr(measurement, "capture", lambda call, device: FakeGraph(call))
