@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import types
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import bench_favor_attention as favor
 import correctness_gate
@@ -18,6 +20,7 @@ import stopwatch
 import torch
 from cases import PASSES, Prepared, Provider, Tolerance
 from measurement import BrokenDeviceError, measure
+from roofline import KNOWN, limit_of
 from small_bench import CPU, TINY, ModuleWith, bench, ours, wrong_by
 
 
@@ -165,15 +168,23 @@ def test_flex_attention_in_two_hops_is_favor_attention(monkeypatch: pytest.Monke
         assert correctness_gate.gate(peer, TINY, "forward", prepare(inputs), exact) < 1e-5
 
 
-def test_gpu_cases_are_declared_with_all_their_providers():
-    cases = favor.cases("gpu")
+@pytest.mark.parametrize("module", run.modules(), ids=lambda module: module.__name__)
+def test_gpu_cases_are_declared_with_providers_and_work(module: Any):
+    cases = module.cases("gpu")
     assert len({str(case) for case in cases}) == len(cases)
+    for case in cases:
+        providers = module.providers(case, torch.device("cuda"))
+        assert [p.name for p in providers[:2]] == ["favorcast triton", "favorcast reference"]
+        assert len({p.name for p in providers}) == len(providers)
+        for passes, provider in product(getattr(module, "PASSES", PASSES), providers):
+            work = module.work(case, passes, provider.target)
+            assert work is None or limit_of(work, KNOWN["H200"], case.dtype).milliseconds > 0
+
+
+def test_attention_is_measured_up_to_a_million_tokens():
+    cases = favor.cases("gpu")
     assert {case.op for case in cases} == {favor.FULL, favor.CAUSAL, favor.STEP_CAUSAL}
     assert max(case.shape.length for case in cases) == 1 << 20
-    for case in cases:
-        names = [p.name for p in favor.providers(case, torch.device("cuda"))]
-        assert names[:2] == ["favorcast triton", "favorcast reference"]
-        assert len(set(names)) == len(names)
 
 
 def test_the_kernels_pass_the_gate_in_the_interpreter():

@@ -95,6 +95,12 @@ def test_targets_are_read_from_the_files_of_one_gpu(tmp_path: Path):
     assert targets.table(tmp_path, device="^a GPU").splitlines() == lines
 
 
+def test_the_readme_lists_the_targets():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for target in targets.TARGETS:
+        assert target.on_cpu or f"| {target.what} | {target.wanted} |" in readme
+
+
 def test_a_difference_counts_where_both_quantiles_show_it():
     base = Latency(1.0, 1.0, 1.0)
     assert revisions.verdict(base, Latency(1.06, 1.2, 1.3)) == "slower"
