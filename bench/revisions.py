@@ -112,6 +112,8 @@ def _compare_case(base: Side, new: Side, case: list, quick: bool) -> str:
     shown = f"{name} {passes}"
     answers = [side.ask(request="prepare", case=number, passes=passes) for side in (base, new)]
     failures = [answer["failure"] for answer in answers if "failure" in answer]
+    if not failures and answers[0]["is_graph"] != answers[1]["is_graph"]:
+        failures = ["only one side can be captured as a CUDA graph"]
     if failures:
         print(f"{shown:62s} not compared: {failures[0]}", flush=True)
         return "failed" if "failure" in answers[1] else "new"
@@ -155,13 +157,13 @@ class Worker:
         self.call = None
         module, case = self.cases[request["case"]]
         try:
-            self.call = self._prepare(module, case, request["passes"])
+            self.call, is_graph = self._prepare(module, case, request["passes"])
         except Exception as error:  # any revision may fail in any way, and the other side has to know
             return {"failure": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
-        return {"estimate_ms": warm_up(self.call, self.bench.clock)}
+        return {"estimate_ms": warm_up(self.call, self.bench.clock), "is_graph": is_graph}
 
-    def _prepare(self, module: Any, case: Case, passes: Passes) -> Any:
-        """Return the call of our first implementation that passes the gate, as a CUDA graph where there is one."""
+    def _prepare(self, module: Any, case: Case, passes: Passes) -> tuple[Any, bool]:
+        """Return the call of our first implementation that passes the gate, and whether it is a CUDA graph."""
         inputs = module.inputs(case, self.device)
         failure: Exception = Failure("absent", "no implementation of favorcast")
         for provider in module.providers(case, self.device):
@@ -176,8 +178,17 @@ class Worker:
                 continue
             call = timed_call(prepared, passes, exact)
             warm_up(call, self.bench.clock)
-            return capture(call, self.device).replay if self.device.type == "cuda" else call
+            return self._captured(call)
         raise failure
+
+    def _captured(self, call: Any) -> tuple[Any, bool]:
+        """Return the call as a CUDA graph and True, or as it is where it cannot be captured."""
+        if self.device.type != "cuda":
+            return call, False
+        try:
+            return capture(call, self.device).replay, True
+        except RuntimeError:  # torch's errors of capture; the reference may wait for the device
+            return call, False
 
 
 def _serve(answers: TextIO, scale: str, pattern: str, device: str) -> None:
