@@ -1,6 +1,6 @@
 """The moving-average decomposition against the form that forecasting models use: repeated ends and AvgPool1d.
 
-Dimension key: b batch, l time, c channel, k kernel size (odd, as AvgPool1d's form needs it).
+Dimension key: b batch, l time, c channel, k kernel size.
 """
 
 from __future__ import annotations
@@ -37,15 +37,28 @@ class SeriesShape(NamedTuple):
         return self.l
 
 
+QUICK_SHAPES = [SeriesShape(4, length, 16, 24) for length in (96, 336, 1344)]
+BATCH_SHAPES = [SeriesShape(32, length, 321, 25) for length in (96, 336, 720)]
+"""A training batch of forecasting's largest table with 321 columns."""
+
+CPU_SHAPES = [
+    *BATCH_SHAPES,
+    SeriesShape(32, 336, 49, 25),
+    SeriesShape(8, 4096, 64, 25),
+    SeriesShape(1, 65536, 32, 1025),
+]
+LARGE_SHAPES = [SeriesShape(64, 8192, 256, k) for k in (3, 25, 51, 168, 1025, 4097)]
+"""268 MB in bfloat16: far beyond any cache."""
+
+
 def cases(scale: Scale) -> list[Case]:
-    """Return the cases; the large ones on a GPU are 256 MB and more, the others a training batch."""
-    if scale == "quick":
-        return [Case("decomposition", SeriesShape(4, length, 16, 25), torch.float32) for length in (96, 336, 1344)]
-    batch = [Case("decomposition", SeriesShape(32, length, 321, 25), torch.float32) for length in (96, 336, 720)]
-    if scale == "cpu":
-        return batch
-    large = [SeriesShape(64, 4096, 512, k) for k in (5, 25, 129)]
-    return batch + [Case("decomposition", shape, dtype) for shape in large for dtype in (torch.float32, torch.bfloat16)]
+    """Return the cases: float32, and bfloat16 too on a GPU."""
+    if scale != "gpu":
+        shapes = QUICK_SHAPES if scale == "quick" else CPU_SHAPES
+        return [Case("decomposition", shape, torch.float32) for shape in shapes]
+    found = [Case("decomposition", shape, torch.bfloat16) for shape in LARGE_SHAPES]
+    shapes = [*BATCH_SHAPES, CPU_SHAPES[3], LARGE_SHAPES[1]]
+    return found + [Case("decomposition", shape, torch.float32) for shape in shapes]
 
 
 def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
@@ -81,9 +94,10 @@ def providers(case: Case, device: torch.device) -> list[Provider]:
 
 
 def average_pooling(series: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    """Return (seasonal, trend) as Autoformer and DLinear compute them: repeat the ends, pool, subtract."""
-    reach = (kernel_size - 1) // 2
-    padded = torch.cat([series[:, :1].expand(-1, reach, -1), series, series[:, -1:].expand(-1, reach, -1)], 1)
+    """Return (seasonal, trend) as Autoformer and DLinear compute them, with BasicTS's longer end for even sizes."""
+    before = (kernel_size - 1) // 2
+    first, last = series[:, :1].expand(-1, before, -1), series[:, -1:].expand(-1, kernel_size - 1 - before, -1)
+    padded = torch.cat([first, series, last], 1)
     trend = F.avg_pool1d(padded.transpose(1, 2), kernel_size, stride=1).transpose(1, 2)
     return series - trend, trend
 

@@ -47,6 +47,12 @@ WITHOUT_PRODUCTS = ("_merge_splits_kernel", "_reduce_gradient_kernel")
 SHORT, LONG = 256, 4096
 """Tokens of the launches: a single one for both hops, and enough for the keys to be split."""
 
+EXPLAINED = {
+    ("_token_gradient_kernel[keys]", "float32", 128): "two accumulators and split TF32 operands of width 128: the "
+    "smallest tile spills the least, 32 bytes",
+}
+"""Launches by (kernel, dtype, head dim) whose stack is known and still the best of all tiles tried."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -67,10 +73,15 @@ class Launch:
     tensor_instructions: dict[str, int]
 
     @property
+    def explanation(self) -> str | None:
+        """Say why a launch that spills is still the best one, if that is known."""
+        return EXPLAINED.get((self.kernel, self.dtype, self.head_dim)) if self.stack else None
+
+    @property
     def defects(self) -> list[str]:
         """Say what is wrong with it, if anything."""
         found = []
-        if self.stack:
+        if self.stack and (self.explanation is None or self.stack > 64):
             found.append(f"{self.stack} bytes of stack")
         if self.shared > SHARED_LIMIT[self.architecture]:
             found.append(f"{self.shared} bytes of shared memory, the limit is {SHARED_LIMIT[self.architecture]}")
@@ -180,7 +191,8 @@ def compile_favor(case: tuple[int, str, int, int, str]) -> list[Launch]:
 def table(report: list[Launch]) -> str:
     """Render one line a launch."""
     lines = [
-        "arch dtype     d    m    features    kernel                          tiles             w s  reg stack shared KB"
+        f"{'arch':4s} {'dtype':9s} {'d':>3s} {'m':>4s}  {'features':11s} {'kernel':31s} {'tiles':16s} warps stages "
+        f"registers stack {'shared':>9s}  tensor instructions"
     ]
     for x in report:
         tiles = " ".join(f"{name[-1]}{size}" for name, size in x.tiles.items())
@@ -188,7 +200,9 @@ def table(report: list[Launch]) -> str:
         lines.append(
             f"{x.architecture:4d} {x.dtype:9s} {x.head_dim:3d} {x.num_features:4d}  {x.features:11s} {x.kernel:31s} "
             f"{tiles:16s} {x.num_warps:5d} {x.num_stages:6d} {x.registers:9d} {x.stack:5d} {x.shared / 1024:6.1f} KB"
-            f"  {instructions}" + (f"  <- {'; '.join(x.defects)}" if x.defects else "")
+            f"  {instructions}"
+            + (f"  <- {'; '.join(x.defects)}" if x.defects else "")
+            + (f"  ({x.explanation})" if x.explanation else "")
         )
     return "\n".join(lines)
 
@@ -212,7 +226,9 @@ def main() -> int:
         versions = {"torch": torch.__version__, "triton": triton.__version__}
         options.json.write_text(json.dumps({"versions": versions, "launches": [asdict(x) for x in report]}, indent=1))
     faulty = [x for x in report if x.defects]
-    verdict = f"{len(faulty)} DEFECTIVE" if faulty else "no stack, shared memory within limits, tensor cores everywhere"
+    explained = sum(x.explanation is not None for x in report)
+    stack = f"no stack but in {explained} explained launches" if explained else "no stack"
+    verdict = f"{len(faulty)} DEFECTIVE" if faulty else f"{stack}, shared memory within limits, tensor cores everywhere"
     architectures = ", ".join(f"sm_{x}" for x in options.architecture)
     print(f"triton {triton.__version__}: {len(report)} launches compiled for {architectures}: {verdict}")
     return 1 if faulty else 0

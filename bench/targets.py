@@ -130,7 +130,7 @@ def _host_cost(rows: list[Row]) -> str:
 def _decomposition(rows: list[Row]) -> str:
     parts = {}
     for row in rows:
-        large = row["op"] == "decomposition" and row["shape"].startswith("b64-l4096-c512")
+        large = row["op"] == "decomposition" and row["shape"] in LARGE_SERIES
         if large and row["provider"] == "favorcast triton" and row["roofline_percent"]:
             parts[f"{row['shape']}, {row['dtype']}, {row['pass']}"] = f"{row['roofline_percent']} %"
     return _joined(parts)
@@ -144,7 +144,7 @@ def _accuracy(rows: list[Row]) -> str:
     return f"{float(ours['error']) / float(peer['error']):.2g}x ({ours['error']} against {peer['error']})"
 
 
-LARGE_SERIES = [f"b64-l4096-c512-k{k}" for k in (5, 25, 129)]
+LARGE_SERIES = [f"b64-l8192-c256-k{k}" for k in (3, 25, 51, 168, 1025, 4097)]
 SEED = ("b4-h8-l3920-d16-m100", "b196-h8-l80-d16-m100")
 CPU_SHAPES = ("b1-h8-l1024-d64-m256", "b1-h8-l4096-d64-m256", "b1-h4-l16384-d64-m256")
 TARGETS = [

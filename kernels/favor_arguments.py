@@ -65,8 +65,8 @@ def feature_space(
         raise ValueError(f"scale must be positive and finite, got {scale}")
     if paired and projection.shape[-2] % 2:
         raise ValueError(f"paired features must have an even number of rows, got {projection.shape[-2]}")
-    scale = head_dim**-0.5 if scale is None else float(scale)
-    return FeatureSpace(projection, log_weight, scale, feature_map, paired)
+    softmax_scale = head_dim**-0.5 if scale is None else float(scale)
+    return FeatureSpace(projection, log_weight, softmax_scale, feature_map, paired)
 
 
 def check_keys(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> None:

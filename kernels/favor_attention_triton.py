@@ -41,7 +41,9 @@ from .random_features import FeatureSpace
 
 SHORT_QUERIES = 256
 SHORT_KEYS = 256
-"""Lengths up to which one launch runs both hops, each query tile of a head repeating hop 1. To be timed on a GPU."""
+SHORT_DIM = 64
+"""Lengths and (in bfloat16) head dims up to which one launch runs both hops, each query tile of a head
+repeating hop 1; above that dim its registers spill. To be timed on a GPU."""
 
 
 class State(NamedTuple):
@@ -63,7 +65,7 @@ class State(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The softmax of the queries over landmarks: maximum and sum (2, b, h g, t), and what L was taken relative to."""
+    """The softmax of queries over landmarks: maximum and 1 / sum (2, b, h g, t), and what L was taken relative to."""
 
     softmax: Tensor
     anchor: Tensor
@@ -141,8 +143,10 @@ def _launch_summarize(
         )
 
 
-def attend_triton(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str) -> tuple[Tensor, Tensor]:
-    """Return o (b, h g, t, e) in query's dtype, and log2 of the sums of its softmax (b, h g, t)."""
+def attend_triton(
+    query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return o (b, h g, t, e) in query's dtype, and the Statistics of its softmax."""
     log_normalizer, state_value = state
     b, heads, t, _ = query.shape
     h, m, e = state_value.shape[1:]
@@ -194,7 +198,7 @@ def full_attention_triton(
     state_value, projection = operands_like(query, key, state.value, space)
     state = state._replace(value=state_value)
     assert state.log_normalizer is not None
-    if _is_short(query, key):
+    if _is_short(query, key, value):
         output, *statistics = _short_attention(query, key, value, mask, space, impl, state)
     else:
         copy = projection if projection.numel() else None
@@ -207,15 +211,21 @@ def full_attention_triton(
 def operands_like(query: Tensor, key: Tensor, state_value: Tensor, space: FeatureSpace) -> tuple[Tensor, Tensor]:
     """Allocate V, and the projection where hop 1 is to leave a copy of it, in the dtypes in which hop 2 reads them."""
     operand = state_value.new_empty(0)
-    if query.dtype == key.dtype != torch.float32 and not _is_short(query, key):
+    if query.dtype == key.dtype != torch.float32 and not _is_short(query, key, state_value):
         m = space.projection.shape[-2] // (2 if space.paired else 1)
         operand = key.new_empty((*space.projection.shape[:-2], m, space.projection.shape[-1]))
     return torch.empty_like(state_value, dtype=operand_dtype(query.dtype)), operand
 
 
-def _is_short(query: Tensor, key: Tensor) -> bool:
+def _is_short(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether one launch that repeats hop 1 for each query tile beats two launches."""
-    return query.dtype == key.dtype and query.shape[-2] <= SHORT_QUERIES and key.shape[-2] <= SHORT_KEYS
+    largest = SHORT_DIM if query.dtype == torch.bfloat16 else SHORT_DIM // 2
+    return (
+        query.dtype == key.dtype
+        and query.shape[-2] <= SHORT_QUERIES
+        and key.shape[-2] <= SHORT_KEYS
+        and max(key.shape[-1], value.shape[-1]) <= largest
+    )
 
 
 def _short_attention(

@@ -32,10 +32,10 @@ from .favor_forward_kernels import landmark_bias
 from .favor_tiles import (
     FAR,
     cut_entries,
+    exponent_of,
     feature_slope,
     load_tile,
     load_vector,
-    log2_feature,
     row_pointers,
     seen_keys,
     square_norm,
@@ -63,29 +63,30 @@ def usable_tokens(x, KEYS: tl.constexpr, FEATURE_MAP: tl.constexpr):
 
 
 @triton.jit
-def share(x, row_bias, column_bias, FEATURE_MAP: tl.constexpr):
-    """Return P [A, B] before its division by a sum: at most 1, and finite even where w . x overflows."""
-    exponent = log2_feature(x, FEATURE_MAP) + row_bias[:, None] + column_bias[None, :]
+def share(x, gain, inner, outer, FEATURE_MAP: tl.constexpr):
+    """Return P [A, B] before its division by a sum: at most 1, and finite even where w . x overflows.
+
+    The biases are added in the forward's order, `inner` with the product and `outer` in place of its maximum.
+    """
+    exponent = exponent_of(x, gain, inner, FEATURE_MAP) + outer
     return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
 def share_gradient(
-    x, rows, columns, row_bias, row_shift, column_bias, column_shift, FEATURE_MAP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    x, gain, inner, outer, shift, rows, columns, FEATURE_MAP: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """Return the weights P [A, B] and d [A, B] of the module docstring, d with respect to ln phi."""
-    weight = share(x, row_bias, column_bias, FEATURE_MAP)
+    """Return the weights P [A, B] and d [A, B] of the module docstring, before the division and w.r.t. ln phi."""
+    weight = share(x, gain, inner, outer, FEATURE_MAP)
     reach = tl.dot(rows, tl.trans(columns), input_precision=PRECISION)  # [A, E] @ [E, B] -> [A, B]
-    return weight, weight * (reach + row_shift[:, None] + column_shift[None, :])
+    return weight, weight * (reach + shift)
 
 
 @triton.jit
 def query_terms(statistics, batch, query_head, rows, exists):
     """Return -maximum, -inf for queries that are not there, and 1 / sum [N] of the softmax of queries."""
-    query_max, query_sum, _ = statistics
-    total = load_vector(query_sum, batch, query_head, rows, exists, 0.0)
-    inverse = tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
+    query_max, inverse_sum, _ = statistics
+    inverse = load_vector(inverse_sum, batch, query_head, rows, exists, 0.0)
     return -load_vector(query_max, batch, query_head, rows, exists, float("inf")), inverse
 
 
@@ -97,15 +98,36 @@ def query_anchor(statistics, batch, query_head):
 
 
 @triton.jit
-def landmark_terms(
-    log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS: tl.constexpr
+def minus_row_max(row_max, batch, head, features, keep):
+    """Return -maximum [M] of the softmax of landmarks over keys, -inf for features that are not there."""
+    return tl.where(keep, -load_vector(row_max, batch, head, features, keep, 0.0), float("-inf"))
+
+
+@triton.jit
+def hop_gradient(
+    x, gain, tokens, landmarks, rows, columns, FEATURE_MAP: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """Return the bias [M] in the exponent and the shift A [M]; -inf and 0 for features that are not there."""
+    """Return P and d [A, B] of either hop; tokens and landmarks are (bias, shift), broadcast to [A, B].
+
+    Keys carry their bias into the product's sum and landmarks the shift; of queries it is the other way round.
+    """
+    token_bias, token_shift = tokens
+    bias, landmark_shift = landmarks
     if KEYS:
-        bias = tl.where(keep, -load_vector(row_max, batch, head, features, keep, 0.0), float("-inf"))
+        return share_gradient(x, gain, token_bias, bias, landmark_shift, rows, columns, FEATURE_MAP, PRECISION)
+    else:
+        return share_gradient(x, gain, bias, token_bias, token_shift, rows, columns, FEATURE_MAP, PRECISION)
+
+
+@triton.jit
+def landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS: tl.constexpr):
+    """Return the bias [M] in the exponent and the shift A [M], which queries do not have."""
+    if KEYS:
+        bias = minus_row_max(row_max, batch, head, features, keep)
         return bias, load_vector(shifts, batch, head, features, keep, 0.0)
     else:
-        return landmark_bias(log_normalizer, shift, batch, head, features, keep), features * 0.0
+        bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
+        return bias, bias
 
 
 @triton.jit(do_not_specialize=["token_count"])
@@ -140,6 +162,7 @@ def _token_gradient_kernel(
         token_bias, inverse = query_terms(statistics, batch, token_head, rows, exists)
         token_shift = -weighted
         shift = query_anchor(statistics, batch, token_head)
+    own = (token_bias[:, None], token_shift[:, None])
     d_x = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     d_u = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
     d_sum = tl.zeros([BLOCK_N], tl.float32)
@@ -147,11 +170,12 @@ def _token_gradient_kernel(
         features = start + tl.arange(0, BLOCK_M)
         keep = features < FEATURES
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(x.dtype)  # [M, D]
-        y = tl.dot(x, tl.trans(w), input_precision=PRECISION) * gain  # [N, D] @ [D, M] -> [N, M]
+        y = tl.dot(x, tl.trans(w), input_precision=PRECISION)  # [N, D] @ [D, M] -> [N, M]
         g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
         bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
-        weight, d_exponent = share_gradient(y, u, g, token_bias, token_shift, bias, offset, FEATURE_MAP, PRECISION)
-        d_projected = feature_slope(d_exponent, y, FEATURE_MAP)
+        landmarks = (bias[None, :], offset[None, :])
+        weight, d_exponent = hop_gradient(y, gain, own, landmarks, u, g, FEATURE_MAP, KEYS, PRECISION)
+        d_projected = feature_slope(d_exponent, y, gain, FEATURE_MAP)
         if KEYS:
             d_sum += tl.sum(d_exponent, 1)
             d_u = tl.dot(weight.to(OPERAND), g, d_u, input_precision=PRECISION)  # [N, M] @ [M, E]
@@ -159,8 +183,9 @@ def _token_gradient_kernel(
             others = FEATURES + features
             g = load_tile(landmark_rows, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
             bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, others, keep, KEYS)
-            weight, d_exponent = share_gradient(-y, u, g, token_bias, token_shift, bias, offset, FEATURE_MAP, PRECISION)
-            d_projected -= feature_slope(d_exponent, -y, FEATURE_MAP)
+            landmarks = (bias[None, :], offset[None, :])
+            weight, d_exponent = hop_gradient(y, -gain, own, landmarks, u, g, FEATURE_MAP, KEYS, PRECISION)
+            d_projected -= feature_slope(d_exponent, y, -gain, FEATURE_MAP)
             if KEYS:
                 d_sum += tl.sum(d_exponent, 1)
                 d_u = tl.dot(weight.to(OPERAND), g, d_u, input_precision=PRECISION)
@@ -208,12 +233,12 @@ def _landmark_gradient_kernel(
         do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
         token_bias, inverse = query_terms(statistics, batch, query_head, rows, exists)
         weighted = load_vector(weighted_output, batch, query_head, rows, exists, 0.0)
-        x = tl.dot(w, tl.trans(q), input_precision=PRECISION) * gain  # [M, D] @ [D, N] -> [M, N]
-        weight = share(x, bias, token_bias, FEATURE_MAP) * inverse[None, :]
+        x = tl.dot(w, tl.trans(q), input_precision=PRECISION)  # [M, D] @ [D, N] -> [M, N]
+        weight = share(x, gain, bias[:, None], token_bias[None, :], FEATURE_MAP) * inverse[None, :]
         rows_sum = tl.dot(weight.to(OPERAND), do, rows_sum, input_precision=PRECISION)  # [M, N] @ [N, E]
         weighted_sum += tl.sum(weight * weighted[None, :], 1)
         if PAIRED:
-            weight = share(-x, other_bias, token_bias, FEATURE_MAP) * inverse[None, :]
+            weight = share(x, -gain, other_bias[:, None], token_bias[None, :], FEATURE_MAP) * inverse[None, :]
             other_rows_sum = tl.dot(weight.to(OPERAND), do, other_rows_sum, input_precision=PRECISION)
             other_weighted_sum += tl.sum(weight * weighted[None, :], 1)
     part = split * batch_count + batch
@@ -284,6 +309,7 @@ def _projection_gradient_kernel(
     g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
     shift = 0.0 if KEYS else query_anchor(statistics, batch, head * group)
     bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
+    landmarks = (bias[:, None], offset[:, None])
     d_w = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     head_tiles = tl.cdiv(token_count, BLOCK_N)
     last = tl.minimum((split + 1) * split_length, head_tiles * group)
@@ -301,9 +327,10 @@ def _projection_gradient_kernel(
         else:
             token_bias, inverse = query_terms(statistics, batch, token_head, rows, seen)
             token_shift = -load_vector(weighted_output, batch, token_head, rows, seen, 0.0)
-        y = tl.dot(w, tl.trans(x), input_precision=PRECISION) * gain  # [M, D] @ [D, N] -> [M, N]
-        _, d_exponent = share_gradient(y, g, u, bias, offset, token_bias, token_shift, FEATURE_MAP, PRECISION)
-        d_y = feature_slope(d_exponent * inverse[None, :], y, FEATURE_MAP)
+        y = tl.dot(w, tl.trans(x), input_precision=PRECISION)  # [M, D] @ [D, N] -> [M, N]
+        own = (token_bias[None, :], token_shift[None, :])
+        _, d_exponent = hop_gradient(y, gain, own, landmarks, g, u, FEATURE_MAP, KEYS, PRECISION)
+        d_y = feature_slope(d_exponent * inverse[None, :], y, gain, FEATURE_MAP)
         d_w = tl.dot(d_y.to(OPERAND), x.to(OPERAND), d_w, input_precision=PRECISION)  # [M, N] @ [N, D]
     part = split * batch_count + batch
     store_tile(d_projection, part, head, features, keep, d_w, DIM, BLOCK_D)

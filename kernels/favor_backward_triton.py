@@ -38,8 +38,8 @@ from .random_features import FeatureSpace
 class Hop(NamedTuple):
     """One softmax between tokens and landmarks, as the backward kernels see it (favor_backward_kernels.py).
 
-    Of the queries: L, V as landmark rows, o, the statistics, and room for do . o. Of the keys: the maximum per landmark,
-    dV / z as landmark rows, and the landmark shifts.
+    Of the queries: L, V as landmark rows, o, the statistics, and room for do . o. Of the keys: the maximum of each
+    landmark, dV / z as landmark rows, and the landmark shifts.
     """
 
     landmark_rows: Tensor

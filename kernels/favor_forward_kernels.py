@@ -30,10 +30,11 @@ from .favor_tiles import (
     LOG2_E,
     UNSEEN,
     absorb,
+    absorb_pair,
     cut_entries,
+    exponent_of,
     load_tile,
     load_vector,
-    log2_feature,
     seen_keys,
     square_norm,
     store_tile,
@@ -66,12 +67,12 @@ def summarize_tile(
             shift = tl.where(keep, -norm_gain * norm, float("-inf"))
         else:
             shift = tl.where(keep, 0.0, float("-inf"))
-        x *= gain  # last, so that it fuses with the addition of the shift
-        top, total, average = absorb(log2_feature(x, FEATURE_MAP) + shift[None, :], v, top, total, average, PRECISION)
+        exponent = exponent_of(x, gain, shift[None, :], FEATURE_MAP)
+        top, total, average = absorb(exponent, v, top, total, average, PRECISION)
         if PAIRED:
-            opposite = log2_feature(-x, FEATURE_MAP) + shift[None, :]
+            exponent = exponent_of(x, -gain, shift[None, :], FEATURE_MAP)
             other_top, other_total, other_average = absorb(
-                opposite, v, other_top, other_total, other_average, PRECISION
+                exponent, v, other_top, other_total, other_average, PRECISION
             )
     return top, total, average, other_top, other_total, other_average
 
@@ -86,13 +87,19 @@ def log_normalizer_of(top, total, log_weight, head, features, keep):
 
 
 @triton.jit
+def inverse_of(total):
+    """Return 1 / total, and 0 where nothing was summed."""
+    return tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
+
+
+@triton.jit
 def store_state(
     state, log_weight, top, total, average, batch, source_head, features, keep,
     VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Write V, and where given L, of M features, with the maximum and sum of their softmax."""
     state_value, log_normalizer, row_max, row_sum = state
-    average = average / tl.where(total == 0, 1.0, total)[:, None]
+    average = average * inverse_of(total)[:, None]
     store_tile(state_value, batch, source_head, features, keep, average, VALUE_DIM, BLOCK_E)
     store_vector(row_max, batch, source_head, features, keep, top)
     store_vector(row_sum, batch, source_head, features, keep, total)
@@ -179,11 +186,11 @@ def landmark_bias(log_normalizer, shift, batch, head, features, keep):
 
 
 @triton.jit
-def store_statistics(statistics, batch, query_head, rows, exists, top, total, shift, writes):
-    """Write the maximum and sum [T] of a softmax over landmarks, and what its L_r were taken relative to."""
-    query_max, query_sum, anchor = statistics
+def store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, writes):
+    """Write the maximum and 1 / sum [T] of a softmax over landmarks, and what its L_r were taken relative to."""
+    query_max, inverse_sum, anchor = statistics
     store_vector(query_max, batch, query_head, rows, exists, top)
-    store_vector(query_sum, batch, query_head, rows, exists, total)
+    store_vector(inverse_sum, batch, query_head, rows, exists, inverse)
     first = tl.arange(0, 1)
     store_vector(anchor, batch, query_head, first, (first == 0) & writes, first * 0.0 + shift)
 
@@ -215,18 +222,21 @@ def _attend_kernel(
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
         landmarks = load_tile(state_value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
         bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
-        x = tl.dot(q, tl.trans(w), input_precision=PRECISION) * gain  # [T, D] @ [D, M] -> [T, M]
-        logits = log2_feature(x, FEATURE_MAP) + bias[None, :]
-        top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
+        x = tl.dot(q, tl.trans(w), input_precision=PRECISION)  # [T, D] @ [D, M] -> [T, M]
+        logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
         if PAIRED:
             others = FEATURES + features
-            landmarks = load_tile(state_value, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
+            other_landmarks = load_tile(state_value, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
             bias = landmark_bias(log_normalizer, shift, batch, head, others, keep)
-            logits = log2_feature(-x, FEATURE_MAP) + bias[None, :]
+            other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)
+            top, total, average = absorb_pair(
+                logits, other_logits, landmarks, other_landmarks, top, total, average, PRECISION
+            )
+        else:
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
-    average = average / tl.where(total == 0, 1.0, total)[:, None]
-    store_tile(output, batch, query_head, rows, exists, average, VALUE_DIM, BLOCK_E)
-    store_statistics(statistics, batch, query_head, rows, exists, top, total, shift, tile == 0)
+    inverse = inverse_of(total)
+    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
+    store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, tile == 0)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
@@ -271,10 +281,9 @@ def _short_kernel(
         largest = tl.max(logarithm, 0)
         shift = tl.where((start == 0) & (largest > float("-inf")), largest, shift)
         bias = (logarithm - shift) * LOG2_E
-        x = tl.dot(q, tl.trans(w), input_precision=PRECISION) * gain  # [T, D] @ [D, M] -> [T, M]
-        landmarks = (hop_average / tl.where(hop_total == 0, 1.0, hop_total)[:, None]).to(OPERAND)  # [M, E]
-        logits = log2_feature(x, FEATURE_MAP) + bias[None, :]
-        top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
+        x = tl.dot(q, tl.trans(w), input_precision=PRECISION)  # [T, D] @ [D, M] -> [T, M]
+        landmarks = (hop_average * inverse_of(hop_total)[:, None]).to(OPERAND)  # [M, E]
+        logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
         if PAIRED:
             others = FEATURES + features
             store_state(
@@ -283,9 +292,13 @@ def _short_kernel(
             )  # fmt: skip
             logarithm = log_normalizer_of(other_top, other_total, log_weight, head, others, keep)
             bias = (tl.where(keep, logarithm, float("-inf")) - shift) * LOG2_E
-            landmarks = (other_average / tl.where(other_total == 0, 1.0, other_total)[:, None]).to(OPERAND)
-            logits = log2_feature(-x, FEATURE_MAP) + bias[None, :]
+            other_landmarks = (other_average * inverse_of(other_total)[:, None]).to(OPERAND)
+            other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)
+            top, total, average = absorb_pair(
+                logits, other_logits, landmarks, other_landmarks, top, total, average, PRECISION
+            )
+        else:
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
-    average = average / tl.where(total == 0, 1.0, total)[:, None]
-    store_tile(output, batch, query_head, rows, exists, average, VALUE_DIM, BLOCK_E)
-    store_statistics(statistics, batch, query_head, rows, exists, top, total, shift, tile == 0)
+    inverse = inverse_of(total)
+    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
+    store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, tile == 0)

@@ -236,15 +236,18 @@ def _fake_causal_backward(d_output, query, key, value, mask, *arguments):
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *gradients
 
 
-def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run an implementation in its own precision: inputs were cast by the caller, sums stay float32."""
+def _in_own_context(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run an implementation on its tensors' device and in its own precision: inputs were cast by the caller."""
 
     def run(*args: Any) -> Any:
-        device_type = args[0].device.type
-        if not torch.is_autocast_enabled(device_type):
-            return function(*args)
-        with torch.autocast(device_type, enabled=False):
-            return function(*args)
+        device = args[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # kernels are launched on the current device
+                return run(*args)
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                return function(*args)
+        return function(*args)
 
     return run
 
@@ -268,7 +271,7 @@ def _vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
 def _register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     qualified = f"favorcast::{name}"
     torch.library.define(qualified, SCHEMAS[name])
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(_without_autocast(implementation))
+    torch.library.impl(qualified, "CompositeExplicitAutograd")(_in_own_context(implementation))
     torch.library.register_fake(qualified)(fake)
     operator = getattr(torch.ops.favorcast, name).default
     torch.library.register_vmap(qualified, _vmap_by_loop(operator))

@@ -112,28 +112,31 @@ def cut_entries(tile):
 
 
 @triton.jit
-def log2_feature(x, FEATURE_MAP: tl.constexpr):
-    """Turn gain * (w . x) into log2 phi, up to the exponential map's norm (random_features.log_feature).
+def exponent_of(x, gain, bias, FEATURE_MAP: tl.constexpr):
+    """Return log2 phi + bias for x = w . token (random_features.log_feature), the exponential map's norm left to bias.
 
-    The gain of the exponential map includes log2(e), so that there is nothing left to do.
+    The gain is the square root of the scale, times log2(e) for the exponential map, and negative for rows -w.
     """
     if FEATURE_MAP == "relu":
-        positive = tl.clamp(x, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
-        return tl.log2(positive + RELU_OFFSET)
+        positive = tl.clamp(x * gain, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
+        return tl.log2(positive + RELU_OFFSET) + bias
     elif FEATURE_MAP == "elu":
-        positive = tl.clamp(x, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
-        return tl.where(x > 0, tl.log2(1.0 + positive), x * LOG2_E)
+        y = x * gain
+        positive = tl.clamp(y, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
+        return tl.where(y > 0, tl.log2(1.0 + positive), y * LOG2_E) + bias
     else:
-        return x
+        return tl.fma(x, gain, bias)
 
 
 @triton.jit
-def feature_slope(d_exponent, x, FEATURE_MAP: tl.constexpr):
-    """Multiply d_exponent by d(ln phi) / d(w . x) at gain * (w . x) = x."""
+def feature_slope(d_exponent, x, gain, FEATURE_MAP: tl.constexpr):
+    """Multiply d_exponent by d(ln phi) / d(sqrt(scale) w . token) at x = w . token."""
     if FEATURE_MAP == "relu":
-        return tl.where(x > 0, d_exponent / (x + RELU_OFFSET), 0.0)
+        y = x * gain
+        return tl.where(y > 0, d_exponent / (y + RELU_OFFSET), 0.0)
     elif FEATURE_MAP == "elu":
-        return tl.where(x > 0, d_exponent / (1.0 + x), d_exponent)
+        y = x * gain
+        return tl.where(y > 0, d_exponent / (1.0 + y), d_exponent)
     else:
         return d_exponent
 
@@ -146,4 +149,17 @@ def absorb(exponent, rows, top, total, average, PRECISION: tl.constexpr):
     shrink = tl.exp2(top - raised)
     total = total * shrink + tl.sum(weight, 1)
     average = tl.dot(weight.to(rows.dtype), rows, average * shrink[:, None], input_precision=PRECISION)  # [A, E]
+    return raised, total, average
+
+
+@triton.jit
+def absorb_pair(one, other, one_rows, other_rows, top, total, average, PRECISION: tl.constexpr):
+    """Fold two tiles at once: the sum of rows is rescaled once for both."""
+    raised = tl.maximum(top, tl.max(tl.maximum(one, other), 1))
+    one_weight = tl.exp2(one - raised[:, None])  # [A, B]
+    other_weight = tl.exp2(other - raised[:, None])
+    shrink = tl.exp2(top - raised)
+    total = total * shrink + tl.sum(one_weight + other_weight, 1)
+    average = tl.dot(one_weight.to(one_rows.dtype), one_rows, average * shrink[:, None], input_precision=PRECISION)
+    average = tl.dot(other_weight.to(other_rows.dtype), other_rows, average, input_precision=PRECISION)
     return raised, total, average

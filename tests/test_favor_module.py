@@ -141,6 +141,18 @@ def test_the_state_dict_of_multihead_attention_loads_strictly_and_goes_back(widt
     assert all(torch.equal(x, y) for x, y in zip(other.parameters(), softmax.parameters(), strict=True))
 
 
+def test_a_loaded_projection_is_paired_only_if_it_is():
+    """Kernels compute the second half of paired rows from the first."""
+    source, target = FavorAttention(8, 2), FavorAttention(8, 2)
+    assert target._paired
+    source.projection[-1] += 1
+    target.load_state_dict(source.state_dict())
+    assert not target._paired
+    target.redraw(0)
+    assert target._paired
+    assert not FavorAttention(8, 2, features="orthogonal")._paired
+
+
 def test_a_wrong_state_dict_is_still_refused():
     with pytest.raises(RuntimeError, match="size mismatch"):
         layer().load_state_dict(FavorAttention(8, 2, num_features=4).state_dict())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from favor_textbook import qkv
+from kernel_runs import RUNS_KERNELS
 from torch.library import opcheck
 
 from favorcast.kernels import (
@@ -28,12 +31,13 @@ def leaf(*shape: int, transposed: bool = False) -> torch.Tensor:
     return x.requires_grad_()
 
 
-IMPL = pytest.mark.parametrize("impl", ["reference", "triton"])
-
-
-@IMPL
-@pytest.mark.parametrize("feature_map", ["exponential", "relu", "elu"])
-@pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
+@pytest.mark.parametrize(
+    ("feature_map", "transposed", "impl"),
+    [
+        *product(["exponential", "relu", "elu"], [False, True], ["reference"]),
+        pytest.param("exponential", True, "triton", marks=RUNS_KERNELS),
+    ],
+)
 def test_opcheck_accepts_the_forward_operators(feature_map, transposed, impl):
     key, value = leaf(2, 2, 7, 4, transposed=transposed), leaf(2, 2, 7, 3, transposed=transposed)
     query = leaf(2, 4, 7, 4, transposed=transposed)
@@ -48,8 +52,10 @@ def test_opcheck_accepts_the_forward_operators(feature_map, transposed, impl):
         opcheck(OPERATORS.causal_attention.default, (query, key, value, MASK, *space, *options, 2))
 
 
-@IMPL
-@pytest.mark.parametrize("parameter_gradients", [False, True])
+@pytest.mark.parametrize(
+    ("impl", "parameter_gradients"),
+    [("reference", False), ("reference", True), pytest.param("triton", True, marks=RUNS_KERNELS)],
+)
 def test_opcheck_accepts_the_backward_operators(parameter_gradients, impl):
     key, value, query = torch.randn(2, 2, 7, 4), torch.randn(2, 2, 7, 3), torch.randn(2, 4, 7, 4)
     space = (*FEATURES[:2], 0.5, "exponential", False, impl)

@@ -20,6 +20,7 @@ from adversarial_keys import (
     natural_scales,
 )
 from favor_textbook import qkv
+from kernel_runs import RUNS_KERNELS
 from torch import Tensor
 
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
@@ -28,7 +29,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 favor_attention_triton = importlib.import_module("favorcast.kernels.favor_attention_triton")
 favor_launch = importlib.import_module("favorcast.kernels.favor_launch")
 
-pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+pytestmark = [RUNS_KERNELS, pytest.mark.usefixtures("poisoned_allocations")]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative Frobenius bounds of output and gradients: in float16 inputs and results round, and weights are TF32.
