@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from cases import Impl
 from torch import Tensor
 
 from favorcast.kernels import RandomFeatures, favor_attention, favor_module
@@ -29,11 +30,11 @@ def attention(function: Attention) -> Iterator[None]:
         favor_module.favor_attention = kept
 
 
-def with_impl(impl: str) -> Attention:
+def with_impl(impl: Impl) -> Attention:
     """Return `favor_attention` with a fixed implementation."""
 
     def call(*tensors: Any, **options: Any) -> Tensor:
-        return favor_attention(*tensors, **options, impl=impl)  # pyright: ignore[reportArgumentType]
+        return favor_attention(*tensors, **options, impl=impl)
 
     return call
 

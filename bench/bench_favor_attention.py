@@ -14,6 +14,7 @@ from cases import (
     OUR_TOLERANCE,
     Case,
     Expected,
+    Impl,
     Passes,
     Prepared,
     Provider,
@@ -21,6 +22,7 @@ from cases import (
     Tolerance,
     Work,
     leaves,
+    our_implementations,
 )
 from favor_exact import AttentionShape, Mask, expected_attention, favor_work, softmax_work
 from favor_peers import (
@@ -35,7 +37,6 @@ from favor_peers import (
 from torch import Tensor
 
 from favorcast.kernels import RandomFeatures, draw_features, favor_attention
-from favorcast.kernels.implementation import Impl
 
 FULL, CAUSAL, STEP_CAUSAL = "favor full", "favor causal", "favor step-causal"
 SEED_SHAPES = [AttentionShape(4, 8, 3920, 16, 100), AttentionShape(196, 8, 80, 16, 100)]
@@ -109,7 +110,7 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 def providers(case: Case, device: torch.device) -> list[Provider]:
     """Return the implementations to compare; the first is the yardstick."""
     projection, mask = features_of(case).projection, mask_of(case)
-    found = [_ours(impl, case, device) for impl in _schedules(device)]
+    found = [_ours(name, impl, case) for name, impl in our_implementations(device).items()]
     found += _softmax_providers(case, device, mask)
     if mask.is_causal:
         no_causal_form = (
@@ -150,18 +151,7 @@ def _shape(case: Case) -> AttentionShape:
     return case.shape
 
 
-def _schedules(device: torch.device) -> list[Impl]:
-    """Return our implementations that can run on a device: the kernels on a GPU, or in Triton's interpreter."""
-    if device.type == "cuda":
-        return ["triton", "reference"]
-    try:
-        from triton import knobs
-    except ImportError:
-        return ["reference"]
-    return ["reference", "triton"] if knobs.runtime.interpret else ["reference"]
-
-
-def _ours(impl: Impl, case: Case, device: torch.device) -> Provider:
+def _ours(name: str, impl: Impl, case: Case) -> Provider:
     mask, drawn = mask_of(case), features_of(case)
 
     def prepare(inputs: dict[str, Tensor]) -> Prepared:
@@ -175,8 +165,7 @@ def _ours(impl: Impl, case: Case, device: torch.device) -> Provider:
 
         return Prepared(call, found)
 
-    interpreted = " (interpreted)" if impl == "triton" and device.type != "cuda" else ""
-    return Provider(f"favorcast {impl}{interpreted}", prepare, tolerance=OUR_TOLERANCE[case.dtype])
+    return Provider(name, prepare, tolerance=OUR_TOLERANCE[case.dtype])
 
 
 def _softmax_providers(case: Case, device: torch.device, mask: Mask) -> list[Provider]:

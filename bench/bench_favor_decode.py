@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import torch
 from bench_favor_attention import features_of
-from cases import OUR_TOLERANCE, Case, Expected, Passes, Prepared, Provider, Scale, Work, leaves
+from cases import (
+    OUR_TOLERANCE,
+    Case,
+    Expected,
+    Impl,
+    Passes,
+    Prepared,
+    Provider,
+    Scale,
+    Work,
+    leaves,
+    our_implementations,
+)
 from favor_exact import AttentionShape, Mask, expected_attention
 from favor_peers import NAMES, Prepare
 from torch import Tensor
 from torch.nn import functional as F
 
 from favorcast.kernels import attend, merge, summarize
-from favorcast.kernels.implementation import Impl
 
 PASSES = ("forward",)
 GPU_SHAPES = [AttentionShape(8, 16, length, 64, 256) for length in (1024, 4096, 16384, 65536)]
@@ -44,9 +55,9 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 
 def providers(case: Case, device: torch.device) -> list[Provider]:
     """Return the implementations to compare; the first is the yardstick."""
-    schedules: list[Impl] = ["triton", "reference"] if device.type == "cuda" else ["reference"]
     found = [
-        Provider(f"favorcast {impl}", _ours(impl, case), tolerance=OUR_TOLERANCE[case.dtype]) for impl in schedules
+        Provider(name, _ours(impl, case), tolerance=OUR_TOLERANCE[case.dtype])
+        for name, impl in our_implementations(device).items()
     ]
     return [*found, Provider("sdpa with a cache", _softmax, target="softmax")]
 

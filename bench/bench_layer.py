@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from attention_swap import attention, performer_attention, with_impl
-from cases import Case, Expected, Passes, Prepared, Provider, Scale, Tolerance, Work, leaves
+from cases import Case, Expected, Passes, Prepared, Provider, Scale, Tolerance, Work, leaves, our_implementations
 from favor_exact import AttentionShape, favor_work, softmax_work
 from torch import Tensor, nn
 
@@ -45,10 +45,9 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 
 def providers(case: Case, device: torch.device) -> list[Provider]:
     """Return the implementations to compare; the first is the yardstick."""
-    schedules = ["triton", "reference"] if device.type == "cuda" else ["reference"]
     found = [
-        Provider(f"favorcast {impl}", _favor(case, lambda impl=impl: with_impl(impl)), tolerance=ROUNDING[case.dtype])
-        for impl in schedules
+        Provider(name, _favor(case, lambda impl=impl: with_impl(impl)), tolerance=ROUNDING[case.dtype])
+        for name, impl in our_implementations(device).items()
     ]
     found.append(Provider("performer-pytorch", _favor(case, performer_attention), tolerance=PERFORMER_TOLERANCE))
     skip = "quadratic" if case.shape.length > SOFTMAX_LENGTH else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from cases import Case, Expected, Passes, Prepared, Provider, Scale, Tolerance, Work, leaves
+from cases import Case, Expected, Impl, Passes, Prepared, Provider, Scale, Tolerance, Work, leaves, our_implementations
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -79,14 +79,15 @@ def providers(case: Case, device: torch.device) -> list[Provider]:
 
         return prepare
 
-    def ours(impl: str):
-        return prepare_with(lambda x: series_decomposition(x, k, impl=impl))  # pyright: ignore[reportArgumentType]
+    def ours(impl: Impl):
+        return prepare_with(lambda x: series_decomposition(x, k, impl=impl))
 
     def compiled(inputs: dict[str, Tensor]) -> Prepared:
         return prepare_with(torch.compile(lambda x: average_pooling(x, k), dynamic=False))(inputs)
 
-    schedules = ["triton", "reference"] if device.type == "cuda" else ["reference"]
-    found = [Provider(f"favorcast {impl}", ours(impl), "decomposition", tolerance) for impl in schedules]
+    found = [
+        Provider(name, ours(impl), "decomposition", tolerance) for name, impl in our_implementations(device).items()
+    ]
     found.append(Provider("AvgPool1d", prepare_with(lambda x: average_pooling(x, k)), "decomposition", tolerance))
     if device.type == "cuda":
         found.append(Provider("AvgPool1d compiled", compiled, "decomposition", tolerance, group="peers"))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from attention_swap import attention, performer_attention, with_impl
-from cases import Case, Expected, Passes, Prepared, Provider, Scale, Tolerance, Work
+from cases import Case, Expected, Passes, Prepared, Provider, Scale, Tolerance, Work, our_implementations
 from torch import Tensor
 
 from favorcast.forecasting import SpatioTemporalPerformer_Forecaster
@@ -73,11 +73,10 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 
 def providers(case: Case, device: torch.device) -> list[Provider]:
     """Return the attention functions to compare; the first is the yardstick."""
-    schedules = {"triton": "triton", "reference": "reference"} if device.type == "cuda" else {"reference": "reference"}
     tolerance = ROUNDING[case.dtype]
     found = [
-        Provider(f"favorcast {name}", _model(case, lambda impl=impl: with_impl(impl)), tolerance=tolerance)
-        for name, impl in schedules.items()
+        Provider(name, _model(case, lambda impl=impl: with_impl(impl)), tolerance=tolerance)
+        for name, impl in our_implementations(device).items()
     ]
     return [*found, Provider("performer-pytorch", _model(case, performer_attention), tolerance=PERFORMER_TOLERANCE)]
 

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+Impl = Literal["triton", "reference"]
 Scale = Literal["quick", "cpu", "gpu"]
 Passes = Literal["forward", "forward+backward"]
 PASSES: tuple[Passes, ...] = ("forward", "forward+backward")
@@ -137,3 +138,17 @@ class BenchModule(Protocol):
 def leaves(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     """Return the named inputs as leaves that require gradients, without copying them."""
     return {name: inputs[name].detach().requires_grad_() for name in names}
+
+
+def our_implementations(device: torch.device) -> dict[str, Impl]:
+    """Return provider name to `impl`: on a GPU the kernels first; on a CPU they join where Triton interprets them."""
+    if device.type == "cuda":
+        return {"favorcast triton": "triton", "favorcast reference": "reference"}
+    found: dict[str, Impl] = {"favorcast reference": "reference"}
+    try:
+        from triton import knobs
+    except ImportError:
+        return found
+    if knobs.runtime.interpret:
+        found["favorcast triton (interpreted)"] = "triton"
+    return found

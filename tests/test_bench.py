@@ -187,13 +187,18 @@ def test_attention_is_measured_up_to_a_million_tokens():
     assert max(case.shape.length for case in cases) == 1 << 20
 
 
-def test_the_kernels_pass_the_gate_in_the_interpreter():
+@pytest.mark.parametrize("name", ["bench_favor_attention", "bench_favor_decode", "bench_series_decomposition"])
+def test_the_kernels_pass_the_gate_in_the_interpreter(name: str):
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if not triton.knobs.runtime.interpret:
         pytest.skip("a GPU is there: the bench itself runs the kernels")
-    kernels = [p for p in favor.providers(TINY, CPU) if "interpreted" in p.name]
-    rows = measure(ModuleWith(*kernels), TINY, bench())
-    assert [r["status"] for r in rows] == ["ok", "ok"], rows
+    module: Any = next(m for m in run.modules() if m.__name__ == name)
+    case = module.cases("quick")[0]
+    inputs = module.inputs(case, CPU)
+    (kernels,) = (p for p in module.providers(case, CPU) if "interpreted" in p.name)
+    exact = module.expected(case, inputs, kernels.target)
+    for passes in getattr(module, "PASSES", PASSES):
+        correctness_gate.gate(kernels, case, passes, kernels.prepare(inputs), exact)
 
 
 def test_the_quick_bench_runs_every_module_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
