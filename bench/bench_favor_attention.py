@@ -1,87 +1,188 @@
-"""FAVOR attention against its peers: shapes, inputs and providers; `run.py` does the measuring.
+"""FAVOR attention, full, causal and causal over time steps, against its peers.
 
 Dimension key: b batch, h heads, l length, d head dim, m features.
 
-Every provider of a case gets the same q, k, v and, where it uses random features, the same projection.
+Every provider of a case gets the same q, k, v and, where it uses random features, the same projection. q and k have
+entries of standard deviation 1/2, where FAVOR attention is worth using and where performer-pytorch's 1e-4 on each
+feature changes its result by percents, not entirely.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
+from cases import (
+    OUR_TOLERANCE,
+    Case,
+    Expected,
+    Impl,
+    Passes,
+    Prepared,
+    Provider,
+    Scale,
+    Tolerance,
+    Work,
+    leaves,
+    our_implementations,
+)
+from favor_exact import AttentionShape, Mask, expected_attention, favor_work, softmax_work
+from favor_peers import (
+    NAMES,
+    Prepare,
+    fla_linear_attention,
+    performer_pytorch,
+    softmax_attention,
+    two_hop_flex_attention,
+    two_hop_torch,
+)
 from torch import Tensor
-from torch.nn import functional as F
 
-from favorcast.kernels import draw_features, favor_attention
+from favorcast.kernels import RandomFeatures, draw_features, favor_attention
 
-Provider = Callable[[Tensor, Tensor, Tensor], Tensor]
+FULL, CAUSAL, STEP_CAUSAL = "favor full", "favor causal", "favor step-causal"
+SEED_SHAPES = [AttentionShape(4, 8, 3920, 16, 100), AttentionShape(196, 8, 80, 16, 100)]
+"""Global and local encoder attention of the ancestor's own configuration: 80 steps of 49 sensors."""
 
-
-class Shape(NamedTuple):
-    """Self-attention over l tokens."""
-
-    b: int
-    h: int
-    l: int  # noqa: E741 - the dimension key's letter
-    d: int
-    m: int
-
-    def __str__(self) -> str:
-        return f"b{self.b}-h{self.h}-l{self.l}-d{self.d}-m{self.m}"
-
-
-SHAPES = [
-    Shape(1, 8, 1024, 64, 256),
-    Shape(1, 8, 4096, 64, 256),
-    Shape(4, 8, 3920, 16, 100),  # the seed's encoder: 80 steps of 49 sensors
-    Shape(1, 4, 16384, 64, 256),
+TARGET_SHAPES = [AttentionShape(8, 16, length, 64, 256) for length in (1024, 4096, 16384)]
+FLA_SHAPES = [
+    AttentionShape(1, 96, 8192, 128, 256),
+    AttentionShape(2, 16, 16384, 128, 256),
+    AttentionShape(4, 16, 2048, 128, 256),
+    AttentionShape(4, 64, 4096, 128, 256),
+    AttentionShape(8, 32, 2048, 256, 256),
+    AttentionShape(8, 8, 1024, 64, 256),
 ]
-QUICK_SHAPES = [Shape(1, 2, 256, 16, 64), Shape(2, 2, 130, 8, 20)]
-SDPA_LIMIT = 4096
-"""Softmax attention is quadratic; beyond this length it is left out of the CPU table."""
+"""The production shapes of fla's own benchmark, with m = 256."""
+
+FORECASTING_SHAPES = [AttentionShape(32, 8, length, 32, 128) for length in (96, 192, 336, 720, 1024, 2048)]
+LONG_SHAPES = [AttentionShape(1, 8, 1 << power, 64, 256) for power in (10, 12, 14, 16, 18, 20)]
+CPU_SHAPES = [
+    AttentionShape(1, 8, 1024, 64, 256),
+    AttentionShape(1, 8, 4096, 64, 256),
+    SEED_SHAPES[0],
+    AttentionShape(1, 4, 16384, 64, 256),
+]
+QUICK_SHAPES = [AttentionShape(1, 2, length, 16, 64) for length in (128, 512, 2048)]
+
+SOFTMAX_LIMIT = {"cpu": 1e11, "cuda": 1.2e14}
+"""Products (FLOP) forward beyond which softmax attention is left out: about a second forward and backward."""
+
+PERFORMER_TOLERANCE = Tolerance(0.3, 0.5)
+"""performer-pytorch adds 1e-4 to each feature, which changes the result by some percent at these inputs."""
 
 
-def inputs(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k, v (b, h, l, d) with standard normal entries."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(shape.b, shape.h, shape.l, shape.d, generator=generator) for _ in range(3))
+def cases(scale: Scale) -> list[Case]:
+    """Return the cases; GPU figures are bfloat16, with float32 at one shape, CPU figures float32."""
+    if scale != "gpu":
+        shapes = QUICK_SHAPES if scale == "quick" else CPU_SHAPES
+        stepped = (shapes[0] if scale == "quick" else SEED_SHAPES[0])._replace(step=16 if scale == "quick" else 49)
+        return [Case(op, shape, torch.float32) for op in (FULL, CAUSAL) for shape in shapes] + [
+            Case(STEP_CAUSAL, stepped, torch.float32)
+        ]
+    both = TARGET_SHAPES + SEED_SHAPES[:1] + LONG_SHAPES + FLA_SHAPES
+    found = [Case(FULL, shape, torch.bfloat16) for shape in both + SEED_SHAPES[1:] + FORECASTING_SHAPES]
+    found += [Case(CAUSAL, shape, torch.bfloat16) for shape in both]
+    found += [Case(STEP_CAUSAL, SEED_SHAPES[0]._replace(step=49), torch.bfloat16)]
+    return found + [Case(FULL, shape, torch.float32) for shape in (TARGET_SHAPES[1], SEED_SHAPES[0])]
 
 
-def projection(shape: Shape) -> Tensor:
-    """Return the hyperbolic projection (m, d) shared by the providers."""
-    return draw_features(shape.m, shape.d, generator=torch.Generator().manual_seed(1)).projection
+def mask_of(case: Case) -> Mask:
+    """Return what a query of the case sees."""
+    return Mask(case.op != FULL, _shape(case).step)
 
 
-def providers(shape: Shape, *, causal: bool) -> dict[str, Provider]:
-    """Return the implementations to compare on one shape; a peer that is not installed is absent."""
-    features = projection(shape)
-    found: dict[str, Provider] = {
-        "favorcast": lambda q, k, v: favor_attention(q, k, v, features, is_causal=causal, impl="reference")
-    }
-    if importlib.util.find_spec("performer_pytorch") is not None and not causal:
-        # Its causal path needs a CUDA extension; its pure-torch substitute holds (l, m, d) sums.
-        from performer_pytorch import FastAttention
+def features_of(case: Case) -> RandomFeatures:
+    """Return the hyperbolic features shared by the providers."""
+    shape = _shape(case)
+    return draw_features(shape.m, shape.d, generator=torch.Generator().manual_seed(1))
 
-        peer = FastAttention(shape.d, nb_features=shape.m)
-        peer.projection_matrix.copy_(features)
-        found["performer-pytorch"] = peer
-    if shape.l <= SDPA_LIMIT:
-        found["sdpa"] = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
+    """Return query, key, value (b, h, l, d); drawn on the device, where a million tokens take no time."""
+    shape = _shape(case)
+    generator = torch.Generator(device).manual_seed(0)
+    found = {}
+    for name, deviation in (("query", 0.5), ("key", 0.5), ("value", 1.0)):
+        drawn = torch.randn(shape[:4], generator=generator, device=device, dtype=case.dtype)
+        found[name] = drawn * deviation
     return found
 
 
-def exact(q: Tensor, k: Tensor, v: Tensor, shape: Shape, *, causal: bool, rows: int) -> Tensor:
-    """Return FAVOR attention of the last `rows` queries in float64, from the quotient itself: the correctness gate."""
-    w = projection(shape).double()
-    q, k, v = (x.double() for x in (q[:, :, -rows:], k, v))
-    query_side = q * shape.d**-0.25 @ w.T
-    key = k * shape.d**-0.25
-    key_side = key @ w.T - key.square().sum(-1, keepdim=True) / 2
-    reference = key_side.amax(-2, keepdim=True)
-    attention = torch.softmax(query_side + reference, -1) @ torch.exp(key_side - reference).transpose(-1, -2)
-    if causal:
-        attention = attention.tril(shape.l - rows)
-    return attention @ v / attention.sum(-1, keepdim=True)
+def providers(case: Case, device: torch.device) -> list[Provider]:
+    """Return the implementations to compare; the first is the yardstick."""
+    projection, mask = features_of(case).projection, mask_of(case)
+    found = [_ours(name, impl, case) for name, impl in our_implementations(device).items()]
+    found += _softmax_providers(case, device, mask)
+    if mask.is_causal:
+        no_causal_form = (
+            "its causal form needs a CUDA extension of another package; its substitute holds (l, m, d) sums"
+        )
+        found.append(Provider("performer-pytorch", performer_pytorch(projection), skip=no_causal_form))
+        if mask.step == 1 and device.type == "cuda":
+            found += [
+                Provider(f"fla {name}", fla_linear_attention(name, projection), group="peers")
+                for name in ("chunk_linear_attn", "fused_chunk_linear_attn", "fused_recurrent_linear_attn")
+            ]
+        return found
+    found.append(Provider("performer-pytorch", performer_pytorch(projection), tolerance=PERFORMER_TOLERANCE))
+    if device.type == "cuda":
+        found += [
+            Provider("torch two-hop", two_hop_torch(projection, compiled=False), group="peers"),
+            Provider("torch two-hop compiled", two_hop_torch(projection, compiled=True), group="peers"),
+            Provider("FlexAttention two-hop", two_hop_flex_attention(projection), group="peers"),
+        ]
+    return found
+
+
+def expected(case: Case, inputs: dict[str, Tensor], target: str) -> Expected:
+    """Return the exact output and gradients at some queries of the last head."""
+    return expected_attention(inputs, target, mask_of(case), features_of(case).projection)
+
+
+def work(case: Case, passes: Passes, target: str) -> Work:
+    """Return what FAVOR attention, or softmax attention, needs at least."""
+    mask, size, shape = mask_of(case), case.dtype.itemsize, _shape(case)
+    if target == "softmax":
+        return softmax_work(shape, passes, mask.is_causal, size)
+    return favor_work(shape, passes, mask.is_causal, size, paired=True)
+
+
+def _shape(case: Case) -> AttentionShape:
+    assert isinstance(case.shape, AttentionShape)
+    return case.shape
+
+
+def _ours(name: str, impl: Impl, case: Case) -> Provider:
+    mask, drawn = mask_of(case), features_of(case)
+
+    def prepare(inputs: dict[str, Tensor]) -> Prepared:
+        found = leaves(inputs, *NAMES)
+        features = drawn._replace(projection=drawn.projection.to(found["query"].device))
+
+        def call() -> Tensor:
+            return favor_attention(
+                *found.values(), features, is_causal=mask.is_causal, tokens_per_step=mask.step, impl=impl
+            )
+
+        return Prepared(call, found)
+
+    return Provider(name, prepare, tolerance=OUR_TOLERANCE[case.dtype])
+
+
+def _softmax_providers(case: Case, device: torch.device, mask: Mask) -> list[Provider]:
+    if mask.step > 1:
+        return []  # no fused softmax attention takes a mask over steps
+    on_gpu = device.type == "cuda"
+    flops = softmax_work(_shape(case), "forward", mask.is_causal, 2).flops
+    limit = SOFTMAX_LIMIT[device.type]
+    skip = f"quadratic: {flops:.1e} FLOP forward, above {limit:.0e}" if flops > limit else None
+    backends = {"sdpa": ""}
+    if on_gpu:
+        backends = {"sdpa efficient": "EFFICIENT_ATTENTION"}
+        if case.dtype != torch.float32:
+            backends |= {"sdpa flash": "FLASH_ATTENTION", "sdpa cudnn": "CUDNN_ATTENTION"}
+
+    def provider(name: str, backend: str) -> Provider:
+        prepare: Prepare = softmax_attention(backend, is_causal=mask.is_causal)
+        return Provider(name, prepare, target="softmax", skip=skip)
+
+    return [provider(name, backend) for name, backend in backends.items()]

@@ -1,41 +1,28 @@
-"""The moving-average decomposition against its AvgPool1d form: shapes, inputs, providers and a byte model.
-
-    python bench/bench_series_decomposition.py            one row a shape, pass and provider
-    python bench/bench_series_decomposition.py --quick    small shapes, to see that it runs
+"""The moving-average decomposition against the form that forecasting models use: repeated ends and AvgPool1d.
 
 Dimension key: b batch, l time, c channel, k kernel size.
-
-Least traffic in elements of the series: forward reads 1 and writes 2, forward and backward together read 3 and write 3
-(2 upstream gradients, d_x). `of copy` is that traffic over the time, as a share of the bandwidth of a copy of the same
-series on the same device, measured in turn with the providers.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from cases import Case, Expected, Impl, Passes, Prepared, Provider, Scale, Tolerance, Work, leaves, our_implementations
 from torch import Tensor
 from torch.nn import functional as F
 
 from favorcast.kernels import series_decomposition
 
-Provider = Callable[[Tensor], tuple[Tensor, Tensor]]
+LAST = (-1, slice(None), slice(-8, None))
+"""Where the gate compares: the last series, its last channels."""
 
-GATE = 1e-5
-"""Largest allowed error against float64 in units of the largest value; times 1000 for half precision."""
-
-FORWARD_ELEMENTS = 3
-TRAINING_ELEMENTS = 6
+ROUNDING = {torch.float32: Tolerance(1e-5, 1e-5), torch.bfloat16: Tolerance(2e-2, 2e-2)}
+"""Sums of k terms, rounded once to the dtype; AvgPool1d's form is held to the same."""
 
 
-class Shape(NamedTuple):
-    """A series (b, l, c) and its window."""
+class SeriesShape(NamedTuple):
+    """b series of l steps and c channels, averaged over k steps."""
 
     b: int
     l: int  # noqa: E741 - the dimension key's letter
@@ -45,114 +32,99 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         return f"b{self.b}-l{self.l}-c{self.c}-k{self.k}"
 
-
-CPU_SHAPES = [Shape(32, 336, 49, 25), Shape(8, 4096, 64, 25), Shape(1, 65536, 32, 1025)]
-CUDA_SHAPES = [Shape(32, 336, 49, 25), *(Shape(64, 8192, 256, k) for k in (3, 25, 51, 168, 1025, 4097))]
-QUICK_SHAPES = [Shape(2, 100, 5, 24), Shape(1, 300, 3, 65)]
-
-
-def inputs(shape: Shape, device: str, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """Return x (b, l, c), standard normal."""
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randn(shape.b, shape.l, shape.c, generator=generator, device=device, dtype=dtype)
+    @property
+    def length(self) -> int:
+        return self.l
 
 
-def pooled(x: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    """Decompose as Autoformer and DLinear do, with BasicTS's ends for even sizes: pad, AvgPool1d, subtract."""
-    before = (kernel_size - 1) // 2
-    ends = [x[:, :1].repeat(1, before, 1), x, x[:, -1:].repeat(1, kernel_size - 1 - before, 1)]
-    trend = F.avg_pool1d(torch.cat(ends, 1).transpose(1, 2), kernel_size, 1).transpose(1, 2)
-    return x - trend, trend
+QUICK_SHAPES = [SeriesShape(4, length, 16, 24) for length in (96, 336, 1344)]
+BATCH_SHAPES = [SeriesShape(32, length, 321, 25) for length in (96, 336, 720)]
+"""A training batch of forecasting's largest table with 321 columns."""
+
+CPU_SHAPES = [
+    *BATCH_SHAPES,
+    SeriesShape(32, 336, 49, 25),
+    SeriesShape(8, 4096, 64, 25),
+    SeriesShape(1, 65536, 32, 1025),
+]
+LARGE_SHAPES = [SeriesShape(64, 8192, 256, k) for k in (3, 25, 51, 168, 1025, 4097)]
+"""268 MB in bfloat16: far beyond any cache."""
 
 
-def providers(shape: Shape, device: str) -> dict[str, Provider]:
-    """Return the implementations to compare on one shape; compiled ones and the kernels on CUDA only."""
-    k = shape.k
-    found: dict[str, Provider] = {
-        "favorcast": lambda x: series_decomposition(x, k),
-        "avg-pool": lambda x: pooled(x, k),
-    }
-    if device == "cuda":
-        found["favorcast-reference"] = lambda x: series_decomposition(x, k, impl="reference")
-        found["avg-pool-compiled"] = torch.compile(lambda x: pooled(x, k))
+def cases(scale: Scale) -> list[Case]:
+    """Return the cases: float32, and bfloat16 too on a GPU."""
+    if scale != "gpu":
+        shapes = QUICK_SHAPES if scale == "quick" else CPU_SHAPES
+        return [Case("decomposition", shape, torch.float32) for shape in shapes]
+    found = [Case("decomposition", shape, torch.bfloat16) for shape in LARGE_SHAPES]
+    shapes = [*BATCH_SHAPES, CPU_SHAPES[3], LARGE_SHAPES[1]]
+    return found + [Case("decomposition", shape, torch.float32) for shape in shapes]
+
+
+def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
+    """Return the series (b, l, c)."""
+    shape = _shape(case)
+    generator = torch.Generator(device).manual_seed(0)
+    return {"series": torch.randn(shape[:3], generator=generator, device=device, dtype=case.dtype)}
+
+
+def providers(case: Case, device: torch.device) -> list[Provider]:
+    """Return the implementations to compare; the first is the yardstick."""
+    k, tolerance = _shape(case).k, ROUNDING[case.dtype]
+
+    def prepare_with(decompose):
+        def prepare(inputs: dict[str, Tensor]) -> Prepared:
+            found = leaves(inputs, "series")
+            return Prepared(lambda: decompose(found["series"]), found)
+
+        return prepare
+
+    def ours(impl: Impl):
+        return prepare_with(lambda x: series_decomposition(x, k, impl=impl))
+
+    def compiled(inputs: dict[str, Tensor]) -> Prepared:
+        return prepare_with(torch.compile(lambda x: average_pooling(x, k), dynamic=False))(inputs)
+
+    found = [
+        Provider(name, ours(impl), "decomposition", tolerance) for name, impl in our_implementations(device).items()
+    ]
+    found.append(Provider("AvgPool1d", prepare_with(lambda x: average_pooling(x, k)), "decomposition", tolerance))
+    if device.type == "cuda":
+        found.append(Provider("AvgPool1d compiled", compiled, "decomposition", tolerance, group="peers"))
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the bench and print its rows; returns 1 if a result is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small shapes and few repetitions")
-    parser.add_argument("--repetitions", type=int, default=15, help="timed calls a provider (default %(default)s)")
-    options = parser.parse_args(arguments)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    shapes = QUICK_SHAPES if options.quick else CUDA_SHAPES if device == "cuda" else CPU_SHAPES
-    for shape in shapes:
-        if not _measure(shape, device, dtype, 2 if options.quick else options.repetitions):
-            return 1
-    return 0
+def average_pooling(series: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """Return (seasonal, trend) as Autoformer and DLinear compute them, with BasicTS's longer end for even sizes."""
+    before = (kernel_size - 1) // 2
+    first, last = series[:, :1].expand(-1, before, -1), series[:, -1:].expand(-1, kernel_size - 1 - before, -1)
+    padded = torch.cat([first, series, last], 1)
+    trend = F.avg_pool1d(padded.transpose(1, 2), kernel_size, stride=1).transpose(1, 2)
+    return series - trend, trend
 
 
-def _measure(shape: Shape, device: str, dtype: torch.dtype, repetitions: int) -> bool:
-    x = inputs(shape, device, dtype)
-    found = providers(shape, device)
-    error = _error(found["favorcast"], x, shape)
-    gate = GATE * (1000 if dtype != torch.float32 else 1)
-    if not error <= gate:
-        print(f"{shape}: WRONG, error {error:.1e} above {gate:.0e}", file=sys.stderr)
-        return False
-    upstream = [inputs(shape, device, dtype, seed) for seed in (1, 2)]
-    leaf = x.clone().requires_grad_()
-    target = torch.empty_like(x)
-    for name, elements in (("forward", FORWARD_ELEMENTS), ("forward+backward", TRAINING_ELEMENTS)):
-        calls: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(x)}
-        for provider, f in found.items():
-            if name == "forward":
-                calls[provider] = lambda f=f: f(x)
-            else:
-                calls[provider] = lambda f=f: torch.autograd.grad(f(leaf), leaf, upstream)
-        times = _interleaved(calls, repetitions, device)
-        copy_bandwidth = 2 * x.nbytes / times["copy"]
-        for provider in found:
-            share = elements * x.nbytes / times[provider] / copy_bandwidth
-            against = times["avg-pool"] / times[provider]
-            print(
-                f"{name:17s} {shape!s:22s} {provider:20s} {times[provider] * 1e3:9.3f} ms "
-                f"{share:6.1%} of copy {against:6.2f} x avg-pool",
-                flush=True,
-            )
-    return True
+def expected(case: Case, inputs: dict[str, Tensor], target: str) -> Expected:
+    """Return the exact parts and gradient of the last series' last channels."""
+    series = inputs["series"][LAST].detach().double().requires_grad_()
+    parts = [part[0] for part in average_pooling(series[None], _shape(case).k)]
+    generator = torch.Generator().manual_seed(2)
+    upstream, picked = [], []
+    for part in parts:
+        picked.append(torch.randn(part.shape, generator=generator).to(inputs["series"]))
+        upstream.append(torch.zeros_like(inputs["series"]))
+        upstream[-1][LAST] = picked[-1]
+    (gradient,) = torch.autograd.grad(parts, series, [x.double() for x in picked])
+    return Expected(tuple(upstream), [(LAST, part.detach()) for part in parts], {"series": (LAST, gradient)})
 
 
-def _error(provider: Provider, x: Tensor, shape: Shape) -> float:
-    few = x[:1, :, :2]
-    exact = pooled(few.double(), shape.k)[1]
-    return ((provider(few)[1].double() - exact).abs().max() / few.abs().max()).item()
+def work(case: Case, passes: Passes, target: str) -> Work:
+    """Return one read and two writes forward, two reads and one write backward, and an addition or two a value."""
+    shape = _shape(case)
+    values = shape.b * shape.l * shape.c
+    forward = Work(3 * case.dtype.itemsize * values, 0, 0)
+    return forward if passes == "forward" else forward.times(2)
 
 
-def _interleaved(calls: dict[str, Callable[[], object]], repetitions: int, device: str) -> dict[str, float]:
-    """Return the median seconds of each call, all of them in turn."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(max(2, repetitions)):
-        for name, call in calls.items():
-            times[name].append(_seconds(call, device))
-    return {name: statistics.median(samples) for name, samples in times.items()}
-
-
-def _seconds(call: Callable[[], object], device: str) -> float:
-    if device == "cpu":
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _shape(case: Case) -> SeriesShape:
+    assert isinstance(case.shape, SeriesShape)
+    return case.shape

@@ -1,138 +1,204 @@
-"""Measure favorcast's CPU implementations against their peers, forward and backward together.
+"""Measure favorcast's operations against references and peers, on a GPU or a CPU, with one command.
 
-    python bench/run.py                 the table of the README, to bench/results/cpu.csv
-    python bench/run.py --quick         small shapes, to see that it runs
+    python bench/run.py                      every bench, appended to bench/results/<device>.csv
+    python bench/run.py --quick              tiny shapes on the CPU: table and plots in a temporary folder
+    python bench/run.py --op favor --provider favorcast --device cpu
+    python bench/run.py --report             tables (Markdown) and plots of every file in bench/results/
+    python bench/run.py --compare main       this checkout against another revision, interleaved; above 5 % is flagged
 
-Order: correctness gate (no number from a wrong result), warm-up, then all providers of a shape in turn, again and
-again, in one process on the same inputs, so that whatever else the machine does meets all of them.
+Order: correctness gate (no number from a wrong result), warm-up, then all providers of a case in turn, again and again,
+in one process on the same inputs. Exit codes: 0; 1 something of ours is wrong or failed; 3 --budget-seconds is spent,
+run again with --resume; 4 --compare has found this checkout slower.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import importlib.metadata
-import platform
-import statistics
+import importlib
+import re
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-import bench_favor_attention as favor
 import torch
-from torch import Tensor
+from cases import DTYPE_NAMES, Case, Provider, Scale
+from machine import description, file_stem
+from measurement import Bench, BrokenDeviceError, first_line, measure
+from results_file import Row, append, latest, read
+from roofline import peaks_of
+from stopwatch import clock_of
 
-FIELDS = [
-    "op",
-    "shape",
-    "provider",
-    "p20_ms",
-    "p50_ms",
-    "p80_ms",
-    "ratio_to_peer",
-    "max_error",
-    "threads",
-    "cpu",
-    "torch",
-    "date",
-]
-PEER = "performer-pytorch"
-GATE = 1e-4
-"""Largest allowed error against float64 relative to max|v|: float32 rounding of exponents of size 40."""
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+OURS = "favorcast"
+WRONG, UNFINISHED = 1, 3
+BROKEN = ("wrong", "failed")
+QUICK_BUDGET_MS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benches and print one row a shape and provider; returns 1 if a result is wrong."""
+    """Run the benches, or one of the commands on results and revisions; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.report:
+        from result_report import write_reports
+
+        written = write_reports(options.output or RESULTS)
+        print("\n".join(str(path) for path in written) or "no result files", file=sys.stderr)
+        return 0 if written else WRONG
+    if options.failures:
+        return print_failures(options.output or RESULTS)
+    if options.compare:
+        from revisions import compare
+
+        return compare(options.compare, options.op, quick=options.quick, device=_device(options))
+    device = torch.device("cpu") if options.quick and options.device is None else _device(options)
+    folder = options.output or (Path(tempfile.mkdtemp(prefix="favorcast-bench-")) if options.quick else RESULTS)
+    path = folder / f"{file_stem(device)}.csv"
+    scale: Scale = "quick" if options.quick else "gpu" if device.type == "cuda" else "cpu"
+    bench = _bench(options, device)
+    code = run(bench, selected(scale, options.op), path, resume=options.resume, budget_seconds=options.budget_seconds)
+    if options.quick:
+        from result_report import write_reports
+
+        write_reports(folder)
+    print(f"written to {folder}", file=sys.stderr)
+    return code
+
+
+def modules() -> list[ModuleType]:
+    """Import every `bench_<op>.py` beside this file, in the order of their names."""
+    if str(HERE) not in sys.path:
+        sys.path.append(str(HERE))
+    found = []
+    for path in sorted(HERE.glob("bench_*.py")):
+        try:
+            found.append(importlib.import_module(path.stem))
+        except ModuleNotFoundError as error:  # the kernels are measured where, say, Lightning is not installed
+            print(f"{path.name} is not run: {error}", file=sys.stderr)
+    return found
+
+
+def selected(scale: Scale, pattern: str) -> list[tuple[ModuleType, Case]]:
+    """Return the cases of a scale whose op, shape and dtype match a regular expression."""
+    return [(m, case) for m in modules() for case in m.cases(scale) if re.search(pattern, str(case))]
+
+
+def run(
+    bench: Bench,
+    cases: Sequence[tuple[ModuleType, Case]],
+    path: Path,
+    *,
+    resume: bool = False,
+    budget_seconds: float = float("inf"),
+) -> int:
+    """Measure cases one by one, writing each as soon as it is done; returns the exit code."""
+    bench.report = _print_row
+    begin, worst = time.monotonic(), 0
+    _print_header(bench)
+    done = _identities(read(path)) if resume else set()
+    for number, (module, case) in enumerate(cases):
+        names = [p.name for p in module.providers(case, bench.device) if bench.wanted(p)]
+        if not names or all(_identity(str(case), name, bench.machine) in done for name in names):
+            continue
+        if time.monotonic() - begin > budget_seconds:
+            print(f"{len(cases) - number} cases are left; run again with --resume", file=sys.stderr)
+            return worst or UNFINISHED
+        try:
+            rows = measure(module, case, bench)  # pyright: ignore[reportArgumentType] - a module is its own protocol
+        except BrokenDeviceError as error:
+            append(path, _broken_rows(bench, case, names, str(error), path))
+            print(f"{case}: the device is unusable, {error}", file=sys.stderr)
+            return UNFINISHED if resume else WRONG
+        except Exception as error:  # whatever went wrong beside the providers, the other cases still have numbers
+            rows = _broken_rows(bench, case, names, first_line(error), path)
+            print(f"{case}: {first_line(error)}", file=sys.stderr)
+            worst = WRONG
+        append(path, rows)
+        if any(row["provider"].startswith(OURS) and row["status"] in BROKEN for row in rows):
+            worst = WRONG
+    return worst
+
+
+def print_failures(folder: Path) -> int:
+    """Print the latest rows that have no number because something went wrong; returns 1 if one is ours."""
+    rows = [row for path in sorted(folder.glob("*.csv")) for row in latest(read(path))]
+    broken = [row for row in rows if row["status"] in BROKEN]
+    for row in broken:
+        print(f"{row['op']} {row['shape']} {row['dtype']} {row['pass']}: {row['provider']} {row['status']}:", end=" ")
+        print(row["message"])
+    print(f"{len(rows)} rows, {len(broken)} of them wrong or failed")
+    return WRONG if any(OURS in row["provider"] for row in broken) else 0
+
+
+def _bench(options: argparse.Namespace, device: torch.device) -> Bench:
+    def wanted(provider: Provider) -> bool:
+        in_group = options.group in ("all", provider.group) or (options.group == "peers" and OURS in provider.name)
+        return in_group and re.search(options.provider, provider.name) is not None
+
+    budget = QUICK_BUDGET_MS if options.quick else options.budget_ms
+    machine = description(device)
+    return Bench(device, clock_of(device), peaks_of(device), machine, budget, wanted, graphs=not options.no_graphs)
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _identities(rows: list[Row]) -> set[tuple[str, ...]]:
+    return {_identity(f"{r['op']} {r['shape']} {r['dtype']}", r["provider"], r) for r in rows}
+
+
+def _identity(case: str, provider: str, machine: Row) -> tuple[str, ...]:
+    return (case, provider, *(machine[field] for field in ("device", "torch", "triton", "commit")))
+
+
+def _broken_rows(bench: Bench, case: Case, providers: Sequence[str], message: str, path: Path) -> list[Row]:
+    """Say of the providers of a case that it failed as a whole; numbers that they have from before stay."""
+    measured = _identities([row for row in read(path) if row["status"] == "ok"])
+    common = {"op": case.op, "shape": str(case.shape), "dtype": DTYPE_NAMES[case.dtype], "pass": "forward"}
+    return [
+        {**bench.machine, **common, "provider": name, "status": "failed", "message": f"the whole case: {message}"}
+        for name in providers
+        if _identity(str(case), name, bench.machine) not in measured
+    ]
+
+
+def _print_header(bench: Bench) -> None:
+    described = ", ".join(f"{name} {value}" for name, value in bench.machine.items() if value)
+    rates = f"{bench.peaks.bytes / 1e9:.0f} GB/s, {bench.peaks.flops / 1e12:.3g} TFLOP/s, {bench.peaks.exps:.2g} exp/s"
+    print(f"{described}\nroofline: {rates} ({bench.peaks.source})", flush=True)
+
+
+def _print_row(row: Row) -> None:
+    case = f"{row['op']:18s} {row['shape']:24s} {row['pass']:16s} {row['provider']:28s}"
+    if row["status"] != "ok":
+        print(f"{case} {row['status']}: {row['message']}", flush=True)
+        return
+    graph = f" graph {row['graph_p50_ms']:>9s} ms" if row.get("graph_p50_ms") else ""
+    peak = f" {row['peak_mib']:>9s} MiB" if row["peak_mib"] else ""
+    share = f" {row['roofline_percent']:>6s} %" if row.get("roofline_percent") else ""
+    print(f"{case} {row['p50_ms']:>9s} ms{graph}{peak}{share}  error {row['error']}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small shapes and few repetitions; writes no file")
-    parser.add_argument("--repetitions", type=int, default=15, help="timed calls a provider (default %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu.csv")
-    options = parser.parse_args(arguments)
-    shapes = favor.QUICK_SHAPES if options.quick else favor.SHAPES
-    repetitions = 2 if options.quick else options.repetitions
-    rows: list[dict[str, object]] = []
-    for op, causal in (("favor full", False), ("favor causal", True)):
-        for shape in shapes:
-            measured = _measure(op, shape, causal, repetitions)
-            if measured is None:
-                return 1
-            rows += measured
-    if not options.quick:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"written to {options.output}")
-    return 0
-
-
-def _measure(op: str, shape: favor.Shape, causal: bool, repetitions: int) -> list[dict[str, object]] | None:
-    q, k, v = (x.requires_grad_() for x in favor.inputs(shape))
-    found = favor.providers(shape, causal=causal)
-    checked = min(64, shape.l)
-    expected = favor.exact(q.detach(), k.detach(), v.detach(), shape, causal=causal, rows=checked)
-    error = ((found["favorcast"](q, k, v)[:, :, -checked:] - expected).abs().max() / v.abs().max()).item()
-    if not error <= GATE:
-        print(f"{op} {shape}: WRONG, error {error:.1e} above {GATE:.0e}", file=sys.stderr)
-        return None
-    upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(2))
-    times = _interleaved({name: _training_call(f, q, k, v, upstream) for name, f in found.items()}, repetitions)
-    peer = statistics.median(times[PEER]) if PEER in times else None
-    rows = []
-    for name, samples in times.items():
-        p20, p50, p80 = (statistics.quantiles(samples, n=10, method="inclusive")[i] * 1e3 for i in (1, 4, 7))
-        ratio = None if peer is None else p50 / peer / 1e3
-        rows.append(
-            {
-                "op": op,
-                "shape": str(shape),
-                "provider": name,
-                "p20_ms": f"{p20:.2f}",
-                "p50_ms": f"{p50:.2f}",
-                "p80_ms": f"{p80:.2f}",
-                "ratio_to_peer": "" if ratio is None else f"{ratio:.3f}",
-                "max_error": f"{error:.1e}" if name == "favorcast" else "",
-                "threads": torch.get_num_threads(),
-                "cpu": _cpu_name(),
-                "torch": importlib.metadata.version("torch"),
-                "date": datetime.date.today().isoformat(),
-            }
-        )
-        shown = "" if ratio is None else f"{ratio:8.2f} x {PEER}"
-        print(f"{op:14s} {shape!s:26s} {name:18s} {p50:10.2f} ms{shown}", flush=True)
-    return rows
-
-
-def _training_call(
-    provider: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, upstream: Tensor
-) -> Callable[[], None]:
-    def call() -> None:
-        torch.autograd.grad(provider(q, k, v), (q, k, v), upstream)
-
-    return call
-
-
-def _interleaved(calls: dict[str, Callable[[], None]], repetitions: int) -> dict[str, list[float]]:
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(max(2, repetitions)):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, on the CPU unless --device says otherwise")
+    parser.add_argument("--report", action="store_true", help="render the result files of --output")
+    parser.add_argument("--failures", action="store_true", help="list what is wrong or failed in --output")
+    parser.add_argument("--compare", metavar="REVISION", help="measure a revision of git and this checkout in turn")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--op", default="", metavar="REGEX", help="cases to run, by op, shape and dtype")
+    parser.add_argument("--provider", default="", metavar="REGEX", help="providers to run, by name")
+    parser.add_argument("--group", choices=("all", "core", "peers"), default="all", help="providers to run, by group")
+    parser.add_argument("--output", type=Path, help="folder of the result files (default bench/results)")
+    parser.add_argument("--budget-ms", type=float, default=600.0, help="timing of one case and pass (default 600)")
+    parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start no case after this time")
+    parser.add_argument("--resume", action="store_true", help="leave out cases that the result file has already")
+    parser.add_argument("--no-graphs", action="store_true", help="do not time CUDA graphs")
+    return parser
 
 
 if __name__ == "__main__":

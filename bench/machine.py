@@ -1,0 +1,91 @@
+"""The machine and the versions a number belongs to."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def description(device: torch.device) -> dict[str, str]:
+    """Return device, driver, versions, commit and date, by the columns of the result files."""
+    return {
+        "device": device_name(device),
+        "threads": "" if device.type == "cuda" else str(torch.get_num_threads()),
+        "driver": driver_version() if device.type == "cuda" else "",
+        "torch": importlib.metadata.version("torch"),
+        "triton": package_version("triton"),
+        "ptxas": ptxas_version() if device.type == "cuda" else "",
+        "python": platform.python_version(),
+        "commit": commit(ROOT),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def file_stem(device: torch.device) -> str:
+    """Return the name of the result file of a device: "cpu", or the GPU's name in small letters."""
+    if device.type != "cuda":
+        return "cpu"
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+
+
+def package_version(name: str) -> str:
+    """Return a package's version, empty if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def driver_version() -> str:
+    """Return the NVIDIA driver's version."""
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+
+
+def ptxas_version() -> str:
+    """Return the version of the assembler inside the triton package, which compiles the kernels."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return ""
+    program = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    found = re.search(r"V([\d.]+)", _output(str(program), "--version"))
+    return found.group(1) if found else ""
+
+
+def commit(root: Path) -> str:
+    """Return the commit of a checkout, with "-dirty" if it was edited; of a plain copy, a hash of the package."""
+    found = _output("git", "-C", str(root), "rev-parse", "--short=10", "HEAD")
+    if found and Path(_output("git", "-C", str(root), "rev-parse", "--show-toplevel")).resolve() == root:
+        edited = _output("git", "-C", str(root), "status", "--porcelain", "--", "kernels", "forecasting")
+        return found + ("-dirty" if edited else "")
+    digest = hashlib.sha256()
+    for path in sorted((*root.glob("kernels/**/*.py"), *root.glob("forecasting/**/*.py"))):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return "source-" + digest.hexdigest()[:10]
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""

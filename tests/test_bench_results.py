@@ -1,0 +1,118 @@
+"""Result files of the bench, and what is read from them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import machine
+import pytest
+import result_families
+import result_report
+import results_file
+import revisions
+import targets
+from small_bench import ROW, row
+from stopwatch import Latency
+
+
+def test_a_row_replaces_the_one_of_the_same_key_only(tmp_path: Path):
+    path = tmp_path / "a-gpu.csv"
+    results_file.append(path, [row(), row(provider="sdpa flash"), row(commit="2", p50_ms="1")])
+    results_file.append(path, [row(p50_ms="7"), row(shape="other"), row(ptxas="13.1")])
+    rows = results_file.read(path)
+    assert len(rows) == 5
+    assert [r["p50_ms"] for r in rows if r["commit"] == "1" and r["provider"] == ROW["provider"]] == ["7", "2", "2"]
+    assert len(results_file.latest(rows)) == 3
+
+
+def test_result_files_of_version_0_1_are_read(tmp_path: Path):
+    path = tmp_path / "cpu.csv"
+    path.write_text(
+        "op,shape,provider,p20_ms,p50_ms,p80_ms,ratio_to_peer,max_error,threads,cpu,torch,date\n"
+        "favor full,b1-h8-l1024-d64-m256,favorcast,30.46,33.40,36.70,0.834,5.1e-07,2,AMD EPYC,2.13.0+cpu,2026-11-22\n"
+    )
+    (old,) = results_file.read(path)
+    assert old["provider"] == "favorcast reference"
+    assert (old["device"], old["pass"], old["dtype"]) == ("AMD EPYC", "forward+backward", "float32")
+    assert results_file.milliseconds(old) == 33.4
+    results_file.append(path, [row()])
+    assert len(results_file.read(path)) == 2
+
+
+def sweep() -> list[results_file.Row]:
+    """Rows in which our time is 1 ms and softmax attention's doubles: it crosses at 2000 tokens."""
+    rows = []
+    for length, softmax in ((1000, "0.5"), (4000, "2"), (16000, "8")):
+        shape = f"b1-h1-l{length}-d64-m256"
+        rows.append(row(shape=shape, p50_ms="1", provider="favorcast triton"))
+        rows.append(row(shape=shape, p50_ms=softmax, provider="sdpa flash"))
+        rows.append(row(shape=shape, p50_ms="100", provider="sdpa efficient"))
+    failed = {"p50_ms": "", "provider": "fla chunk_linear_attn", "status": "failed", "message": "RuntimeError: a | b"}
+    return [*rows, row(shape="b1-h1-l1000-d64-m256", **failed)]
+
+
+def test_the_crossover_is_interpolated():
+    rows = sweep()
+    assert result_families.crossover(rows) == pytest.approx(2000, rel=1e-6)
+    assert result_families.crossover([r for r in rows if "l1000-" not in r["shape"]]) == 0
+    assert result_families.crossover([r for r in rows if "l1000-" in r["shape"]]) is None
+    slow = [r | {"p50_ms": "1000"} if r["provider"].startswith("favorcast") else r for r in rows]
+    assert result_families.crossover(slow) == math.inf
+
+
+def test_the_report_shows_every_row_and_draws_the_sweep(tmp_path: Path):
+    results_file.append(tmp_path / "a-gpu.csv", sweep())
+    written = result_report.write_reports(tmp_path)
+    assert {p.name for p in written} == {"a-gpu.md", "a-gpu-time.png", "a-gpu-roofline.png", "a-gpu-memory.png"}
+    assert all(p.stat().st_size > 0 for p in written)
+    text = (tmp_path / "a-gpu.md").read_text()
+    assert "at 2000 tokens" in text
+    assert "| **favorcast triton** | 1 (1.9 - 2.1) |" in text
+    assert "failed: RuntimeError: a \\| b" in text
+    lines = [line for line in text.splitlines() if line.startswith("| b1")]
+    assert len(lines) == 10
+    assert {line.replace("\\|", "").count("|") for line in lines} == {11}
+
+
+def test_targets_are_read_from_the_files_of_one_gpu(tmp_path: Path):
+    shape, driver = "b8-h16-l4096-d64-m256", {"driver": "580.1"}
+    measured = [
+        row(shape=shape, provider="favorcast triton", graph_p50_ms="0.5", **driver),
+        row(shape=shape, provider="sdpa flash", p50_ms="4", **driver),
+        row(shape=shape, provider="sdpa cudnn", p50_ms="3", **driver),
+        row(op="host cost favor_attention", p50_ms="0.0125", **driver),
+    ]
+    results_file.append(tmp_path / "a-gpu.csv", measured)
+    lines = targets.table(tmp_path).splitlines()
+    assert lines[2].endswith("| 50 % (L=4096) |")
+    assert lines[3].endswith("| 6x (L=4096) |")
+    assert "| 12.5 us |" in "".join(lines)
+    assert sum(targets.UNMEASURED in line for line in lines) == len(targets.TARGETS) - 3
+    results_file.append(tmp_path / "other.csv", [row(device="another GPU", **driver)])
+    with pytest.raises(ValueError, match="--device"):
+        targets.table(tmp_path)
+    assert targets.table(tmp_path, device="^a GPU").splitlines() == lines
+
+
+def test_the_readme_lists_the_targets():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for target in targets.TARGETS:
+        assert target.on_cpu or f"| {target.what} | {target.wanted} |" in readme
+
+
+def test_a_difference_counts_where_both_quantiles_show_it():
+    base = Latency(1.0, 1.0, 1.0)
+    assert revisions.verdict(base, Latency(1.06, 1.2, 1.3)) == "slower"
+    assert revisions.verdict(base, Latency(1.04, 1.2, 1.3)) == "same"
+    assert revisions.verdict(base, Latency(0.9, 0.9, 1.3)) == "faster"
+
+
+def test_the_commit_of_a_plain_copy_is_a_hash_of_its_sources(tmp_path: Path):
+    (tmp_path / "kernels").mkdir()
+    source = tmp_path / "kernels" / "a.py"
+    source.write_text("x = 1\n")
+    first = machine.commit(tmp_path)
+    source.write_text("x = 2\n")
+    assert first.startswith("source-")
+    assert machine.commit(tmp_path) != first
