@@ -20,6 +20,13 @@ pytestmark = [
 ]
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# Each of these is compiled on first use, which is most of the time a test takes.
+PROBLEMS = [
+    *((d, m, torch.bfloat16) for d in (16, 32, 64, 96, 128) for m in (64, 256)),
+    (64, 512, torch.bfloat16),
+    (64, 256, torch.float16),
+    *((d, 256, torch.float32) for d in (16, 64, 128)),
+]
 
 
 def features_of(m: int, d: int, **options) -> RandomFeatures:
@@ -55,9 +62,7 @@ def relative(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).norm() / want.norm())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("m", [64, 256, 512])
-@pytest.mark.parametrize("d", [16, 32, 64, 96, 128])
+@pytest.mark.parametrize(("d", "m", "dtype"), PROBLEMS)
 @pytest.mark.parametrize("t", [200, 1000])
 def test_errors_are_at_most_twice_those_of_plain_torch_in_the_same_dtype(t, d, m, dtype):
     """Queries and keys of norm 1 after scaling: the range in which the features estimate softmax attention at all."""
@@ -74,8 +79,9 @@ def test_errors_are_at_most_twice_those_of_plain_torch_in_the_same_dtype(t, d, m
         assert relative(got, want) <= allowed, f"{name}: {relative(got, want):.2e}, allowed {allowed:.2e}"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("d", [16, 32, 64, 128])
+@pytest.mark.parametrize(
+    ("d", "dtype"), [*((d, torch.bfloat16) for d in (16, 32, 64, 128)), *((64, x) for x in DTYPES[1:])]
+)
 @pytest.mark.parametrize("kind", ["hyperbolic", "orthogonal"])
 @pytest.mark.parametrize("t", [150, 3000], ids=["short", "long"])
 def test_twenty_runs_give_the_same_bits(t, kind, d, dtype):
@@ -89,12 +95,12 @@ def test_twenty_runs_give_the_same_bits(t, kind, d, dtype):
         assert all(torch.equal(x, y) for x, y in zip(again, first, strict=True))
 
 
-@pytest.mark.parametrize("t", [33, 64, 127, 129, 320, 1023])
-@pytest.mark.parametrize("d", [16, 24, 48, 64, 80, 128, 256])
+@pytest.mark.parametrize("t", [33, 127, 129, 1023])
+@pytest.mark.parametrize("d", [24, 64, 80, 256])
 def test_every_tile_configuration_is_right_on_random_shapes(d, t):
     """Each product chain against float64; a stale register operand of an asynchronous product would show here."""
     torch.manual_seed(t)
-    for m, dtype in ((64, torch.bfloat16), (100, torch.bfloat16), (256, torch.bfloat16), (100, torch.float32)):
+    for m, dtype in ((256, torch.bfloat16), (100, torch.bfloat16), (100, torch.float32)):
         inputs = random_inputs(1, 3, t, d, dtype, d**-0.25)
         features = features_of(m, d, kind="orthogonal" if m == 100 else "hyperbolic")
         exact = run(plain(features, torch.float64), inputs, torch.float64)
