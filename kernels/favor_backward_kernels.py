@@ -76,7 +76,7 @@ def share(x, gain, inner, outer, FEATURE_MAP: tl.constexpr):
 def share_gradient(
     x, gain, inner, outer, shift, rows, columns, FEATURE_MAP: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """Return the weights P [A, B] and d [A, B] of the module docstring, before the division and w.r.t. ln phi."""
+    """Return P [A, B] before its division, and d [A, B] of the module docstring with respect to ln phi."""
     weight = share(x, gain, inner, outer, FEATURE_MAP)
     reach = tl.dot(rows, tl.trans(columns), input_precision=PRECISION)  # [A, E] @ [E, B] -> [A, B]
     return weight, weight * (reach + shift)
@@ -199,7 +199,7 @@ def _token_gradient_kernel(
     store_tile(d_tokens, batch, token_head, rows, exists, d_x, DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["query_count", "batch_count", "split_length"])
+@triton.jit(do_not_specialize=["batch_count", "query_count", "split_length", "splits"])
 def _landmark_gradient_kernel(
     query, d_output, statistics, weighted_output, projection, log_normalizer, received, received_weighted,
     batch_count, query_count, split_length, splits, heads, group, gain,
@@ -289,7 +289,7 @@ def _reduce_gradient_kernel(
         store_vector(shifts, batch, head, features, keep, d_log / total - tl.sum(rounded.to(tl.float32) * v, 1))
 
 
-@triton.jit(do_not_specialize=["token_count", "batch_count", "split_length"])
+@triton.jit(do_not_specialize=["batch_count", "token_count", "split_length", "splits"])
 def _projection_gradient_kernel(
     tokens, token_rows, mask, statistics, weighted_output, projection, landmark_rows, log_normalizer, row_max, shifts,
     d_projection, batch_count, token_count, split_length, splits, heads, group, gain, norm_gain,

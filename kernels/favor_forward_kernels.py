@@ -49,7 +49,7 @@ def summarize_tile(
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Run hop 1 for the features w [M, D] over keys first ... end: max, sum [M], sum of p v [M, E], twice if PAIRED."""
+    """Run hop 1 over keys first ... end: maximum, sum [M] and sum of p v [M, E] for w [M, D], and if PAIRED for -w."""
     BLOCK_M: tl.constexpr = w.shape[0]
     top = tl.full([BLOCK_M], UNSEEN, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -108,7 +108,7 @@ def store_state(
         store_vector(log_normalizer, batch, source_head, features, keep, logarithm)
 
 
-@triton.jit(do_not_specialize=["key_count", "batch_count", "split_length"])
+@triton.jit(do_not_specialize=["batch_count", "key_count", "split_length", "splits"])
 def _summarize_kernel(
     key, value, mask, projection, log_weight, state, projection_copy,
     batch_count, key_count, split_length, splits, heads, gain, norm_gain,
