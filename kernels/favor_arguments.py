@@ -60,7 +60,12 @@ def feature_space(
         raise ValueError(
             f"log_weight must be the projection's {tuple(projection.shape[:-1])}, got {tuple(log_weight.shape)}"
         )
+    if log_weight is not None:
+        if log_weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"log_weight must be float32 or float64, got {log_weight.dtype}")
+        _same_device(("log_weight", log_weight), ("the projection", projection))
     _same_device(("the projection", projection), ("the tensors", like))
+    _same_device(("keys or state", keys), ("the tensors", like))
     if scale is not None and not (0 < scale < float("inf")):
         raise ValueError(f"scale must be positive and finite, got {scale}")
     if paired and projection.shape[-2] % 2:
@@ -74,6 +79,8 @@ def check_keys(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSp
     _check_tensor("key", key)
     _check_tensor("value", value)
     b, h, s, d = key.shape
+    if h < 1:
+        raise ValueError("key must have at least one head, got none")
     head_dim = space.projection.shape[-1]
     if d != head_dim:
         raise ValueError(f"key must have query's head dim: expected [{b}, {h}, {s}, {head_dim}], got {list(key.shape)}")
@@ -98,7 +105,7 @@ def check_attend(query: Tensor, heads: int, value_dim: int, space: FeatureSpace)
         raise ValueError(
             f"query must have the features' head dim: expected {space.projection.shape[-1]}, got {query.shape[-1]}"
         )
-    if heads < 1 or query.shape[1] % heads:
+    if heads < 1 or query.shape[1] < 1 or query.shape[1] % heads:
         raise ValueError(
             f"query heads must be a multiple of key heads: got {query.shape[1]} query heads and {heads} key heads"
         )

@@ -98,9 +98,9 @@ def favor_attention(
         raise ValueError(f"tokens_per_step must be a whole number of at least 1, got {tokens_per_step}")
     if tokens_per_step > 1 and not is_causal:
         raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
-    refuse_forward_mode(query, key, value, space.projection)
+    refuse_forward_mode(query, key, value, *space.tensors)
     causal = "causal attention" if is_causal else None
-    schedule = resolve_impl(impl, query, key, value, space.projection, reference_only=causal)
+    schedule = resolve_impl(impl, query, key, value, *space.tensors, reference_only=causal)
     query, key, value = _autocast(query, key, value)
     if is_causal:
         query_count = query.shape[-2]
@@ -136,8 +136,8 @@ def summarize(
     """
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
-    refuse_forward_mode(key, value, space.projection)
-    schedule = resolve_impl(impl, key, value, space.projection)
+    refuse_forward_mode(key, value, *space.tensors)
+    schedule = resolve_impl(impl, key, value, *space.tensors)
     key, value = _autocast(key, value)
     return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule)[:2])
 
@@ -172,8 +172,8 @@ def attend(
         raise ValueError(
             f"query and state must have the same batch size: got {query.shape[0]} and {log_normalizer.shape[0]}"
         )
-    refuse_forward_mode(query, log_normalizer, state_value, space.projection)
-    schedule = resolve_impl(impl, query, state_value, space.projection)
+    refuse_forward_mode(query, log_normalizer, state_value, *space.tensors)
+    schedule = resolve_impl(impl, query, state_value, *space.tensors)
     (query,) = _autocast(query)
     return attend_op(query, log_normalizer, state_value, *space._replace(log_weight=None), schedule)[0]
 

@@ -198,7 +198,7 @@ def full_attention_triton(
     state_value, projection = operands_like(query, key, state.value, space)
     state = state._replace(value=state_value)
     assert state.log_normalizer is not None
-    if _is_short(query, key, value):
+    if _is_short(query, key, value, space):
         output, *statistics = _short_attention(query, key, value, mask, space, impl, state)
     else:
         copy = projection if projection.numel() else None
@@ -211,17 +211,21 @@ def full_attention_triton(
 def operands_like(query: Tensor, key: Tensor, state_value: Tensor, space: FeatureSpace) -> tuple[Tensor, Tensor]:
     """Allocate V, and the projection where hop 1 is to leave a copy of it, in the dtypes in which hop 2 reads them."""
     operand = state_value.new_empty(0)
-    if query.dtype == key.dtype != torch.float32 and not _is_short(query, key, state_value):
+    if query.dtype == key.dtype != torch.float32 and not _is_short(query, key, state_value, space):
         m = space.projection.shape[-2] // (2 if space.paired else 1)
         operand = key.new_empty((*space.projection.shape[:-2], m, space.projection.shape[-1]))
     return torch.empty_like(state_value, dtype=operand_dtype(query.dtype)), operand
 
 
-def _is_short(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether one launch that repeats hop 1 for each query tile beats two launches."""
+def _is_short(query: Tensor, key: Tensor, value: Tensor, space: FeatureSpace) -> bool:
+    """Whether one launch that repeats hop 1 for each query tile beats two launches.
+
+    It takes logits relative to the L of its first features, which log-weights may set far below the others.
+    """
     largest = SHORT_DIM if query.dtype == torch.bfloat16 else SHORT_DIM // 2
     return (
         query.dtype == key.dtype
+        and space.log_weight is None
         and query.shape[-2] <= SHORT_QUERIES
         and key.shape[-2] <= SHORT_KEYS
         and max(key.shape[-1], value.shape[-1]) <= largest

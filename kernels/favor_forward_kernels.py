@@ -80,7 +80,7 @@ def summarize_tile(
 @triton.jit
 def log_normalizer_of(top, total, log_weight, head, features, keep):
     """Return L [M] = ln sum_s exp(e_sr), -inf where no key was seen."""
-    logarithm = tl.where(total > 0, top * LN_2 + tl.log(total), float("-inf"))
+    logarithm = tl.where(total > 0, top * LN_2 + tl.log(tl.where(total > 0, total, 1.0)), float("-inf"))
     if log_weight is not None:
         logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
     return logarithm

@@ -30,20 +30,20 @@ DIMS = (16, 32, 64, 128, 256)
 
 TABLE = """
 arch operands kernel       16           32           64           128          256
-80   half  summarize            64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-80   half  attend               128x64w4s2   128x64w4s2   128x32w4s2   128x64w8s2   64x16w4s2
+80   half  summarize            64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2    32x16w4s2
+80   half  attend               128x64w4s2   128x64w4s2   128x32w4s2   64x16w4s2    64x16w4s2
 80   half  short                64x32w4s2    64x16w4s2    64x16w4s2    -            -
-80   half  query_gradient       128x64w4s2   128x32w4s2   128x32w4s2   128x32w8s2   32x32w4s2
+80   half  query_gradient       128x64w4s2   128x32w4s2   64x32w4s2    128x32w8s2   32x32w4s2
 80   half  landmark_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x32w4s2
-80   half  key_gradient         128x32w4s2   128x32w8s2   64x16w4s2    32x16w4s2    16x16w4s2
-80   half  projection_gradient  64x64w4s2    64x32w4s2    64x32w4s2    64x32w4s2    32x16w4s2
+80   half  key_gradient         128x32w4s2   64x32w4s2    64x16w4s2    32x16w4s2    16x16w4s2
+80   half  projection_gradient  64x64w4s2    32x32w4s2    64x32w4s2    64x32w4s2    32x16w4s2
 80   wide  summarize            32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
-80   wide  attend               64x32w4s2    64x32w4s2    64x16w4s2    32x32w4s2    16x16w8s1
+80   wide  attend               64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s1
 80   wide  short                32x16w4s2    32x16w4s2    -            -            -
-80   wide  query_gradient       64x32w4s2    64x32w4s2    32x16w4s2    16x32w8s2    16x16w8s1
-80   wide  landmark_gradient    32x64w4s2    32x32w4s2    32x32w4s2    32x16w4s2    16x16w8s1
+80   wide  query_gradient       64x32w4s2    64x32w4s2    32x16w4s2    16x16w8s2    16x16w8s1
+80   wide  landmark_gradient    32x64w4s2    32x32w4s2    32x16w4s2    32x16w4s2    16x16w8s1
 80   wide  key_gradient         64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
-80   wide  projection_gradient  32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s1    16x16w8s1
+80   wide  projection_gradient  32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s2    16x16w8s1
 90   half  summarize            64x64w4s2    64x64w4s2    64x128w8s2   32x64w4s2    32x16w4s2
 90   half  attend               128x64w4s2   128x64w4s2   256x32w8s2   128x64w8s2   32x32w4s2
 90   half  short                64x64w4s2    64x32w4s2    64x32w4s2    -            -
@@ -51,8 +51,8 @@ arch operands kernel       16           32           64           128          2
 90   half  landmark_gradient    64x64w4s2    64x64w4s2    64x128w8s2   32x64w4s2    32x32w4s2
 90   half  key_gradient         128x32w4s2   128x32w8s2   128x32w8s2   16x32w4s2    16x16w4s2
 90   half  projection_gradient  64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
-90   wide  summarize            32x64w4s2    32x64w4s2    32x64w4s2    32x16w4s2    16x16w8s1
-90   wide  attend               64x32w4s2    64x32w4s2    64x32w4s2    32x32w4s2    16x16w8s1
+90   wide  summarize            32x64w4s2    32x64w4s2    32x64w4s2    16x16w4s2    16x16w8s1
+90   wide  attend               64x32w4s2    64x32w4s2    64x32w4s2    16x16w4s2    16x16w8s1
 90   wide  short                32x16w4s2    32x16w4s2    -            -            -
 90   wide  query_gradient       64x32w4s2    64x32w4s2    64x32w4s2    16x16w8s2    16x16w8s1
 90   wide  landmark_gradient    32x64w4s2    32x64w4s2    32x64w4s2    32x16w4s2    16x16w8s1
@@ -63,29 +63,29 @@ arch operands kernel       16           32           64           128          2
 100  half  short                64x32w4s2    64x32w4s2    64x32w4s2    -            -
 100  half  query_gradient       128x32w4s2   128x32w4s2   64x64w4s2    128x32w4s2   64x32w4s2
 100  half  landmark_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2
-100  half  key_gradient         128x32w4s2   128x32w4s2   64x32w4s2    64x16w4s2    16x16w4s2
+100  half  key_gradient         64x32w4s2    64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2
 100  half  projection_gradient  64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
-100  wide  summarize            32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
-100  wide  attend               64x32w4s2    64x32w4s2    32x32w4s2    32x16w4s2    16x16w8s1
+100  wide  summarize            32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
+100  wide  attend               64x32w4s2    64x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
 100  wide  short                32x16w4s2    32x16w4s2    -            -            -
 100  wide  query_gradient       64x32w4s2    64x32w4s2    32x32w4s2    16x16w8s2    16x16w8s1
 100  wide  landmark_gradient    32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 100  wide  key_gradient         64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 100  wide  projection_gradient  32x64w4s2    32x32w4s2    32x16w4s2    16x16w4s2    16x16w8s1
 120  half  summarize            64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-120  half  attend               128x64w4s2   128x64w4s2   128x32w4s2   128x64w8s2   64x16w4s2
+120  half  attend               128x64w4s2   128x64w4s2   128x32w4s2   64x32w4s2    64x16w4s2
 120  half  short                64x32w4s2    64x16w4s2    64x16w4s2    -            -
-120  half  query_gradient       128x64w4s2   128x32w4s2   128x32w8s2   128x32w8s2   32x32w4s2
+120  half  query_gradient       128x64w4s2   128x32w4s2   128x32w8s2   64x16w4s2    32x32w4s2
 120  half  landmark_gradient    64x64w4s2    64x32w4s2    64x64w4s2    64x32w4s2    32x32w4s2
 120  half  key_gradient         128x32w4s2   128x32w8s2   64x16w4s2    32x16w4s2    16x16w4s2
 120  half  projection_gradient  64x64w4s2    64x64w4s2    64x32w4s2    64x32w4s2    16x16w4s2
 120  wide  summarize            32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
-120  wide  attend               64x32w4s2    64x32w4s2    64x16w4s2    32x32w4s2    16x16w8s1
+120  wide  attend               64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s1
 120  wide  short                32x16w4s2    32x16w4s2    -            -            -
-120  wide  query_gradient       64x32w4s2    64x32w4s2    32x16w4s2    16x32w8s2    16x16w8s1
-120  wide  landmark_gradient    32x64w4s2    32x32w4s2    32x32w4s2    32x16w4s2    16x16w8s1
+120  wide  query_gradient       64x32w4s2    64x32w4s2    32x16w4s2    16x16w8s2    16x16w8s1
+120  wide  landmark_gradient    32x64w4s2    32x32w4s2    32x16w4s2    32x16w4s2    16x16w8s1
 120  wide  key_gradient         64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
-120  wide  projection_gradient  32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s1    16x16w8s1
+120  wide  projection_gradient  32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s2    16x16w8s1
 """
 
 

@@ -25,6 +25,7 @@ from .favor_reference import (
     summarize_backward_reference,
     summarize_reference,
 )
+from .implementation import in_own_context
 from .random_features import FeatureSpace
 
 _OPTIONS = "Tensor projection, Tensor? log_weight, float scale, str feature_map, bool paired, str impl"
@@ -189,7 +190,7 @@ def _fake_summarize_backward(d_log_normalizer, d_state_value, key, value, mask, 
 
 
 def _fake_statistics(query, like, impl):
-    """Return maximum, sum and anchor of the softmax of queries; the reference keeps none."""
+    """Return the Statistics of the softmax of queries; the reference keeps none."""
     if impl == "reference":
         return like.new_empty(0), like.new_empty(0)
     return like.new_empty((2, *query.shape[:-1])), like.new_empty(query.shape[:2])
@@ -236,22 +237,6 @@ def _fake_causal_backward(d_output, query, key, value, mask, *arguments):
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *gradients
 
 
-def _in_own_context(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run an implementation on its tensors' device and in its own precision: inputs were cast by the caller."""
-
-    def run(*args: Any) -> Any:
-        device = args[0].device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):  # kernels are launched on the current device
-                return run(*args)
-        if torch.is_autocast_enabled(device.type):
-            with torch.autocast(device.type, enabled=False):
-                return function(*args)
-        return function(*args)
-
-    return run
-
-
 def _vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
     """Return a batching rule that calls the operator once a sample: projections and their gradients may be batched."""
 
@@ -271,7 +256,7 @@ def _vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
 def _register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     qualified = f"favorcast::{name}"
     torch.library.define(qualified, SCHEMAS[name])
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(_in_own_context(implementation))
+    torch.library.impl(qualified, "CompositeExplicitAutograd")(in_own_context(implementation))
     torch.library.register_fake(qualified)(fake)
     operator = getattr(torch.ops.favorcast, name).default
     torch.library.register_vmap(qualified, _vmap_by_loop(operator))

@@ -181,9 +181,13 @@ def attend_backward_reference(
 
 
 def attention_output(query: Tensor, value_dim: int) -> Tensor:
-    """Allocate (b, h, t, e) with memory as (b, t, h, e), so that merging the heads costs no copy."""
+    """Allocate (b, h, t, e) with memory as (b, t, h, e), so that merging the heads costs no copy.
+
+    No view of anything, so that callers may change it in place.
+    """
     b, h, t, _ = query.shape
-    return torch.empty((b, t, h, value_dim), dtype=query.dtype, device=query.device).transpose(1, 2)
+    strides = (t * h * value_dim, value_dim, h * value_dim, 1)
+    return torch.empty_strided((b, h, t, value_dim), strides, dtype=query.dtype, device=query.device)
 
 
 def append_ones(x: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -58,3 +59,19 @@ def _interpreted() -> bool:
     from triton import knobs
 
     return knobs.runtime.interpret
+
+
+def in_own_context(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run an implementation on its tensors' device and in its own precision: inputs were cast by the caller."""
+
+    def run(*args: Any) -> Any:
+        device = next(x for x in args if isinstance(x, Tensor)).device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # kernels are launched on the current device
+                return run(*args)
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                return function(*args)
+        return function(*args)
+
+    return run

@@ -53,6 +53,11 @@ class FeatureSpace(NamedTuple):
     feature_map: str
     paired: bool = False
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the features, one or two."""
+        return [x for x in (self.projection, self.log_weight) if x is not None]
+
 
 def draw_features(
     num_features: int,

@@ -116,8 +116,8 @@ class SeriesDecomposition(MovingAverage):
 
 def _kernel_sizes(kernel_size: int | Sequence[int]) -> list[int]:
     sizes = list(kernel_size) if isinstance(kernel_size, Sequence) else [kernel_size]
-    if not sizes or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in sizes):
-        raise ValueError(f"kernel_size must be a whole number of at least 1, or several, got {kernel_size!r}")
+    if not sizes or any(isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= 2**30 for k in sizes):
+        raise ValueError(f"kernel_size must be a whole number from 1 to 2**30, or several, got {kernel_size!r}")
     return sizes
 
 

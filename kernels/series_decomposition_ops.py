@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .implementation import in_own_context
+
 
 @cache
 def _triton() -> Any:
@@ -326,6 +328,6 @@ for _name, _schema, _implementation, _fake, _setup, _gradient in (
     ),
 ):
     torch.library.define(f"favorcast::{_name}", _schema)
-    torch.library.impl(f"favorcast::{_name}", "CompositeExplicitAutograd")(_implementation)
+    torch.library.impl(f"favorcast::{_name}", "CompositeExplicitAutograd")(in_own_context(_implementation))
     torch.library.register_fake(f"favorcast::{_name}")(_fake)
     torch.library.register_autograd(f"favorcast::{_name}", _gradient, setup_context=_setup)

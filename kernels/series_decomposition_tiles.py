@@ -46,7 +46,7 @@ class Series(NamedTuple):
 def tile_pointers(x, place, steps, size):
     """Return pointers [G, C] to rows `steps` of the channels of this program."""
     batch, channels, _ = place
-    start = x.pointer + batch.to(tl.int64) * x.batch_stride + size * x.size_stride
+    start = x.pointer + batch.to(tl.int64) * x.batch_stride + tl.cast(size, tl.int64) * x.size_stride
     return start + (steps.to(tl.int64) * x.step_stride)[:, None] + (channels.to(tl.int64) * x.channel_stride)[None, :]
 
 

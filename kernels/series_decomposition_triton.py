@@ -76,7 +76,7 @@ class Launch(NamedTuple):
 def launch_config(sizes: tuple[int, ...], length: int, channels: int, masked: bool) -> Launch:
     """Choose tiles of four elements a thread and row, fewer where counts or several trends want registers too.
 
-    Chosen by the registers that sm_80 to sm_120 need without a spill (tests/compiled_decomposition.py); not timed yet.
+    Chosen by the registers that sm_80 to sm_120 need without a spill (bench/compile_report.py); not timed yet.
     """
     each = 1 if len(sizes) > 1 else 2 if masked else 4
     block = min(64, triton.next_power_of_2(channels))

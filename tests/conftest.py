@@ -24,7 +24,7 @@ def _fixed_seed() -> None:
 
 @pytest.fixture
 def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what `empty`, `empty_like` and `new_empty` return with NaN: an element nobody writes then shows."""
+    """Fill new, uninitialised tensors with NaN: an element nobody writes then shows."""
 
     def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def allocate_poisoned(*args: Any, **kwargs: Any) -> Tensor:
@@ -33,5 +33,6 @@ def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return allocate_poisoned
 
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+    names = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (Tensor, "new_empty"))
+    for owner, name in names:
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

@@ -12,13 +12,13 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 REPORT = Path(__file__).parents[1] / "bench" / "compile_report.py"
-FAVOR = ["--op", "favor", "--head-dim", "64", "--num-features", "256"]
+FAVOR = ["--op", "favor", "--num-features", "256", "--head-dim"]
 DECOMPOSITION = ["--op", "decomposition", "--dtype", "bfloat16"]
 CASES = {
-    "every-architecture": [*FAVOR, "--dtype", "bfloat16", "--features", "hyperbolic"],
-    "learnt-features": [*FAVOR, "--architecture", "90", "--dtype", "bfloat16", "--features", "orthogonal"],
-    "float32": [*FAVOR, "--architecture", "90", "--dtype", "float32", "--features", "hyperbolic"],
-    "decomposition": [*DECOMPOSITION, "--window", "25"],
+    "every-architecture": [*FAVOR, "64", "--dtype", "bfloat16", "--features", "hyperbolic"],
+    "learnt-features": [*FAVOR, "64", "--architecture", "90", "--dtype", "bfloat16", "--features", "orthogonal"],
+    "float32": [*FAVOR, "32", "--architecture", "90", "--dtype", "float32", "--features", "hyperbolic"],
+    "decomposition": [*DECOMPOSITION, "--architecture", "80", "90", "--window", "25"],
     "wide-windows": [*DECOMPOSITION, "--architecture", "90", "--window", "4097"],
 }
 KERNELS = {"favor": ["_summarize_kernel", "_attend_kernel", "_short_kernel", "_token_gradient_kernel[keys]"]}

@@ -31,7 +31,20 @@ BAD_INPUTS = {
     "query heads": ({"query": ones(2, 3, 7, 4)}, "got 3 query heads and 2 key heads"),
     "no key heads": (
         {"query": ones(2, 0, 7, 4), "key": ones(2, 0, 7, 4), "value": ones(2, 0, 7, 4)},
-        "multiple of key heads",
+        "key must have at least one head",
+    ),
+    "no query heads": ({"query": ones(2, 0, 7, 4)}, "got 0 query heads and 2 key heads"),
+    "device of key": (
+        {"key": ones(2, 2, 7, 4).to("meta"), "value": ones(2, 2, 7, 4).to("meta")},
+        "keys or state must be on the device of the tensors: expected cpu, got meta",
+    ),
+    "dtype of log_weight": (
+        {"features": RandomFeatures(FEATURES.projection, torch.zeros(len(FEATURES.projection), dtype=torch.int64))},
+        "log_weight must be float32 or float64, got torch.int64",
+    ),
+    "device of log_weight": (
+        {"features": RandomFeatures(FEATURES.projection, torch.zeros(len(FEATURES.projection), device="meta"))},
+        "log_weight must be on the device of the projection",
     ),
     "batch": ({"query": ones(3, 2, 7, 4)}, "same batch size: got 3 and 2"),
     "mask dtype": ({"key_padding_mask": ones(2, 7)}, r"bool tensor \[2, 7\], True = ignore"),

@@ -19,6 +19,9 @@ from favorcast.kernels import RandomFeatures, draw_features, favor_attention, fa
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
 
+FEATURES_4 = draw_features(8, 4, dtype=torch.float64)
+
+
 def padding(b: int, s: int) -> torch.Tensor:
     """Hide the end of the first sample and a middle key of the second."""
     mask = torch.zeros(b, s, dtype=torch.bool)
@@ -200,6 +203,14 @@ def test_equal_keys_of_any_norm_share_the_gradient_equally(d, norm):
     k = norm * k[:, :, :1].detach().expand(1, 1, 60, d)
     favor_attention(q, k, v, draw_features(2 * d, d)).sum().backward()
     torch.testing.assert_close(v.grad, torch.ones_like(v.grad), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_the_output_is_no_view_and_merges_its_heads_without_a_copy(is_causal):
+    """A view could not be changed in place while it has a gradient."""
+    output = favor_attention(*(x.requires_grad_() for x in qkv(t=9)), FEATURES_4, is_causal=is_causal)
+    assert is_causal or output._base is None
+    assert output.transpose(1, 2).is_contiguous()
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])

@@ -195,6 +195,7 @@ BAD_ARGUMENTS = {
     "weights of one": ({"weights": torch.ones(1)}, "weights need one entry a kernel size"),
     "weights of three": ({"kernel_size": [3, 5], "weights": torch.ones(3)}, "weights need one entry a kernel size"),
     "impl": ({"impl": "cuda"}, "unknown impl"),
+    "kernel beyond int32": ({"kernel_size": 2**31}, "whole number from 1 to"),
     "weights too wide": ({"kernel_size": [3, 5], "weights": torch.ones(3, 5, 3, 2)}, "weights must be floating point"),
     "triton in float64": ({"impl": "triton", "x": torch.randn(2, 5, 3).double()}, "cannot be honoured"),
 }
