@@ -16,10 +16,10 @@ def _release(package: str) -> tuple[int, ...]:
         return (0,)
 
 
-INTERPRETER_IS_BROKEN = _release("triton") < (3, 7) and _release("numpy") >= (2, 5)
-"""Triton 3.6's interpreter converts arrays of one element to integers, which numpy 2.5 refuses."""
+INTERPRETER_IS_BROKEN = _release("triton") < (3, 7) and _release("numpy") >= (2, 4)
+"""Triton 3.6's interpreter converts arrays of one element to integers, which numpy 2.4 refuses."""
 
 RUNS_KERNELS = pytest.mark.skipif(
     find_spec("triton") is None or (not torch.cuda.is_available() and INTERPRETER_IS_BROKEN),
-    reason="needs triton, and without a CUDA device an interpreter that works: triton >= 3.7 or numpy < 2.5",
+    reason="needs triton, and without a CUDA device an interpreter that works: triton >= 3.7 or numpy < 2.4",
 )
