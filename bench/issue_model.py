@@ -9,7 +9,8 @@ loop, and puts beside each other the cycles that one multiprocessor needs for a 
     tensor   4096 dense bfloat16 FLOP a cycle           L2, HBM  bytes over 5.5 and 4.3 TB/s, shared by all
 
 The largest is the bound; nothing overlaps perfectly, so times will be above it. The roofline of the last column counts
-what any implementation must do (bytes of HBM, tensor FLOP, exponentials), not instructions or second reads.
+what any implementation must do (bytes of HBM, tensor FLOP, exponentials), not instructions or second reads. Left out are
+the kernels that only add up states, which move them once, and the one launch of short inputs, which latency binds.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ WORK = {
     "_token_gradient_kernel": Work(products=1, projections=2, token_vectors=4, owner="tokens"),
     "_landmark_gradient_kernel": Work(products=1, projections=1, token_vectors=2, owner="features"),
     "_token_gradient_kernel[keys]": Work(products=2, projections=2, token_vectors=4, owner="tokens"),
+    "_projection_gradient_kernel": Work(products=1, projections=2, token_vectors=2, owner="features"),
+    "_projection_gradient_kernel[keys]": Work(products=1, projections=2, token_vectors=2, owner="features"),
 }
 """products: of width e a feature; projections: of width d, once a pair; token_vectors: rows read or written."""
 
@@ -61,19 +64,24 @@ def main() -> int:
     d, m = options.head_dim, options.num_features
     with compiled_launches(90) as launches:
         launch_favor(Case("favor", 90, "bfloat16", (d, m, "hyperbolic")))
+        paired = len(launches)
+        launch_favor(Case("favor", 90, "bfloat16", (d, m, "orthogonal")))  # learnt, for the gradient of the projection
     print(f"sm_90, bfloat16, d = e = {d}, m = {m}, hyperbolic: cycles a logit and multiprocessor, ps a token and head")
-    print(f"{'kernel':30s} {'issue':>7s} {'exp':>7s} {'tensor':>7s} {'L2':>7s} {'HBM':>7s}  bound     ps  roofline ps")
+    print(f"{'kernel':34s} {'issue':>7s} {'exp':>7s} {'tensor':>7s} {'L2':>7s} {'HBM':>7s}  bound     ps  roofline ps")
     sums = {"forward": [0.0, 0.0], "backward": [0.0, 0.0]}
-    for function, compiled, arguments in launches:
+    for index, (function, compiled, arguments) in enumerate(launches):
         name = function.__name__ + ("[keys]" if arguments.get("KEYS") else "")
-        if name not in WORK:
+        is_projection = name.startswith("_projection")
+        if name not in WORK or is_projection != (index >= paired):
             continue
         cycles = cycles_per_logit(WORK[name], compiled.asm["cubin"], arguments, d, m)
         bound = max(cycles, key=lambda x: cycles[x])
         necessary = max(cycles[x] for x in ("exp", "tensor", "HBM"))
         predicted, floor = (x * m / PROCESSORS / GIGAHERTZ * 1e3 for x in (cycles[bound], necessary))
         row = " ".join(f"{cycles[x]:7.4f}" for x in ("issue", "exp", "tensor", "L2", "HBM"))
-        print(f"{name:30s} {row}  {bound:6s} {predicted:5.0f} {floor:8.0f}")
+        print(f"{name:34s} {row}  {bound:6s} {predicted:5.0f} {floor:8.0f}")
+        if is_projection:
+            continue
         total = sums["backward" if "gradient" in name else "forward"]
         total[0] += predicted
         total[1] += floor
@@ -84,7 +92,7 @@ def main() -> int:
 
 def cycles_per_logit(work: Work, cubin: bytes, arguments: dict[str, Any], d: int, m: int) -> dict[str, float]:
     """Return the cycles one multiprocessor spends on a logit, by resource."""
-    pairs = 2 if arguments["PAIRED"] else 1
+    pairs = 2 if arguments.get("PAIRED") else 1
     landmarks = arguments["BLOCK_M"] * pairs
     tokens = next(arguments[x] for x in ("BLOCK_T", "BLOCK_S", "BLOCK_N") if x in arguments)
     threads = 32 * arguments["num_warps"]
