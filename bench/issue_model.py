@@ -9,8 +9,8 @@ loop, and puts beside each other the cycles that one multiprocessor needs for a 
     tensor   4096 dense bfloat16 FLOP a cycle           L2, HBM  bytes over 5.5 and 4.3 TB/s, shared by all
 
 The largest is the bound; nothing overlaps perfectly, so times will be above it. The roofline of the last column counts
-what any implementation must do (bytes of HBM, tensor FLOP, exponentials), not instructions or second reads. Left out are
-the kernels that only add up states, which move them once, and the one launch of short inputs, which latency binds.
+what any implementation must do (bytes of HBM, tensor FLOP, exponentials), not instructions or second reads.
+Left out are the kernels that only add up states, which move them once, and the one launch of short inputs, which latency binds.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> int:
     with compiled_launches(90) as launches:
         launch_favor(Case("favor", 90, "bfloat16", (d, m, "hyperbolic")))
         paired = len(launches)
-        launch_favor(Case("favor", 90, "bfloat16", (d, m, "orthogonal")))  # learnt, for the gradient of the projection
+        launch_favor(Case("favor", 90, "bfloat16", (d, m, "orthogonal")))  # learnt: the projection's gradient
     print(f"sm_90, bfloat16, d = e = {d}, m = {m}, hyperbolic: cycles a logit and multiprocessor, ps a token and head")
     print(f"{'kernel':34s} {'issue':>7s} {'exp':>7s} {'tensor':>7s} {'L2':>7s} {'HBM':>7s}  bound     ps  roofline ps")
     sums = {"forward": [0.0, 0.0], "backward": [0.0, 0.0]}
