@@ -10,7 +10,8 @@ loop, and puts beside each other the cycles that one multiprocessor needs for a 
 
 The largest is the bound; nothing overlaps perfectly, so times will be above it. The roofline of the last column counts
 what any implementation must do (bytes of HBM, tensor FLOP, exponentials), not instructions or second reads.
-Left out are the kernels that only add up states, which move them once, and the one launch of short inputs, which latency binds.
+Left out are the kernels that only add up states, which move them once, and the one launch of short inputs, which
+latency binds.
 """
 
 from __future__ import annotations
