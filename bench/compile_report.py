@@ -41,9 +41,10 @@ WITHOUT_PRODUCTS = ("_merge_splits_kernel", "_reduce_gradient_kernel")
 SHORT, LONG = 256, 4096
 """Tokens of the launches: a single launch for both hops, and enough for the keys to be split."""
 
+GRADIENTS = ("_token_gradient_kernel[keys]", "_token_gradient_kernel", "_projection_gradient_kernel[keys]")
 EXPLAINED = {
     (kernel, "float32", head_dim): "accumulators and split TF32 operands of width 128: the smallest tile spills least"
-    for kernel in ("_token_gradient_kernel[keys]", "_token_gradient_kernel", "_projection_gradient_kernel[keys]")
+    for kernel in (*GRADIENTS, "_attend_kernel")
     for head_dim in (96, 128)
 }
 """Launches by (kernel, dtype, head dim) whose stack, of at most 96 bytes, is known and the least of all tiles tried."""

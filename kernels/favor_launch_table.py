@@ -82,7 +82,7 @@ arch operands kernel       16           32           64           128          2
 120  wide  summarize            32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 120  wide  attend               64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s1
 120  wide  short                32x16w4s2    32x16w4s2    -            -            -
-120  wide  query_gradient       64x32w4s2    64x32w4s2    32x16w4s2    16x16w8s2    16x16w8s1
+120  wide  query_gradient       64x32w4s2    64x16w4s2    32x16w4s2    16x16w8s2    16x16w8s1
 120  wide  landmark_gradient    32x64w4s2    32x32w4s2    32x16w4s2    32x16w4s2    16x16w8s1
 120  wide  key_gradient         64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 120  wide  projection_gradient  32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s2    16x16w8s1
