@@ -251,7 +251,6 @@ def _short_attention(
         rows_of(value),
         mask_of(mask),
         rows_of(space.projection),
-        None if space.log_weight is None else vectors_of(space.log_weight),
         state.described(),
         rows_of(output),
         statistics.described(),

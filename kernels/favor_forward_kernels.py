@@ -241,7 +241,7 @@ def _attend_kernel(
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
 def _short_kernel(
-    query, key, value, mask, projection, log_weight, state, output, statistics,
+    query, key, value, mask, projection, state, output, statistics,
     query_count, key_count, query_heads, group, gain, norm_gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -249,7 +249,7 @@ def _short_kernel(
 ):  # fmt: skip
     """Own a tile of queries and run both hops: hop 1 is repeated by each tile of a head, and only the first writes it.
 
-    Logits are taken relative to the largest L_r of the first feature tile.
+    Logits are taken relative to the largest L_r of the first feature tile, which is why there are no log-weights.
     """
     tiles = tl.maximum(tl.cdiv(query_count, BLOCK_T), 1)  # without queries there is still a state to write
     index = tl.program_id(0)
@@ -273,10 +273,10 @@ def _short_kernel(
             DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
         )  # fmt: skip
         store_state(
-            state, log_weight, hop_top, hop_total, hop_average, batch, head, features, keep & writes,
+            state, None, hop_top, hop_total, hop_average, batch, head, features, keep & writes,
             VALUE_DIM, BLOCK_E,
         )  # fmt: skip
-        logarithm = log_normalizer_of(hop_top, hop_total, log_weight, head, features, keep)
+        logarithm = log_normalizer_of(hop_top, hop_total, None, head, features, keep)
         logarithm = tl.where(keep, logarithm, float("-inf"))
         largest = tl.max(logarithm, 0)
         shift = tl.where((start == 0) & (largest > float("-inf")), largest, shift)
@@ -287,10 +287,10 @@ def _short_kernel(
         if PAIRED:
             others = FEATURES + features
             store_state(
-                state, log_weight, other_top, other_total, other_average, batch, head, others, keep & writes,
+                state, None, other_top, other_total, other_average, batch, head, others, keep & writes,
                 VALUE_DIM, BLOCK_E,
             )  # fmt: skip
-            logarithm = log_normalizer_of(other_top, other_total, log_weight, head, others, keep)
+            logarithm = log_normalizer_of(other_top, other_total, None, head, others, keep)
             bias = (tl.where(keep, logarithm, float("-inf")) - shift) * LOG2_E
             other_landmarks = (other_average * inverse_of(other_total)[:, None]).to(OPERAND)
             other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)

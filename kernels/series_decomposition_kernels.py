@@ -66,7 +66,7 @@ def share_of(weights, size, place, steps, length, SIZES: tl.constexpr):
 @triton.jit(do_not_specialize=["length", "time_tiles", "reach"])
 def _decompose_kernel(
     x, mask, weights, trend_of, seasonal_of, length, channel_count, time_tiles, reach,
-    CAUSAL: tl.constexpr, MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+    MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Mix the trends of all kernel sizes for a tile of outputs; reach is (before, after) of every size in turn."""
     SIZES: tl.constexpr = len(MODES)
@@ -233,7 +233,7 @@ def received_by(carry, place, steps, seen, earlier, later, smallest, length, CAU
 @triton.jit(do_not_specialize=["length", "time_tiles", "reach"])
 def _adjoint_kernel(
     signal, d_seasonal, mask, d_x, length, channel_count, time_tiles, reach,
-    CAUSAL: tl.constexpr, MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+    MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sum for a tile of values what the outputs give them."""
     SIZES: tl.constexpr = len(MODES)

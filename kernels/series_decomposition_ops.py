@@ -37,8 +37,8 @@ def _is_triton(impl: str) -> bool:
     return impl.startswith("triton")
 
 
-def _reach(kernel_size: int, causal: bool) -> tuple[int, int]:
-    """Return (back, ahead)."""
+def window_reach(kernel_size: int, causal: bool) -> tuple[int, int]:
+    """Return how many steps back and ahead a window goes."""
     back = kernel_size - 1 if causal else (kernel_size - 1) // 2
     return back, kernel_size - 1 - back
 
@@ -81,7 +81,7 @@ def moving_average_reference(x: Tensor, mask: Tensor | None, kernel_size: int, c
     """Return A x in x's dtype, contiguous."""
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
-    back, ahead = _reach(kernel_size, causal)
+    back, ahead = window_reach(kernel_size, causal)
     values = x.to(torch.promote_types(x.dtype, torch.float32))
     if mask is None:
         return (_window_sums(_repeat_ends(values, back, ahead), kernel_size) / kernel_size).to(x.dtype).contiguous()
@@ -97,7 +97,7 @@ def moving_average_backward_reference(d_trend: Tensor, mask: Tensor | None, kern
     """Return A^T d_trend in its dtype."""
     if d_trend.numel() == 0:
         return torch.empty_like(d_trend, memory_format=torch.contiguous_format)
-    back, ahead = _reach(kernel_size, causal)
+    back, ahead = window_reach(kernel_size, causal)
     length = d_trend.shape[1]
     upstream = d_trend.to(torch.promote_types(d_trend.dtype, torch.float32))
     share = upstream / kernel_size

@@ -35,6 +35,7 @@ from .series_decomposition_kernels import (
     _receive_kernel,
     _share_kernel,
 )
+from .series_decomposition_ops import window_reach
 from .series_decomposition_tiles import CORE, DIRECT, LONG, Series
 
 GROUP = 8
@@ -59,11 +60,11 @@ class Launch(NamedTuple):
     def steps(self) -> int:
         return self.groups * GROUP
 
-    def options(self, causal: bool) -> dict[str, Any]:
+    @property
+    def options(self) -> dict[str, Any]:
         """Return the keyword arguments all kernels share."""
         return {
             "maxnreg": 255,  # as 8 warps allow; left alone, ptxas spills in places to stay at 128
-            "CAUSAL": causal,
             "MODES": self.modes,
             "GROUPS": self.groups,
             "GROUP": GROUP,
@@ -94,12 +95,6 @@ def launch_config(sizes: tuple[int, ...], length: int, channels: int, masked: bo
     return Launch(modes, groups, block, max(1, min(8, groups * block // (32 * each))))
 
 
-def reach(kernel_size: int, causal: bool) -> tuple[int, int]:
-    """Return how many steps back and ahead a window goes."""
-    before = kernel_size - 1 if causal else (kernel_size - 1) // 2
-    return before, kernel_size - 1 - before
-
-
 def series_of(x: Tensor | None) -> Series | None:
     """Describe a (b, l, c) or (b, l, c, n) tensor."""
     return None if x is None else Series(x, *x.stride(), *(0,) * (4 - x.ndim))
@@ -122,11 +117,17 @@ def decompose_triton(
         series_of(trend),
         series_of(seasonal),
         *extent,
-        **launch.options(causal),
+        **launch.options,
     )
     if mask is not None:
         _carry_kernel[_grid(x, launch)](
-            series_of(x), series_of(mask), series_of(weights), series_of(trend), *extent, **launch.options(causal)
+            series_of(x),
+            series_of(mask),
+            series_of(weights),
+            series_of(trend),
+            *extent,
+            CAUSAL=causal,
+            **launch.options,
         )
     return seasonal, trend
 
@@ -168,7 +169,8 @@ def decompose_backward_triton(
             series_of(carry),
             series_of(d_weights),
             *extent,
-            **launch.options(causal),
+            CAUSAL=causal,
+            **launch.options,
         )
     _adjoint_kernel[_grid(like, launch)](
         signal,
@@ -176,7 +178,7 @@ def decompose_backward_triton(
         series_of(mask),
         series_of(d_x),
         *extent,
-        **launch.options(causal),
+        **launch.options,
     )
     if mask is not None:
         _receive_kernel[_grid(like, launch)](
@@ -184,8 +186,9 @@ def decompose_backward_triton(
             series_of(mask),
             series_of(d_x),
             *_extent(like, launch),
-            reach(min(sizes), causal),
-            **launch.options(causal),
+            window_reach(min(sizes), causal),
+            CAUSAL=causal,
+            **launch.options,
         )
     return d_x, d_weights
 
@@ -196,7 +199,7 @@ def _scratch(like: Tensor, count: int) -> Tensor:
 
 
 def _reaches(sizes: Sequence[int], causal: bool) -> tuple[int, ...]:
-    return tuple(steps for k in sizes for steps in reach(k, causal))
+    return tuple(steps for k in sizes for steps in window_reach(k, causal))
 
 
 def _tiles(extent: int, tile: int) -> int:
