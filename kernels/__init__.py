@@ -1,6 +1,15 @@
 """Linear attention with random features (FAVOR+) and moving-average series decomposition."""
 
-from .favor_attention import FavorState, attend, favor_attention, merge, softmax_error, summarize
+from .favor_attention import (
+    FavorState,
+    Streamed,
+    attend,
+    favor_attention,
+    merge,
+    softmax_error,
+    stream_attention,
+    summarize,
+)
 from .favor_module import FavorAttention
 from .random_features import RandomFeatures, draw_features
 from .series_decomposition import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
@@ -11,6 +20,7 @@ __all__ = [
     "MovingAverage",
     "RandomFeatures",
     "SeriesDecomposition",
+    "Streamed",
     "attend",
     "draw_features",
     "favor_attention",
@@ -18,5 +28,6 @@ __all__ = [
     "moving_average",
     "series_decomposition",
     "softmax_error",
+    "stream_attention",
     "summarize",
 ]

@@ -131,6 +131,44 @@ def check_state(log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace
         )
 
 
+def check_batch(query: Tensor, name: str, other: Tensor) -> None:
+    """Check that queries and `other` have one batch size."""
+    if query.shape[0] != other.shape[0]:
+        raise ValueError(f"query and {name} must have the same batch size: got {query.shape[0]} and {other.shape[0]}")
+
+
+def check_steps(tokens_per_step: int) -> None:
+    """Check that steps have a whole number of tokens."""
+    if tokens_per_step < 1 or tokens_per_step != int(tokens_per_step):
+        raise ValueError(f"tokens_per_step must be a whole number of at least 1, got {tokens_per_step}")
+
+
+def check_stretch(query: Tensor, key: Tensor, tokens_per_step: int) -> None:
+    """Check that queries and keys are those of the same whole steps."""
+    check_steps(tokens_per_step)
+    t, s = query.shape[-2], key.shape[-2]
+    if t != s:
+        raise ValueError(f"query and key of a stretch must be of the same tokens: got {t} queries and {s} keys")
+    if t % int(tokens_per_step):
+        raise ValueError(
+            f"a stretch must hold whole steps: expected a multiple of tokens_per_step = {tokens_per_step}, "
+            f"got {t} tokens; keep the tokens of an unfinished step for the next call"
+        )
+
+
+def check_opening(state: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> None:
+    """Check that a state can go on with these keys and values."""
+    log_normalizer, state_value = state
+    b, h, _, e = value.shape
+    expected = (b, h, log_normalizer.shape[-1], e)
+    if state_value.shape != expected:
+        raise ValueError(
+            f"the state must be one of {h} key heads and value dim {e}: expected a value {expected}, "
+            f"got {tuple(state_value.shape)}"
+        )
+    _same_device(("the state", state_value), ("key", key))
+
+
 def _check_tensor(name: str, x: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f"{name} must be (batch, heads, length, dim), got shape {tuple(x.shape)}")

@@ -9,6 +9,8 @@ the formulas; `summarize` and `attend` are the two hops, `merge` joins states of
     favor_attention(q, k, v, f) == attend(q, summarize(k, v, f), f)
     summarize(cat(k1, k2), cat(v1, v2), f) == merge(summarize(k1, v1, f), summarize(k2, v2, f)).
 
+`stream_attention` is the causal form stretch by stretch, with a state in and out.
+
 What it estimates: softmax attention, well only while |x|^2 <~ 1 for the scaled queries and keys x (d = 64, m = 256);
 for N(0, 1) entries at d >= 32 it is further from softmax attention than the plain mean of v. Use it as an attention
 to train with, and measure the distance on your own tensors with `softmax_error`.
@@ -26,8 +28,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import favor_autograd as favor_autograd  # registers the gradients
-from .favor_arguments import check_attend, check_keys, check_state, feature_space, refuse_forward_mode
-from .favor_definition import visibility
+from .favor_arguments import (
+    check_attend,
+    check_batch,
+    check_keys,
+    check_opening,
+    check_state,
+    check_steps,
+    check_stretch,
+    feature_space,
+    refuse_forward_mode,
+)
+from .favor_definition import joined_definition, visibility
 from .favor_ops import attend_op, causal_op, full_op, summarize_op
 from .implementation import Impl, resolve_impl
 from .random_features import FeatureMap, RandomFeatures
@@ -92,22 +104,88 @@ def favor_attention(
     space = feature_space(features, feature_map, scale, query, key)
     check_keys(key, value, key_padding_mask, space)
     check_attend(query, key.shape[1], value.shape[-1], space)
-    if query.shape[0] != key.shape[0]:
-        raise ValueError(f"query and key must have the same batch size: got {query.shape[0]} and {key.shape[0]}")
-    if tokens_per_step < 1 or tokens_per_step != int(tokens_per_step):
-        raise ValueError(f"tokens_per_step must be a whole number of at least 1, got {tokens_per_step}")
+    check_batch(query, "key", key)
+    check_steps(tokens_per_step)
     if tokens_per_step > 1 and not is_causal:
         raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
     refuse_forward_mode(query, key, value, *space.tensors)
-    causal = "causal attention" if is_causal else None
-    schedule = resolve_impl(impl, query, key, value, *space.tensors, reference_only=causal)
+    schedule = resolve_impl(impl, query, key, value, *space.tensors)
     query, key, value = _autocast(query, key, value)
     if is_causal:
         query_count = query.shape[-2]
         query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
-        output = causal_op(query, key, value, mask, *space, schedule, int(tokens_per_step))[0]
+        output = causal_op(query, key, value, mask, None, None, *space, schedule, int(tokens_per_step))[0]
         return output[:, :, :query_count]
     return full_op(query, key, value, key_padding_mask, *space, schedule)[0]
+
+
+class Streamed(NamedTuple):
+    """What a stretch of a causal sequence yields.
+
+    Attributes:
+        output: (b, h g, t, e) in query's dtype.
+        state: of all keys so far, to go on with.
+    """
+
+    output: Tensor
+    state: FavorState
+
+
+def stream_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: FavorState | None,
+    features: RandomFeatures | Tensor,
+    *,
+    feature_map: FeatureMap = "exponential",
+    tokens_per_step: int = 1,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Streamed:
+    """Go on with causal attention: tokens see those before them and, through its state, all that came earlier.
+
+    Stretch by stretch this equals `favor_attention(..., is_causal=True)` of the whole sequence, up to rounding, with
+    memory and time a token that do not depend on what came before. A prompt is one stretch, decoding goes on token by
+    token (or step by step), training by truncated stretches may carry or detach the state:
+
+        output, state = stream_attention(q_prompt, k_prompt, v_prompt, None, features)
+        output, state = stream_attention(q_next, k_next, v_next, state, features)
+
+    Differentiable, any number of times, in query, key, value, projection, log-weight and state.
+
+    Args:
+        query: (b, h g, t, d).
+        key, value: (b, h, t, d) and (b, h, t, e), of the same tokens.
+        state: of everything before, from an earlier call, `summarize` or `merge`; None at the start.
+        features, feature_map, scale, impl: as in `favor_attention`, the same for all stretches.
+        tokens_per_step: as in `favor_attention`; a stretch holds whole steps.
+        key_padding_mask: (b, t) bool, True = ignore.
+
+    Returns:
+        Streamed(output (b, h g, t, e), state ((b, h, m), (b, h, m, e))).
+
+    Raises:
+        ValueError: as in `favor_attention`; a length that is not whole steps; a state that does not fit.
+        NotImplementedError: under forward-mode differentiation.
+    """
+    space = feature_space(features, feature_map, scale, query, key)
+    check_keys(key, value, key_padding_mask, space)
+    check_attend(query, key.shape[1], value.shape[-1], space)
+    check_batch(query, "key", key)
+    check_stretch(query, key, tokens_per_step)
+    if state is not None:
+        state = FavorState(*state)
+        check_state(*state, space)
+        check_batch(query, "state", state.log_normalizer)
+        check_opening(state, key, value)
+    initial, states = ((None, None), ()) if state is None else (state, state)
+    refuse_forward_mode(query, key, value, *space.tensors, *states)
+    schedule = resolve_impl(impl, query, key, value, *space.tensors, *states)
+    query, key, value = _autocast(query, key, value)
+    results = causal_op(query, key, value, key_padding_mask, *initial, *space, schedule, int(tokens_per_step))
+    return Streamed(results[0], FavorState(*results[1:3]))
 
 
 def summarize(
@@ -168,10 +246,7 @@ def attend(
     space = feature_space(features, feature_map, scale, query, log_normalizer)
     check_state(log_normalizer, state_value, space)
     check_attend(query, log_normalizer.shape[1], state_value.shape[-1], space)
-    if query.shape[0] != log_normalizer.shape[0]:
-        raise ValueError(
-            f"query and state must have the same batch size: got {query.shape[0]} and {log_normalizer.shape[0]}"
-        )
+    check_batch(query, "state", log_normalizer)
     refuse_forward_mode(query, log_normalizer, state_value, *space.tensors)
     schedule = resolve_impl(impl, query, state_value, *space.tensors)
     (query,) = _autocast(query)
@@ -198,13 +273,7 @@ def merge(first: FavorState, second: FavorState) -> FavorState:
                 f"states to merge must have the same {name}: got {tuple(one.shape)} {one.dtype} "
                 f"and {tuple(other.shape)} {other.dtype}"
             )
-    highest = torch.maximum(first.log_normalizer, second.log_normalizer).detach()
-    seen = highest > -torch.inf
-    shift = torch.where(seen, highest, 0.0)
-    one, other = ((x.log_normalizer - shift).exp() for x in (first, second))
-    total = torch.where(seen, one + other, 1.0)
-    value = (first.value * (one / total).unsqueeze(-1)) + (second.value * (other / total).unsqueeze(-1))
-    return FavorState(torch.where(seen, shift + total.log(), -torch.inf), value)
+    return FavorState(*joined_definition(first, second))
 
 
 def softmax_error(

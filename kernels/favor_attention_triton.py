@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .favor_forward_kernels import _attend_kernel, _merge_splits_kernel, _short_kernel, _summarize_kernel
 from .favor_launch import (
+    Segments,
     ceil_div,
     gains,
     launch_of,
@@ -64,17 +65,25 @@ class State(NamedTuple):
         return rows_of(self.value), log_normalizer, vectors_of(self.row_max), vectors_of(self.row_sum)
 
 
+def described_state(state: tuple[Tensor, Tensor] | None) -> tuple[Rows, Vectors] | None:
+    """Describe a state (L, V), or its gradient, to a kernel: value first."""
+    return None if state is None else (rows_of(state[1]), vectors_of(state[0]))
+
+
 class Statistics(NamedTuple):
-    """The softmax of queries over landmarks: maximum and 1 / sum (2, b, h g, t), and what L was taken relative to."""
+    """The softmax of queries over landmarks: maximum and 1 / sum (2, b, h g, t), and what L is taken relative to.
+
+    The latter is (segments b, h g), one number for each state.
+    """
 
     softmax: Tensor
     anchor: Tensor
 
     @classmethod
-    def empty(cls, query: Tensor) -> Statistics:
+    def empty(cls, query: Tensor, segments: int = 1) -> Statistics:
         b, heads, t, _ = query.shape
         softmax = torch.empty((2, b, heads, t), dtype=torch.float32, device=query.device)
-        return cls(softmax, torch.empty((b, heads), dtype=torch.float32, device=query.device))
+        return cls(softmax, torch.empty((segments * b, heads), dtype=torch.float32, device=query.device))
 
     def described(self) -> tuple[Vectors, Vectors, Vectors]:
         return vectors_of(self.softmax[0]), vectors_of(self.softmax[1]), vectors_of(self.anchor.unsqueeze(-1))
@@ -86,6 +95,40 @@ def summarize_triton(key: Tensor, value: Tensor, mask: Tensor | None, space: Fea
     _launch_summarize(key, value, mask, space, impl, state, None)
     assert state.log_normalizer is not None
     return KeySummary(state.log_normalizer, state.value, state.row_max, state.row_sum)
+
+
+def summarize_segments(
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    space: FeatureSpace,
+    impl: str,
+    state: State,
+    segments: Segments,
+) -> None:
+    """Summarize keys, values and mask segment by segment: state i, without L, goes to batch i B + b of `state`."""
+    key, value, mask = tensors
+    b, h, s, _ = key.shape
+    m, e = state.value.shape[-2:]
+    constants = shared_constants(space, key, m, e, impl)
+    launch = launch_of("summarize", constants, segments.length, key.device)
+    _summarize_kernel[(b * h * segments.count * launch.tiles,)](
+        rows_of(key),
+        rows_of(value),
+        mask_of(mask),
+        rows_of(space.projection),
+        None,
+        state._replace(log_normalizer=None).described(),
+        None,
+        b,
+        min(s, segments.length * segments.count),
+        segments.length,
+        segments.count,
+        h,
+        *gains(space),
+        **constants,
+        BLOCK_M=launch.features,
+        BLOCK_S=launch.tokens,
+        **launch.options,
+    )
 
 
 def _launch_summarize(
@@ -144,26 +187,32 @@ def _launch_summarize(
 
 
 def attend_triton(
-    query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str
+    query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str, segments: Segments | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return o (b, h g, t, e) in query's dtype, and the Statistics of its softmax."""
+    """Return o (b, h g, t, e) in query's dtype, and the Statistics of its softmax.
+
+    With segments, the state has one for each, (segments b, h, m) and (segments b, h, m, e).
+    """
     log_normalizer, state_value = state
     b, heads, t, _ = query.shape
     h, m, e = state_value.shape[1:]
+    segments = segments or Segments.whole(t)
     output = attention_output(query, e)
-    statistics = Statistics.empty(query)
+    statistics = Statistics.empty(query, segments.count)
     if b * heads * t == 0:
         return output, statistics.softmax, statistics.anchor
     constants = shared_constants(space, query, m, e, impl)
-    launch = launch_of("attend", constants, t, query.device)
-    _attend_kernel[(b * heads * ceil_div(t, launch.tokens),)](
+    launch = launch_of("attend", constants, segments.length, query.device)
+    _attend_kernel[(b * heads * segments.count * ceil_div(segments.length, launch.tokens),)](
         rows_of(query),
         rows_of(space.projection),
         vectors_of(log_normalizer),
         rows_of(state_value),
         rows_of(output),
         statistics.described(),
+        b,
         t,
+        *segments,
         heads,
         heads // h,
         gains(space)[0],
@@ -198,8 +247,8 @@ def full_attention_triton(
     state_value, projection = operands_like(query, key, state.value, space)
     state = state._replace(value=state_value)
     assert state.log_normalizer is not None
-    if _is_short(query, key, value, space):
-        output, *statistics = _short_attention(query, key, value, mask, space, impl, state)
+    if is_short(query, key, value, space):
+        output, *statistics = short_attention((query, key, value, mask), space, impl, state)
     else:
         copy = projection if projection.numel() else None
         _launch_summarize(key, value, mask, space, impl, state, copy)
@@ -211,13 +260,13 @@ def full_attention_triton(
 def operands_like(query: Tensor, key: Tensor, state_value: Tensor, space: FeatureSpace) -> tuple[Tensor, Tensor]:
     """Allocate V, and the projection where hop 1 is to leave a copy of it, in the dtypes in which hop 2 reads them."""
     operand = state_value.new_empty(0)
-    if query.dtype == key.dtype != torch.float32 and not _is_short(query, key, state_value, space):
+    if query.dtype == key.dtype != torch.float32 and not is_short(query, key, state_value, space):
         m = space.projection.shape[-2] // (2 if space.paired else 1)
         operand = key.new_empty((*space.projection.shape[:-2], m, space.projection.shape[-1]))
     return torch.empty_like(state_value, dtype=operand_dtype(query.dtype)), operand
 
 
-def _is_short(query: Tensor, key: Tensor, value: Tensor, space: FeatureSpace) -> bool:
+def is_short(query: Tensor, key: Tensor, value: Tensor, space: FeatureSpace) -> bool:
     """Whether one launch that repeats hop 1 for each query tile beats two launches.
 
     It takes logits relative to the L of its first features, which log-weights may set far below the others.
@@ -232,9 +281,15 @@ def _is_short(query: Tensor, key: Tensor, value: Tensor, space: FeatureSpace) ->
     )
 
 
-def _short_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, impl: str, state: State
+def short_attention(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    space: FeatureSpace,
+    impl: str,
+    state: State,
+    initial: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Run both hops of query, key, value and mask in one launch, behind a state (L, V) of earlier keys."""
+    query, key, value, mask = tensors
     b, heads, t, _ = query.shape
     m, e = state.value.shape[-2:]
     s, h = key.shape[-2], key.shape[1]
@@ -251,6 +306,7 @@ def _short_attention(
         rows_of(value),
         mask_of(mask),
         rows_of(space.projection),
+        described_state(initial),
         state.described(),
         rows_of(output),
         statistics.described(),

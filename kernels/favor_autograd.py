@@ -12,13 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .favor_definition import attend_definition, causal_definition, summarize_definition
+from .favor_definition import attend_definition, causal_definition, joined_definition, summarize_definition
 from .favor_ops import attend_backward_op, causal_backward_op, full_backward_op, summarize_backward_op
 from .random_features import FeatureSpace
 
 
-def _keep(kept_outputs: slice = slice(0), auxiliary_outputs: slice = slice(0)) -> Callable[..., None]:
-    """Return a setup_context that keeps all inputs and some results; auxiliary results have no gradient."""
+def _keep(
+    kept_outputs: slice = slice(0), auxiliary_outputs: slice = slice(0), materialized: bool = True
+) -> Callable[..., None]:
+    """Return a setup_context that keeps all inputs and some results; auxiliary results have no gradient.
+
+    Gradients of results that nobody used arrive as zeros, or where not `materialized` as None.
+    """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = (output,) if isinstance(output, Tensor) else output
@@ -27,6 +32,7 @@ def _keep(kept_outputs: slice = slice(0), auxiliary_outputs: slice = slice(0)) -
         ctx.options = [x for x in inputs if not isinstance(x, Tensor)]
         ctx.save_for_backward(*tensors, *outputs[kept_outputs])
         ctx.mark_non_differentiable(*outputs[auxiliary_outputs])
+        ctx.set_materialize_grads(materialized)
 
     return setup_context
 
@@ -74,13 +80,20 @@ def _full_autograd(ctx: Any, d_output: Tensor, *unused: Any) -> tuple[Any, ...]:
     return d_query, d_key, d_value, None, *_option_gradients(needs, 4, *d_parameters)
 
 
-def _causal_autograd(ctx: Any, d_output: Tensor, *unused: Any) -> tuple[Any, ...]:
+def _causal_autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     inputs, results = _restore(ctx)
     needs = ctx.needs_input_grad
-    d_query, d_key, d_value, *d_parameters = causal_backward_op(
-        d_output, *inputs, *results, _parameters_wanted(needs, 4)
+    d_output, d_log_normalizer, d_state_value = upstream[:3]
+    if d_output is None:
+        d_output = torch.zeros_like(results[0])
+    if d_log_normalizer is not None or d_state_value is not None:
+        d_log_normalizer = torch.zeros_like(results[1]) if d_log_normalizer is None else d_log_normalizer
+        d_state_value = torch.zeros_like(results[2]) if d_state_value is None else d_state_value
+    d_query, d_key, d_value, *d_initial, d_projection, d_log_weight = causal_backward_op(
+        d_output, d_log_normalizer, d_state_value, *inputs, *results, _parameters_wanted(needs, 6)
     )
-    return d_query, d_key, d_value, None, *_option_gradients(needs, 4, *d_parameters), None
+    d_initial = [_wanted(gradient, need) for gradient, need in zip(d_initial, needs[4:6], strict=True)]
+    return d_query, d_key, d_value, None, *d_initial, *_option_gradients(needs, 6, d_projection, d_log_weight), None
 
 
 def _differentiate_again(
@@ -107,10 +120,14 @@ def _differentiate_again(
             upstream, inputs = nodes[:upstream_count], nodes[upstream_count:]
             outputs = define(*inputs)
             outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-            outputs = [o.to(u.dtype) for o, u in zip(outputs, upstream, strict=True)]
+            used = [(o.to(u.dtype), u) for o, u in zip(outputs, upstream, strict=True) if u is not None]
             wanted = [i for i in gradient_positions if inputs[i] is not None]
             first = torch.autograd.grad(
-                outputs, [inputs[i] for i in wanted], upstream, create_graph=True, materialize_grads=True
+                [o for o, _ in used],
+                [inputs[i] for i in wanted],
+                [u for _, u in used],
+                create_graph=True,
+                materialize_grads=True,
             )
             by_position = dict(zip(gradient_positions, d_gradients, strict=True))
             pairs = [(g, by_position[i]) for i, g in zip(wanted, first, strict=True) if g.requires_grad]
@@ -139,8 +156,13 @@ def _define_full(query, key, value, mask, *options):
     return attend_definition(query, *summarize_definition(key, value, mask, space), space)
 
 
-def _define_causal(query, key, value, mask, *options):
-    return causal_definition(query, key, value, mask, FeatureSpace(*options[:5]), options[6])
+def _define_causal(query, key, value, mask, log_normalizer, state_value, *options):
+    space, tokens_per_step = FeatureSpace(*options[:5]), options[6]
+    initial = None if log_normalizer is None else (log_normalizer, state_value)
+    state = summarize_definition(key, value, mask, space)
+    if initial is not None:
+        state = joined_definition(initial, state)
+    return causal_definition(query, key, value, mask, initial, space, tokens_per_step), *state
 
 
 def _register(
@@ -152,10 +174,11 @@ def _register(
     upstream_count: int,
     input_count: int,
     gradient_positions: tuple[int, ...],
+    materialized: bool = True,
 ) -> None:
     """Register the gradient of an operator and, through its definition, that of its backward operator."""
     torch.library.register_autograd(
-        f"favorcast::{name}", gradient, setup_context=_keep(kept_outputs, auxiliary_outputs)
+        f"favorcast::{name}", gradient, setup_context=_keep(kept_outputs, auxiliary_outputs, materialized)
     )
     again = _differentiate_again(define, upstream_count, input_count, gradient_positions)
     torch.library.register_autograd(f"favorcast::{name}_backward", again, setup_context=_keep())
@@ -164,4 +187,6 @@ def _register(
 _register("summarize", _summarize_autograd, slice(1, 4), slice(2, 4), _define_summarize, 2, 9, (0, 1, 3, 4))
 _register("attend", _attend_autograd, slice(3), slice(1, 3), _define_attend, 1, 9, (0, 1, 2, 3))
 _register("full_attention", _full_autograd, slice(8), slice(1, 8), _define_full, 1, 10, (0, 1, 2, 4, 5))
-_register("causal_attention", _causal_autograd, slice(3), slice(1, 3), _define_causal, 1, 11, (0, 1, 2, 4, 5))
+_register(
+    "causal_attention", _causal_autograd, slice(4), slice(3, 4), _define_causal, 3, 13, (0, 1, 2, 4, 5, 6, 7), False
+)

@@ -22,6 +22,8 @@ from .favor_backward_kernels import (
     _token_gradient_kernel,
 )
 from .favor_launch import (
+    Launch,
+    Segments,
     ceil_div,
     gains,
     launch_of,
@@ -39,7 +41,8 @@ class Hop(NamedTuple):
     """One softmax between tokens and landmarks, as the backward kernels see it (favor_backward_kernels.py).
 
     Of the queries: L, V as landmark rows, o, the statistics, and room for do . o. Of the keys: the maximum of each
-    landmark, dV / z as landmark rows, and the landmark shifts.
+    landmark, dV / z as landmark rows, and the landmark shifts. Where tokens have one state a segment, what belongs to
+    the landmarks is (segments b, h, ...).
     """
 
     landmark_rows: Tensor
@@ -49,12 +52,15 @@ class Hop(NamedTuple):
     weighted_output: Tensor | None = None
     row_max: Tensor | None = None
     shifts: Tensor | None = None
+    segments: Segments | None = None
 
     @classmethod
-    def of_queries(cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Statistics) -> Hop:
+    def of_queries(
+        cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Statistics, segments: Segments | None = None
+    ) -> Hop:
         log_normalizer, state_value = state
         weighted_output = torch.empty_like(statistics.softmax[0])
-        return cls(state_value, log_normalizer, output, statistics, weighted_output)
+        return cls(state_value, log_normalizer, output, statistics, weighted_output, segments=segments)
 
     @classmethod
     def of_keys(cls, state_value: Tensor, row_max: Tensor, operand: torch.dtype) -> Hop:
@@ -93,10 +99,10 @@ def full_attention_backward_triton(
     _reduce_gradient(received, None, forward.state_value, (None, d_log_normalizer), (keys, forward.row_sum))
     d_key, d_value = _key_side(key, value, mask, keys, operands, impl)
     if d_log_normalizer is None:
-        return FullGradients(d_query, d_key, d_value, _no_parameters(forward.row_max))
-    parts = _projection_gradient(query, d_output, None, queries, space, impl)
-    parts += _projection_gradient(key, value, mask, keys, space, impl)
-    return FullGradients(d_query, d_key, d_value, _parameter_gradients(parts, d_log_normalizer, space))
+        return FullGradients(d_query, d_key, d_value, no_parameters(forward.row_max))
+    parts = projection_gradient(query, d_output, None, queries, space, impl)
+    parts += projection_gradient(key, value, mask, keys, space, impl)
+    return FullGradients(d_query, d_key, d_value, to_parameters(parts, d_log_normalizer, space))
 
 
 def summarize_backward_triton(
@@ -116,9 +122,9 @@ def summarize_backward_triton(
     _reduce_gradient((d_state_value, None), d_log_normalizer, state_value, (None, None), (keys, row_sum))
     d_key, d_value = _key_side(key, value, mask, keys, space, impl)
     if not parameter_gradients:
-        return d_key, d_value, _no_parameters(row_max)
-    parts = _projection_gradient(key, value, mask, keys, space, impl)
-    return d_key, d_value, _parameter_gradients(parts, d_log_normalizer, space)
+        return d_key, d_value, no_parameters(row_max)
+    parts = projection_gradient(key, value, mask, keys, space, impl)
+    return d_key, d_value, to_parameters(parts, d_log_normalizer, space)
 
 
 def attend_backward_triton(
@@ -136,10 +142,10 @@ def attend_backward_triton(
     d_query, received = _query_side(d_output, query, queries, space, impl)
     d_log_normalizer, d_state_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in state)
     _reduce_gradient(received, None, state[1], (d_state_value, d_log_normalizer), None)
-    parameters = _no_parameters(d_log_normalizer)
+    parameters = no_parameters(d_log_normalizer)
     if parameter_gradients:
-        parts = _projection_gradient(query, d_output, None, queries, space, impl)
-        parameters = _parameter_gradients(parts, d_log_normalizer, space._replace(log_weight=None))
+        parts = projection_gradient(query, d_output, None, queries, space, impl)
+        parameters = to_parameters(parts, d_log_normalizer, space._replace(log_weight=None))
     return d_query, d_log_normalizer, d_state_value, parameters
 
 
@@ -148,27 +154,38 @@ def _query_side(
 ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
     """Return dq, and the partial sums R (splits b, h, m, e) and E (splits b, h, m)."""
     d_query = torch.empty_like(query)
-    _token_gradient(query, d_output, None, hop, space, impl, d_query, None)
+    token_gradient(query, d_output, None, hop, space, impl, d_query, None)
+    return d_query, landmark_gradient(query, d_output, hop, space, impl)
+
+
+def landmark_gradient(
+    query: Tensor, d_output: Tensor, hop: Hop, space: FeatureSpace, impl: str
+) -> tuple[Tensor, Tensor]:
+    """Return the partial sums R (splits segments b, h, m, e) and E (splits segments b, h, m) of the states."""
     b, heads, t, _ = query.shape
     h, m, e = hop.landmark_rows.shape[1:]
+    segments = hop.segments or Segments.whole(t)
     constants = shared_constants(space, query, m, e, impl)
-    launch = launch_of("landmark_gradient", constants, t, query.device)
-    tiles = ceil_div(t, launch.tokens) * (heads // h)
-    splits, each = split_tokens(tiles, launch.tokens, max(1, b * h * launch.tiles), query.device)
-    received = torch.empty((splits * b, h, m, e), dtype=torch.float32, device=query.device)
-    received_weighted = torch.empty((splits * b, h, m), dtype=torch.float32, device=query.device)
+    launch = launch_of("landmark_gradient", constants, segments.length, query.device)
+    splits, each = _split_segment(segments, launch, b * h, heads // h, query.device)
+    parts = splits * segments.count
+    received = torch.empty((parts * b, h, m, e), dtype=torch.float32, device=query.device)
+    received_weighted = torch.empty((parts * b, h, m), dtype=torch.float32, device=query.device)
     if received.numel():
-        _landmark_gradient_kernel[(b * h * splits * launch.tiles,)](
+        _landmark_gradient_kernel[(b * h * parts * launch.tiles,)](
             rows_of(query),
             rows_of(d_output),
             _statistics(hop),
             _vectors(hop.weighted_output),
             rows_of(space.projection),
             _vectors(hop.log_normalizer),
+            _vectors(hop.row_max),
+            None if hop.row_max is None or space.log_weight is None else vectors_of(space.log_weight),
             rows_of(received),
             vectors_of(received_weighted),
             b,
             t,
+            *segments,
             each,
             splits,
             h,
@@ -179,18 +196,26 @@ def _query_side(
             BLOCK_N=launch.tokens,
             **launch.options,
         )
-    return d_query, (received, received_weighted)
+    return received, received_weighted
+
+
+def _split_segment(
+    segments: Segments, launch: Launch, planes: int, group: int, device: torch.device
+) -> tuple[int, int]:
+    """Return (splits, token tiles of each) for the tokens of `group` heads that share a state."""
+    tiles = ceil_div(segments.length, launch.tokens) * group
+    return split_tokens(tiles, launch.tokens, max(1, planes * launch.tiles * segments.count), device)
 
 
 def _key_side(
     key: Tensor, value: Tensor, mask: Tensor | None, hop: Hop, space: FeatureSpace, impl: str
 ) -> tuple[Tensor, Tensor]:
     d_key, d_value = torch.empty_like(key), torch.empty_like(value)
-    _token_gradient(key, value, mask, hop, space, impl, d_key, d_value)
+    token_gradient(key, value, mask, hop, space, impl, d_key, d_value)
     return d_key, d_value
 
 
-def _token_gradient(
+def token_gradient(
     tokens: Tensor,
     token_rows: Tensor,
     mask: Tensor | None,
@@ -206,9 +231,10 @@ def _token_gradient(
     if b * heads * n == 0:
         return
     is_key_side = d_token_rows is not None
+    segments = hop.segments or Segments.whole(n)
     constants = shared_constants(space, tokens, m, e, impl)
-    launch = launch_of("key_gradient" if is_key_side else "query_gradient", constants, n, tokens.device)
-    _token_gradient_kernel[(b * heads * ceil_div(n, launch.tokens),)](
+    launch = launch_of("key_gradient" if is_key_side else "query_gradient", constants, segments.length, tokens.device)
+    _token_gradient_kernel[(b * heads * segments.count * ceil_div(segments.length, launch.tokens),)](
         rows_of(tokens),
         rows_of(token_rows),
         mask_of(mask),
@@ -222,7 +248,9 @@ def _token_gradient(
         rows_of(d_tokens),
         _rows(d_token_rows),
         _vectors(hop.weighted_output),
+        b,
         n,
+        *segments,
         heads,
         heads // h,
         *gains(space),
@@ -268,7 +296,7 @@ def _reduce_gradient(
     )
 
 
-def _projection_gradient(
+def projection_gradient(
     tokens: Tensor, token_rows: Tensor, mask: Tensor | None, hop: Hop, space: FeatureSpace, impl: str
 ) -> Tensor:
     """Return sum_n d_nr x_n, (b, h, m, d), float32; features that are learnt are not paired."""
@@ -276,12 +304,13 @@ def _projection_gradient(
     h, m, e = hop.landmark_rows.shape[1:]
     constants = dict(shared_constants(space._replace(paired=False), tokens, m, e, impl))
     del constants["PAIRED"]
-    launch = launch_of("projection_gradient", constants, n, tokens.device)
-    tiles = ceil_div(n, launch.tokens) * (heads // h)
-    splits, each = split_tokens(tiles, launch.tokens, max(1, b * h * launch.tiles), tokens.device)
-    parts = torch.empty((splits * b, h, m, d), dtype=torch.float32, device=tokens.device)
+    segments = hop.segments or Segments.whole(n)
+    launch = launch_of("projection_gradient", constants, segments.length, tokens.device)
+    splits, each = _split_segment(segments, launch, b * h, heads // h, tokens.device)
+    count = splits * segments.count
+    parts = torch.empty((count * b, h, m, d), dtype=torch.float32, device=tokens.device)
     if parts.numel():
-        _projection_gradient_kernel[(b * h * splits * launch.tiles,)](
+        _projection_gradient_kernel[(b * h * count * launch.tiles,)](
             rows_of(tokens),
             rows_of(token_rows),
             mask_of(mask),
@@ -295,6 +324,7 @@ def _projection_gradient(
             rows_of(parts),
             b,
             n,
+            *segments,
             each,
             splits,
             h,
@@ -306,10 +336,10 @@ def _projection_gradient(
             BLOCK_N=launch.tokens,
             **launch.options,
         )
-    return parts.unflatten(0, (splits, b)).sum(0)
+    return parts.unflatten(0, (count, b)).sum(0)
 
 
-def _parameter_gradients(parts: Tensor, d_log_normalizer: Tensor, space: FeatureSpace) -> ParameterGradients:
+def to_parameters(parts: Tensor, d_log_normalizer: Tensor, space: FeatureSpace) -> ParameterGradients:
     """Sum over the batch, and over heads that share a parameter; the log-weight enters L as it is."""
     projection = parts.sum(0 if space.projection.ndim == 3 else (0, 1)).mul_(math.sqrt(space.scale))
     projection = projection.to(space.projection.dtype)
@@ -319,7 +349,7 @@ def _parameter_gradients(parts: Tensor, d_log_normalizer: Tensor, space: Feature
     return ParameterGradients(projection, log_weight.to(space.log_weight.dtype))
 
 
-def _no_parameters(like: Tensor) -> ParameterGradients:
+def no_parameters(like: Tensor) -> ParameterGradients:
     return ParameterGradients(like.new_empty(0), like.new_empty(0))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from .random_features import FeatureSpace
 
 HEADROOM = 40.0
 """A key feature may exceed its anchor by exp(40), about 2e17: sums of 1e6 such terms times |v| < 1e14 fit float32."""
+
+
+UNSEEN = {dtype: -torch.finfo(dtype).max / 2 for dtype in (torch.float32, torch.float64)}
+"""The anchor before the first key: finite, so that no difference is NaN."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,30 @@ class Part:
     state: Tensor
 
 
-@dataclass(frozen=True)
-class CausalInputs:
-    """The tensors of one group of heads; queries are (b, h, g, t, d)."""
+class CausalTensors(NamedTuple):
+    """What causal attention reads: queries (b, h g, t, d), keys, values, padding, and the state of earlier keys."""
 
+    query: Tensor
     key: Tensor
     value: Tensor
     mask: Tensor | None
+    initial: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class CausalInputs:
+    """The keys of one group of heads, and how they are cut into chunks."""
+
+    tensors: CausalTensors
     space: FeatureSpace
     group: HeadGroup
-    plane: tuple[int, int]
     tokens_per_step: int
     dtype: torch.dtype
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """The numbers of batches and of key heads that the group is a part of."""
+        return self.tensors.key.shape[0], self.tensors.key.shape[1]
 
     @property
     def chunk_tokens(self) -> int:
@@ -62,22 +79,21 @@ class CausalInputs:
     def visible(self, part: Part, heads_per_key: int) -> Tensor:
         """Return the (g n, n) mask of a chunk, 1 where the key is visible to the row."""
         n = part.rows.stop - part.rows.start
-        return visibility(n, n, self.tokens_per_step, self.key.device).to(self.dtype).repeat(heads_per_key, 1)
+        return visibility(n, n, self.tokens_per_step, part.phi.device).to(self.dtype).repeat(heads_per_key, 1)
 
 
 def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
     """Walk over the chunks of a group, splitting where an anchor must be raised, and carry the state along."""
     weights = key_weights(inputs.space, inputs.group, inputs.plane, inputs.dtype)
-    size, m = inputs.group.size, weights.shape[1]
-    lowest = -torch.finfo(inputs.dtype).max / 2
-    anchor = torch.full((size, m), lowest, dtype=inputs.dtype, device=weights.device)
-    state = torch.zeros((size, m, inputs.value.shape[-1] + 1), dtype=inputs.dtype, device=weights.device)
-    length, chunk = inputs.key.shape[-2], inputs.chunk_tokens
+    size = inputs.group.size
+    anchor, state = opening(inputs)
+    key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
+    length, chunk = key.shape[-2], inputs.chunk_tokens
     for start in range(0, length, chunk):
         rows = slice(start, min(start + chunk, length))
-        keys = load_keys(inputs.key, inputs.mask, inputs.group, rows, inputs.space, inputs.dtype)
-        exponent, slope = exponents(keys, weights, inputs.key.shape[-1], inputs.space.feature_map)
-        values = load_values(inputs.value, inputs.mask, inputs.group, rows, inputs.dtype)
+        keys = load_keys(key, mask, inputs.group, rows, inputs.space, inputs.dtype)
+        exponent, slope = exponents(keys, weights, key.shape[-1], inputs.space.feature_map)
+        values = load_values(value, mask, inputs.group, rows, inputs.dtype)
         steps = torch.arange(rows.stop - rows.start, device=weights.device) // inputs.tokens_per_step
         first = torch.zeros(size, dtype=torch.long, device=weights.device)
         while True:
@@ -95,6 +111,35 @@ def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
             if bool((last > steps[-1]).all()):
                 break
             first = last
+
+
+def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
+    """Return the anchor (G, m) and the state (G, m, e + 1) of the keys before the first."""
+    value, initial = inputs.tensors.value, inputs.tensors.initial
+    size, m, e = inputs.group.size, inputs.space.projection.shape[-2], value.shape[-1]
+    anchor = torch.full((size, m), UNSEEN[inputs.dtype], dtype=inputs.dtype, device=value.device)
+    state = torch.zeros((size, m, e + 1), dtype=inputs.dtype, device=value.device)
+    if initial is not None:
+        log_normalizer, value = (x[inputs.group.batch, inputs.group.heads].flatten(0, 1) for x in initial)
+        known = log_normalizer > -torch.inf
+        anchor = torch.where(known, log_normalizer.to(inputs.dtype), anchor)
+        state[..., :e] = torch.where(known.unsqueeze(-1), value, 0.0)
+        state[..., e] = known
+    return anchor, state
+
+
+def closing(anchor: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (L (G, m), V (G, m, e)) of sums relative to an anchor; (-inf, 0) where no key was seen."""
+    total = state[..., -1]
+    log_normalizer = torch.where(total > 0, anchor + torch.where(total > 0, total, 1.0).log(), -torch.inf)
+    return log_normalizer, state[..., :-1] / torch.where(total > 0, total, 1.0).unsqueeze(-1)
+
+
+def state_after(inputs: CausalInputs, part: Part) -> Tensor:
+    """Return the sums of all keys up to a part's last, relative to its anchor."""
+    if inputs.chunk_is_one_step:
+        return part.state
+    return part.state + torch.bmm(part.phi.transpose(1, 2), part.values)
 
 
 def _next_part(exponent: Tensor, anchor: Tensor, steps: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,10 +170,11 @@ def _next_part(exponent: Tensor, anchor: Tensor, steps: Tensor, first: Tensor) -
 
 def rebuild_part(inputs: CausalInputs, rows: slice, inside: Tensor | None, anchor: Tensor, weights: Tensor) -> Part:
     """Rebuild a part for the reverse scan; its state is not needed there and left empty."""
-    keys = load_keys(inputs.key, inputs.mask, inputs.group, rows, inputs.space, inputs.dtype)
-    exponent, slope = exponents(keys, weights, inputs.key.shape[-1], inputs.space.feature_map)
+    key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
+    keys = load_keys(key, mask, inputs.group, rows, inputs.space, inputs.dtype)
+    exponent, slope = exponents(keys, weights, key.shape[-1], inputs.space.feature_map)
     exponent -= anchor.unsqueeze(1)
     if inside is not None:
         exponent.masked_fill_(~inside.unsqueeze(-1), -torch.inf)
-    values = load_values(inputs.value, inputs.mask, inputs.group, rows, inputs.dtype)
+    values = load_values(value, mask, inputs.group, rows, inputs.dtype)
     return Part(rows, inside, anchor, keys, exponent.exp_(), slope, values, anchor.new_empty(0))

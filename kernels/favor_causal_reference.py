@@ -27,11 +27,14 @@ and a reverse scan carrying R_r = sum_{later i} alpha_ir [do_i, -D_i] (rescaled 
     de_jr = phi_jr ([v_j, 1] . R_r + sum_i G_ij alpha_ir)     dv_j = phi_j R + sum_i (alpha phi^T)_ij do_i
     dk_j = sum_r de_jr (w_r - k_j).
 
-Anchors and maxima are constants of the result, so no gradient passes through them. Kept between the passes: q, k, v, o,
-x and den; of the state nothing, it is rebuilt.
+An initial state (L0, V0) opens the scan as S = [V0, 1] with a = L0; the state of all keys is read off S at the end, and
+its gradient opens the reverse scan. Anchors and maxima are constants of the result, so no gradient passes through them.
+Kept between the passes: q, k, v, o, x and den; of the state nothing, it is rebuilt.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +50,17 @@ from .favor_blocks import (
     query_weights,
     store_rows,
 )
-from .favor_causal_parts import CausalInputs, Part, causal_parts, rebuild_part
+from .favor_causal_parts import (
+    UNSEEN,
+    CausalInputs,
+    CausalTensors,
+    Part,
+    causal_parts,
+    closing,
+    opening,
+    rebuild_part,
+    state_after,
+)
 from .favor_reference import (
     ParameterGradients,
     attention_output,
@@ -60,19 +73,30 @@ from .favor_reference import (
 from .random_features import FeatureSpace
 
 
-def causal_reference(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, tokens_per_step: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return o (b, h g, t, e) in query's dtype, and x and den, each (b, h g, t), for the backward."""
+class CausalSummary(NamedTuple):
+    """Output o, the state (L, V) of all keys, and x and den of the rows, stacked in (2, b, h g, t)."""
+
+    output: Tensor
+    log_normalizer: Tensor
+    state_value: Tensor
+    softmax: Tensor
+
+
+def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_step: int) -> CausalSummary:
+    """Attend to the keys of the own and of earlier steps, and to the initial state; o has query's dtype."""
+    query, key, value, _, _ = tensors
     (b, h, t, d), e = key.shape, value.shape[-1]
     m = space.projection.shape[-2]
     dtype = accumulation_dtype(query, key, value, space.projection)
     output = attention_output(query, e)
-    row_max, row_sum = (torch.empty(query.shape[:-1], dtype=dtype, device=query.device) for _ in range(2))
-    queries, outputs, maxima, sums = (x.unflatten(1, (h, -1)) for x in (query, output, row_max, row_sum))
+    softmax = torch.empty((2, *query.shape[:-1]), dtype=dtype, device=query.device)
+    log_normalizer = torch.empty((b, h, m), dtype=dtype, device=query.device)
+    state_value = torch.empty((b, h, m, e), dtype=dtype, device=query.device)
+    queries, outputs, maxima, sums = (x.unflatten(1, (h, -1)) for x in (query, output, softmax[0], softmax[1]))
     heads_per_key = queries.shape[2]
     for group in head_groups(b, h, t * (1 + heads_per_key), m):
-        inputs = CausalInputs(key, value, mask, space, group, (b, h), tokens_per_step, dtype)
+        inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
+        anchor, state = opening(inputs)
         weights = query_weights(space, None, group, (b, h), dtype)
         for part in causal_parts(inputs):
             block = load_queries(queries, group, part.rows, space, dtype)
@@ -90,31 +114,46 @@ def causal_reference(
             )
             for target, columns in ((outputs, rows[..., :e]), (maxima, rows[..., e]), (sums, rows[..., e + 1])):
                 _store_inside(target, group, part, columns)
-    return output, row_max, row_sum
+            anchor, state = part.anchor, state_after(inputs, part)
+        for target, result in zip((log_normalizer, state_value), closing(anchor, state), strict=True):
+            target[group.batch, group.heads] = result.view(target[group.batch, group.heads].shape)
+    return CausalSummary(output, log_normalizer, state_value, softmax)
+
+
+class CausalGradients(NamedTuple):
+    """Gradients of `causal_reference`; `initial` is None where there is no initial state."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    initial: tuple[Tensor, Tensor] | None
+    parameters: ParameterGradients
 
 
 def causal_backward_reference(
     d_output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    results: tuple[Tensor, Tensor, Tensor],
+    d_state: tuple[Tensor, Tensor] | None,
+    tensors: CausalTensors,
+    results: CausalSummary,
     space: FeatureSpace,
     tokens_per_step: int,
     parameter_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
-    """Return (d_query, d_key, d_value, parameter gradients); `results` is what `causal_reference` returned."""
+) -> CausalGradients:
+    """Differentiate `causal_reference`, whose results are given; d_state is the gradient of (L, V), None for zeros."""
+    query, key, value, _, initial = tensors
     b, h, t, d = key.shape
     m = space.projection.shape[-2]
-    dtype = results[1].dtype
+    dtype = results.softmax.dtype
+    d_initial = None if initial is None else (torch.empty_like(initial[0]), torch.empty_like(initial[1]))
     d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
-    by_key_head = tuple(x.unflatten(1, (h, -1)) for x in (query, d_output, *results))
+    by_key_head = tuple(x.unflatten(1, (h, -1)) for x in (query, d_output, results.output, *results.softmax))
     d_queries = d_query.unflatten(1, (h, -1))
     for group in head_groups(b, h, t * (1 + by_key_head[0].shape[2]), m):
-        inputs = CausalInputs(key, value, mask, space, group, (b, h), tokens_per_step, dtype)
+        inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
         scan = _BackwardScan(inputs, by_key_head)
+        if d_state is not None:
+            scan.receive((results.log_normalizer, results.state_value), d_state)
         parts = []
         for part in causal_parts(inputs):
             d_logits, slope, block = scan.query_side(part)
@@ -131,7 +170,11 @@ def causal_backward_reference(
             add_to(d_key[:, :, rows], group, d_part_key.to(key.dtype))
             if parameter_gradients:
                 add_to(d_weights, group, weight_gradient(d_exponent, slope, keys, d))
-    return d_query, d_key, d_value, reduce_to_parameters(d_weights, space, parameter_gradients)
+        if d_initial is not None:
+            for target, gradient in zip(d_initial, scan.initial_gradient(), strict=True):
+                target[group.batch, group.heads] = gradient.view(target[group.batch, group.heads].shape)
+    parameters = reduce_to_parameters(d_weights, space, parameter_gradients)
+    return CausalGradients(d_query, d_key, d_value, d_initial, parameters)
 
 
 class _BackwardScan:
@@ -144,8 +187,27 @@ class _BackwardScan:
         self.head_dim = self.queries.shape[-1]
         self.query_weights = query_weights(inputs.space, None, inputs.group, inputs.plane, inputs.dtype)
         self.key_weights = key_weights(inputs.space, inputs.group, inputs.plane, inputs.dtype)
-        self.received: Tensor | None = None
-        self.anchor: Tensor | None = None
+        anchor, state = opening(inputs)
+        self.received = torch.zeros_like(state)
+        self.anchor = torch.full_like(anchor, -UNSEEN[inputs.dtype])  # nothing received yet, at any anchor
+
+    def receive(self, state: tuple[Tensor, Tensor], d_state: tuple[Tensor, Tensor]) -> None:
+        """Start R with the gradient of the state of all keys: R = [dV, dL - V . dV] relative to L."""
+        group, dtype = self.inputs.group, self.inputs.dtype
+        (log_normalizer, value), (d_log_normalizer, d_value) = (
+            [x[group.batch, group.heads].flatten(0, 1).to(dtype) for x in pair] for pair in (state, d_state)
+        )
+        known = log_normalizer > -torch.inf
+        d_log_normalizer = d_log_normalizer - (value * d_value).sum(-1)
+        received = torch.cat([d_value, d_log_normalizer.unsqueeze(-1)], -1)
+        self.received = torch.where(known.unsqueeze(-1), received, 0.0)
+        self.anchor = torch.where(known, log_normalizer, self.anchor)
+
+    def initial_gradient(self) -> tuple[Tensor, Tensor]:
+        """Return (dL0 (G, m), dV0 (G, m, e)) of the initial state: R, which all later rows have added to, from L0."""
+        start, state = opening(self.inputs)
+        received = self.received * ((start - self.anchor).exp() * state[..., -1]).unsqueeze(-1)
+        return (state * received).sum(-1), received[..., :-1]
 
     def query_side(self, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (dlogit (G, g n, m), slope, augmented queries) of a part, zero for rows outside it."""
@@ -163,10 +225,7 @@ class _BackwardScan:
         """Return (de (G, n, m), slope, augmented keys, dv) of a part and add its rows to R."""
         alpha, _, _, upstream = self._alpha(rows, inside, anchor)
         part = rebuild_part(self.inputs, rows, inside, anchor, self.key_weights)
-        if self.received is None or self.anchor is None:
-            received = torch.zeros((*anchor.shape, part.values.shape[-1]), dtype=anchor.dtype, device=anchor.device)
-        else:
-            received = self.received * (anchor - self.anchor).exp().unsqueeze(-1)
+        received = self.received * (anchor - self.anchor).exp().unsqueeze(-1)
         after = received + torch.bmm(alpha.transpose(1, 2), upstream)
         reach = after if self.inputs.chunk_is_one_step else received
         d_value = torch.bmm(part.phi, reach[..., :-1])

@@ -17,7 +17,8 @@ needed. In the causal form key j is visible to query i iff j // tokens_per_step 
 
     A_ij = sum_r exp(w_r . q_i + e_jr)      o_i = sum_{visible j} A_ij v_j / sum_{visible j} A_ij.
 
-A query that sees no key gets zeros and sends zero gradients.
+A state (L0, V0) of earlier keys is visible to all queries: it adds, for each r, a key of weight exp(w_r . q_i + L0_r)
+and value V0_r. A query that sees no key gets zeros and sends zero gradients.
 """
 
 from __future__ import annotations
@@ -71,9 +72,18 @@ def attend_definition(query: Tensor, log_normalizer: Tensor, state_value: Tensor
 
 
 def causal_definition(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, tokens_per_step: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    initial: tuple[Tensor, Tensor] | None,
+    space: FeatureSpace,
+    tokens_per_step: int,
 ) -> Tensor:
-    """Return o (b, h g, t, e) where queries see the keys of their own and of earlier steps; O(t s m) memory."""
+    """Return o (b, h g, t, e) where queries see the keys of their own and of earlier steps; O(t s m) memory.
+
+    `initial` is the state (L0 (b, h, m), V0 (b, h, m, e)) of the keys before the first.
+    """
     key_side = key_exponents(key, mask, space)
     query_side = query_exponents(query, key.shape[1], space)
     value = value.to(key_side.dtype)
@@ -84,10 +94,29 @@ def causal_definition(
     if mask is not None:
         visible = visible & ~rearrange(mask, "b s -> b 1 1 1 s")
     log_attention = torch.where(visible.unsqueeze(-1), pairs, 0.0).logsumexp(-1)
+    value = value.unsqueeze(-3)
+    if initial is not None:
+        log_normalizer, state_value = (x.to(value.dtype)[:, :, None] for x in initial)
+        known = (log_normalizer > -torch.inf).unsqueeze(-2)
+        bias = torch.where(known, log_normalizer.unsqueeze(-2), 0.0)
+        log_attention = torch.cat([log_attention, query_side + bias], -1)
+        visible = torch.cat([visible, known.expand_as(query_side)], -1)
+        value = torch.cat([value, state_value], -2)
     seen = visible.any(-1, keepdim=True)
     log_attention = torch.where(visible, log_attention, torch.where(seen, -torch.inf, 0.0))
     weights = torch.where(seen, log_attention.softmax(-1), 0.0)
-    return rearrange(weights @ value.unsqueeze(-3), "b h g t e -> b (h g) t e")
+    return rearrange(weights @ value, "b h g t e -> b (h g) t e")
+
+
+def joined_definition(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the state (L, V) of two disjoint sets of keys: L = logaddexp(L1, L2), V = sum_i V_i exp(L_i - L)."""
+    highest = torch.maximum(first[0], second[0]).detach()
+    seen = highest > -torch.inf
+    shift = torch.where(seen, highest, 0.0)
+    one, other = ((log_normalizer - shift).exp() for log_normalizer, _ in (first, second))
+    total = torch.where(seen, one + other, 1.0)
+    value = first[1] * (one / total).unsqueeze(-1) + second[1] * (other / total).unsqueeze(-1)
+    return torch.where(seen, shift + total.log(), -torch.inf), value
 
 
 def visibility(queries: int, keys: int, tokens_per_step: int, device: torch.device) -> Tensor:

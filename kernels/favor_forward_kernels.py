@@ -39,22 +39,48 @@ from .favor_tiles import (
     square_norm,
     store_tile,
     store_vector,
+    tile_of_segment,
 )
 
 
 @triton.jit
+def relative_maximum(log_normalizer, log_weight, head, features, keep):
+    """Return log2(e) (L - c) [M] of a state, and UNSEEN where it has seen no key."""
+    if log_weight is not None:
+        weight = load_vector(log_weight, head * 0, head, features, keep, 0.0)
+        log_normalizer = tl.where(log_normalizer > float("-inf"), log_normalizer - weight, log_normalizer)
+    return tl.where(log_normalizer > float("-inf"), log_normalizer * LOG2_E, UNSEEN)
+
+
+@triton.jit
+def open_state(initial, log_weight, batch, head, features, keep, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Return maximum, sum [M] and average [M, E] of the initial state (V, L), or of no keys where it is None."""
+    BLOCK_M: tl.constexpr = features.shape[0]
+    if initial is None:
+        top = tl.full([BLOCK_M], UNSEEN, tl.float32)
+        return top, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    else:
+        value, log_normalizer = initial
+        logarithm = load_vector(log_normalizer, batch, head, features, keep, float("-inf")).to(tl.float32)
+        top = relative_maximum(logarithm, log_weight, head, features, keep)
+        total = tl.where(logarithm > float("-inf"), 1.0, 0.0)
+        average = load_tile(value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(tl.float32)
+        return top, total, tl.where((total > 0)[:, None], average, 0.0)
+
+
+@triton.jit
 def summarize_tile(
-    key, value, mask, w, batch, head, first, end, gain, norm_gain,
+    key, value, mask, w, opening, other_opening, batch, head, first, end, gain, norm_gain,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Run hop 1 over keys first ... end: maximum, sum [M] and sum of p v [M, E] for w [M, D], and if PAIRED for -w."""
-    BLOCK_M: tl.constexpr = w.shape[0]
-    top = tl.full([BLOCK_M], UNSEEN, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    average = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
-    other_top, other_total, other_average = top, total, average
+    """Run hop 1 over keys first ... end: maximum, sum [M] and sum of p v [M, E] for w [M, D], and if PAIRED for -w.
+
+    It goes on from the same three of earlier keys, `opening` for w and `other_opening` for -w.
+    """
+    top, total, average = opening
+    other_top, other_total, other_average = other_opening
     for start in range(first, end, BLOCK_S):
         rows = start + tl.arange(0, BLOCK_S)
         keep = seen_keys(mask, batch, rows, end)
@@ -130,8 +156,9 @@ def _summarize_kernel(
         store_tile(projection_copy, batch, head, features, keep & writes, w, DIM, BLOCK_D)
     first = split * split_length
     end = tl.minimum(first + split_length, key_count)
+    nothing = open_state(None, None, batch, head, features, keep, VALUE_DIM, BLOCK_E)
     top, total, average, other_top, other_total, other_average = summarize_tile(
-        key, value, mask, w, batch, head, first, end, gain, norm_gain,
+        key, value, mask, w, nothing, nothing, batch, head, first, end, gain, norm_gain,
         DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
     )  # fmt: skip
     part = split * batch_count + batch
@@ -186,33 +213,33 @@ def landmark_bias(log_normalizer, shift, batch, head, features, keep):
 
 
 @triton.jit
-def store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, writes):
-    """Write the maximum and 1 / sum [T] of a softmax over landmarks, and what its L_r were taken relative to."""
+def store_statistics(statistics, batch, place, query_head, rows, exists, top, inverse, shift, writes):
+    """Write the maximum and 1 / sum [T] of a softmax over landmarks, and what the L_r of its state are relative to."""
     query_max, inverse_sum, anchor = statistics
     store_vector(query_max, batch, query_head, rows, exists, top)
     store_vector(inverse_sum, batch, query_head, rows, exists, inverse)
     first = tl.arange(0, 1)
-    store_vector(anchor, batch, query_head, first, (first == 0) & writes, first * 0.0 + shift)
+    store_vector(anchor, place, query_head, first, (first == 0) & writes, first * 0.0 + shift)
 
 
-@triton.jit(do_not_specialize=["query_count"])
+@triton.jit(do_not_specialize=["batch_count", "query_count", "segment_length", "segments"])
 def _attend_kernel(
     query, projection, log_normalizer, state_value, output, statistics,
-    query_count, query_heads, group, gain,
+    batch_count, query_count, segment_length, segments, query_heads, group, gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
-    tiles = tl.cdiv(query_count, BLOCK_T)
-    index = tl.program_id(0)
-    tile, index = index % tiles, index // tiles
+    """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`.
+
+    Queries of segment i read state i, which stands at batch i B + b; full attention is one segment.
+    """
+    rows, exists, segment, index = tile_of_segment(tl.program_id(0), query_count, segment_length, segments, BLOCK_T)
     query_head, batch = index % query_heads, index // query_heads
     head = query_head // group
-    rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
-    exists = rows < query_count
+    place = segment * batch_count + batch
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [T, D]
-    shift = common_shift(log_normalizer, batch, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
+    shift = common_shift(log_normalizer, place, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
     top = tl.full([BLOCK_T], UNSEEN, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
@@ -220,14 +247,14 @@ def _attend_kernel(
         features = start + tl.arange(0, BLOCK_M)
         keep = features < FEATURES
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
-        landmarks = load_tile(state_value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-        bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
+        landmarks = load_tile(state_value, place, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+        bias = landmark_bias(log_normalizer, shift, place, head, features, keep)
         x = tl.dot(q, tl.trans(w), input_precision=PRECISION)  # [T, D] @ [D, M] -> [T, M]
         logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
         if PAIRED:
             others = FEATURES + features
-            other_landmarks = load_tile(state_value, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
-            bias = landmark_bias(log_normalizer, shift, batch, head, others, keep)
+            other_landmarks = load_tile(state_value, place, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
+            bias = landmark_bias(log_normalizer, shift, place, head, others, keep)
             other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)
             top, total, average = absorb_pair(
                 logits, other_logits, landmarks, other_landmarks, top, total, average, PRECISION
@@ -236,12 +263,13 @@ def _attend_kernel(
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
-    store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, tile == 0)
+    first = tl.min(rows, 0) == segment * segment_length
+    store_statistics(statistics, batch, place, query_head, rows, exists, top, inverse, shift, first)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
 def _short_kernel(
-    query, key, value, mask, projection, state, output, statistics,
+    query, key, value, mask, projection, initial, state, output, statistics,
     query_count, key_count, query_heads, group, gain, norm_gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -249,7 +277,8 @@ def _short_kernel(
 ):  # fmt: skip
     """Own a tile of queries and run both hops: hop 1 is repeated by each tile of a head, and only the first writes it.
 
-    Logits are taken relative to the largest L_r of the first feature tile, which is why there are no log-weights.
+    Keys join those of the initial state. Logits are taken relative to the largest L_r of the first feature tile, which
+    is why there are no log-weights.
     """
     tiles = tl.maximum(tl.cdiv(query_count, BLOCK_T), 1)  # without queries there is still a state to write
     index = tl.program_id(0)
@@ -264,12 +293,18 @@ def _short_kernel(
     total = tl.zeros([BLOCK_T], tl.float32)
     average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
     shift = 0.0
+    highest = float("-inf")
     for start in range(0, FEATURES, BLOCK_M):
         features = start + tl.arange(0, BLOCK_M)
         keep = features < FEATURES
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
+        others = FEATURES + features
+        opening = open_state(initial, None, batch, head, features, keep, VALUE_DIM, BLOCK_E)
+        other_opening = opening
+        if PAIRED:
+            other_opening = open_state(initial, None, batch, head, others, keep, VALUE_DIM, BLOCK_E)
         hop_top, hop_total, hop_average, other_top, other_total, other_average = summarize_tile(
-            key, value, mask, w, batch, head, 0, key_count, gain, norm_gain,
+            key, value, mask, w, opening, other_opening, batch, head, 0, key_count, gain, norm_gain,
             DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
         )  # fmt: skip
         store_state(
@@ -280,18 +315,20 @@ def _short_kernel(
         logarithm = tl.where(keep, logarithm, float("-inf"))
         largest = tl.max(logarithm, 0)
         shift = tl.where((start == 0) & (largest > float("-inf")), largest, shift)
+        highest = tl.maximum(highest, largest)
         bias = (logarithm - shift) * LOG2_E
         x = tl.dot(q, tl.trans(w), input_precision=PRECISION)  # [T, D] @ [D, M] -> [T, M]
         landmarks = (hop_average * inverse_of(hop_total)[:, None]).to(OPERAND)  # [M, E]
         logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
         if PAIRED:
-            others = FEATURES + features
             store_state(
                 state, None, other_top, other_total, other_average, batch, head, others, keep & writes,
                 VALUE_DIM, BLOCK_E,
             )  # fmt: skip
             logarithm = log_normalizer_of(other_top, other_total, None, head, others, keep)
-            bias = (tl.where(keep, logarithm, float("-inf")) - shift) * LOG2_E
+            logarithm = tl.where(keep, logarithm, float("-inf"))
+            highest = tl.maximum(highest, tl.max(logarithm, 0))
+            bias = (logarithm - shift) * LOG2_E
             other_landmarks = (other_average * inverse_of(other_total)[:, None]).to(OPERAND)
             other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)
             top, total, average = absorb_pair(
@@ -301,4 +338,6 @@ def _short_kernel(
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
-    store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, tile == 0)
+    anchor = tl.where(highest > float("-inf"), highest, 0.0)
+    top += (shift - anchor) * LOG2_E  # relative to the largest L, as `_attend_kernel` has it
+    store_statistics(statistics, batch, batch, query_head, rows, exists, top, inverse, anchor, tile == 0)

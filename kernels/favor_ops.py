@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .favor_blocks import accumulation_dtype
-from .favor_causal_reference import causal_backward_reference, causal_reference
+from .favor_causal_parts import CausalTensors
+from .favor_causal_reference import CausalSummary, causal_backward_reference, causal_reference
 from .favor_reference import (
     attend_backward_reference,
     attend_reference,
@@ -36,7 +37,8 @@ INPUTS = {
     "summarize": f"Tensor key, Tensor value, Tensor? mask, {_OPTIONS}",
     "attend": f"Tensor query, Tensor log_normalizer, Tensor state_value, {_OPTIONS}",
     "full_attention": f"Tensor query, Tensor key, Tensor value, Tensor? mask, {_OPTIONS}",
-    "causal_attention": f"Tensor query, Tensor key, Tensor value, Tensor? mask, {_OPTIONS}, int tokens_per_step",
+    "causal_attention": "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? initial_log_normalizer, "
+    f"Tensor? initial_value, {_OPTIONS}, int tokens_per_step",
 }
 """Inputs of the forward operators; `_OPTIONS` are a FeatureSpace and the schedule."""
 
@@ -52,10 +54,10 @@ SCHEMAS = {
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "full_attention_backward": f"(Tensor d_output, {INPUTS['full_attention']}, Tensor output, {_STATISTICS}, "
     f"{_STATE}, Tensor operand, bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "causal_attention": f"({INPUTS['causal_attention']}) -> (Tensor, Tensor, Tensor)",
-    "causal_attention_backward": f"(Tensor d_output, {INPUTS['causal_attention']}, "
-    "Tensor output, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "causal_attention": f"({INPUTS['causal_attention']}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "causal_attention_backward": "(Tensor d_output, Tensor? d_log_normalizer, Tensor? d_state_value, "
+    f"{INPUTS['causal_attention']}, Tensor output, Tensor final_log_normalizer, Tensor final_value, Tensor softmax, "
+    "bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 }
 
 OPTION_COUNT = 6
@@ -80,6 +82,20 @@ def _triton_backward() -> Any:
     from . import favor_backward_triton
 
     return favor_backward_triton
+
+
+@cache
+def _triton_causal() -> Any:
+    from . import favor_causal_triton
+
+    return favor_causal_triton
+
+
+@cache
+def _triton_causal_backward() -> Any:
+    from . import favor_causal_backward_triton
+
+    return favor_causal_backward_triton
 
 
 def _summarize(key, value, mask, *arguments):
@@ -149,17 +165,31 @@ def _full_backward(d_output, query, key, value, mask, *arguments):
     return d_query, d_key, d_value, d_projection, of_keys.log_weight
 
 
-def _causal(query, key, value, mask, *arguments):
-    space, _, (tokens_per_step,) = _options(arguments)
-    return causal_reference(query, key, value, mask, space, tokens_per_step)
+def _causal_tensors(query, key, value, mask, initial_log_normalizer, initial_value):
+    initial = None if initial_log_normalizer is None else (initial_log_normalizer, initial_value)
+    return CausalTensors(query, key, value, mask, initial)
 
 
-def _causal_backward(d_output, query, key, value, mask, *arguments):
-    space, _, (tokens_per_step, *results, parameter_gradients) = _options(arguments)
-    *d_inputs, d_parameters = causal_backward_reference(
-        d_output, query, key, value, mask, tuple(results), space, tokens_per_step, parameter_gradients
-    )
-    return *d_inputs, *d_parameters
+def _causal(*arguments):
+    tensors = _causal_tensors(*arguments[:6])
+    space, impl, (tokens_per_step,) = _options(arguments[6:])
+    if impl == "reference":
+        return causal_reference(tensors, space, tokens_per_step)
+    return _triton_causal().causal_attention_triton(tensors, space, impl, tokens_per_step)
+
+
+def _causal_backward(d_output, d_log_normalizer, d_state_value, *arguments):
+    tensors = _causal_tensors(*arguments[:6])
+    space, impl, (tokens_per_step, *results, parameter_gradients) = _options(arguments[6:])
+    d_state = None if d_log_normalizer is None else (d_log_normalizer, d_state_value)
+    arguments = (d_output, d_state, tensors, CausalSummary(*results), space, tokens_per_step, parameter_gradients)
+    if impl == "reference":
+        gradients = causal_backward_reference(*arguments)
+    else:
+        gradients = _triton_causal_backward().causal_backward_triton(*arguments, impl)
+    *d_inputs, d_initial, d_parameters = gradients
+    none = results[3].new_empty(0)
+    return *d_inputs, *((none, none.clone()) if d_initial is None else d_initial), *d_parameters
 
 
 def _fake_state(key, value, space, impl):
@@ -225,16 +255,23 @@ def _fake_full_backward(d_output, query, key, value, mask, *arguments):
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *gradients
 
 
-def _fake_causal(query, key, value, mask, *arguments):
-    space, _, _ = _options(arguments)
-    row = query.new_empty(query.shape[:-1], dtype=accumulation_dtype(query, key, value, space.projection))
-    return attention_output(query, value.shape[-1]), row, row.clone()
+def _fake_causal(query, key, value, mask, initial_log_normalizer, initial_value, *arguments):
+    space, impl, _ = _options(arguments)
+    log_normalizer, state_value, *_ = _fake_state(key, value, space, impl)
+    output = attention_output(query, value.shape[-1])
+    softmax = log_normalizer.new_empty((2, *query.shape[:-1]))
+    return output, log_normalizer, state_value, softmax
 
 
-def _fake_causal_backward(d_output, query, key, value, mask, *arguments):
-    space, _, (*results, wanted) = _options(arguments)
-    gradients = _fake_parameters(space.projection, space.log_weight, wanted, results[-1].dtype)
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *gradients
+def _fake_causal_backward(d_output, d_log_normalizer, d_state_value, query, key, value, mask, initial_log_normalizer,
+                          initial_value, *arguments):  # fmt: skip
+    space, _, (_, *results, wanted) = _options(arguments)
+    gradients = _fake_parameters(space.projection, space.log_weight, wanted, results[3].dtype)
+    none = results[3].new_empty(0)
+    d_initial = (none, none.clone())
+    if initial_log_normalizer is not None:
+        d_initial = tuple(torch.empty_like(x) for x in (initial_log_normalizer, initial_value))
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *d_initial, *gradients
 
 
 def _vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., Any]:

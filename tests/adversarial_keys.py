@@ -109,7 +109,7 @@ def definition_gradients(inputs: Qkv, dtype: torch.dtype, is_causal: bool, token
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if is_causal:
-            return causal_definition(q, k, v, None, space, tokens_per_step)
+            return causal_definition(q, k, v, None, None, space, tokens_per_step)
         return attend_definition(q, *summarize_definition(k, v, None, space), space)
 
     return differentiate(attention, inputs, dtype)

@@ -1,12 +1,16 @@
-"""Whether the GPU kernels can run here: on a CUDA device, or in Triton's interpreter."""
+"""Whether the GPU kernels can run here, on a CUDA device or in Triton's interpreter, and how they are compared."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import pytest
 import torch
+from torch import Tensor
+
+from favorcast.kernels import RandomFeatures, favor_attention
 
 
 def _release(package: str) -> tuple[int, ...]:
@@ -23,3 +27,58 @@ RUNS_KERNELS = pytest.mark.skipif(
     find_spec("triton") is None or (not torch.cuda.is_available() and INTERPRETER_IS_BROKEN),
     reason="needs triton, and without a CUDA device an interpreter that works: triton >= 3.7 or numpy < 2.4",
 )
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Relative Frobenius bounds of output and gradients: in float16 inputs and results round, and weights are TF32.
+BOUNDS = {torch.float32: (5e-6, 2e-5), torch.float16: (2e-3, 3e-3)}
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """Return the Frobenius distance relative to what is wanted, or to entries of 0.01 where less is wanted."""
+    assert got.isfinite().all()
+    want = want.detach().double()
+    return float(
+        (got.detach().double().cpu() - want).norm() / max(float(want.norm()), 0.01 * want.numel() ** 0.5, 1e-9)
+    )
+
+
+def both(
+    inputs: tuple[Tensor, ...], features: RandomFeatures, attention: Callable[..., Tensor] = favor_attention, **options
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return (output, gradients of inputs and features) of the kernels, and of the reference in float64."""
+    results = []
+    learnt = features.projection.requires_grad
+    for impl, device, dtype in (("triton", DEVICE, None), ("reference", "cpu", torch.float64)):
+        tensors = [x.detach().to(device, dtype).requires_grad_() for x in inputs]
+        parameters = [x.detach().to(device, dtype).requires_grad_(learnt) for x in features[:2] if x is not None]
+        drawn = RandomFeatures(*parameters, *[None] * (2 - len(parameters)), paired=features.paired)
+        chosen = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+        output = attention(*tensors, drawn, impl=impl, **chosen)
+        torch.manual_seed(5)
+        upstream = torch.randn(output.shape, dtype=torch.float64).to(inputs[0].dtype).to(output)
+        leaves = [*tensors, *parameters] if learnt else tensors
+        results.append([output, *torch.autograd.grad(output, leaves, upstream)])
+    return results[0], results[1]
+
+
+def assert_close(got: list[Tensor], want: list[Tensor], dtype: torch.dtype, factor: float = 1.0) -> None:
+    for index, (one, other) in enumerate(zip(got, want, strict=True)):
+        bound = BOUNDS[dtype][index > 0] * factor
+        assert error(one, other) <= bound, f"result {index}: {error(one, other):.2e} > {bound:.2e}"
+
+
+def transposed(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def column_major(x: Tensor) -> Tensor:
+    return x.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+def gapped(x: Tensor) -> Tensor:
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), torch.nan, dtype=x.dtype)
+    wide[..., 1::2] = x
+    return wide[..., 1::2]
+
+
+LAYOUTS = [transposed, column_major, gapped]

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from favorcast.kernels import draw_features, favor_attention
+from favorcast.kernels.favor_causal_parts import CausalTensors
 from favorcast.kernels.favor_causal_reference import causal_backward_reference, causal_reference
 from favorcast.kernels.random_features import FeatureSpace
 
@@ -169,6 +170,7 @@ def test_no_tensor_grows_with_the_square_of_the_length_or_of_a_step(tokens_per_s
     q, k, v = qkv(b=1, h=1, t=length, d=8, dtype=torch.float32)
     space = FeatureSpace(draw_features(m, 8).projection, None, 8**-0.5, "exponential")
     with LargestTensor() as largest:
-        results = causal_reference(q, k, v, None, space, tokens_per_step)
-        causal_backward_reference(v, q, k, v, None, results, space, tokens_per_step, True)
+        tensors = CausalTensors(q, k, v, None, None)
+        results = causal_reference(tensors, space, tokens_per_step)
+        causal_backward_reference(v, None, tensors, results, space, tokens_per_step, True)
     assert largest.elements <= max(64, tokens_per_step) * m + length * (8 + 2)

@@ -49,7 +49,8 @@ def test_opcheck_accepts_the_forward_operators(feature_map, transposed, impl):
     opcheck(OPERATORS.attend.default, (query, *state, space[0], None, *options))
     opcheck(OPERATORS.full_attention.default, (query, key, value, MASK, *space, *options))
     if impl == "reference":
-        opcheck(OPERATORS.causal_attention.default, (query, key, value, MASK, *space, *options, 2))
+        opcheck(OPERATORS.causal_attention.default, (query, key, value, MASK, None, None, *space, *options, 2))
+        opcheck(OPERATORS.causal_attention.default, (query, key, value, MASK, *state, *space, *options, 7))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,10 @@ def test_opcheck_accepts_the_backward_operators(parameter_gradients, impl):
     arguments = (d_output, query, key, value, MASK, *space, *results, parameter_gradients)
     opcheck(OPERATORS.full_attention_backward.default, arguments)
     if impl == "reference":
-        results = OPERATORS.causal_attention(query, key, value, MASK, *space, 2)
-        arguments = (d_output, query, key, value, MASK, *space, 2, *results, parameter_gradients)
-        opcheck(OPERATORS.causal_attention_backward.default, arguments)
+        for initial, d_state in (((None, None), (None, None)), ((log_normalizer, state_value), upstream)):
+            results = OPERATORS.causal_attention(query, key, value, MASK, *initial, *space, 2)
+            arguments = (d_output, *d_state, query, key, value, MASK, *initial, *space, 2)
+            opcheck(OPERATORS.causal_attention_backward.default, (*arguments, *results, parameter_gradients))
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -6,7 +6,6 @@ What only a device can show (bfloat16, tensor cores, graphs, sizes) is in `test_
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from adversarial_keys import (
     natural_scales,
 )
 from favor_textbook import qkv
-from kernel_runs import RUNS_KERNELS
+from kernel_runs import BOUNDS, DEVICE, LAYOUTS, RUNS_KERNELS, assert_close, both
 from torch import Tensor
 
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
@@ -31,10 +30,6 @@ favor_launch = importlib.import_module("favorcast.kernels.favor_launch")
 
 pytestmark = [RUNS_KERNELS, pytest.mark.usefixtures("poisoned_allocations")]
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Relative Frobenius bounds of output and gradients: in float16 inputs and results round, and weights are TF32.
-BOUNDS = {torch.float32: (5e-6, 2e-5), torch.float16: (2e-3, 3e-3)}
-
 
 @pytest.fixture(params=["short", "long"])
 def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -42,40 +37,6 @@ def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param == "long":
         monkeypatch.setattr(favor_attention_triton, "SHORT_QUERIES", -1)
     return request.param
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    """Return the Frobenius distance relative to what is wanted, or to entries of 0.01 where less is wanted."""
-    assert got.isfinite().all()
-    want = want.detach().double()
-    return float(
-        (got.detach().double().cpu() - want).norm() / max(float(want.norm()), 0.01 * want.numel() ** 0.5, 1e-9)
-    )
-
-
-def both(
-    inputs: tuple[Tensor, ...], features: RandomFeatures, attention: Callable[..., Tensor] = favor_attention, **options
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return (output, gradients of inputs and features) of the kernels, and of the reference in float64."""
-    results = []
-    learnt = features.projection.requires_grad
-    for impl, device, dtype in (("triton", DEVICE, None), ("reference", "cpu", torch.float64)):
-        tensors = [x.detach().to(device, dtype).requires_grad_() for x in inputs]
-        parameters = [x.detach().to(device, dtype).requires_grad_(learnt) for x in features[:2] if x is not None]
-        drawn = RandomFeatures(*parameters, *[None] * (2 - len(parameters)), paired=features.paired)
-        chosen = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-        output = attention(*tensors, drawn, impl=impl, **chosen)
-        torch.manual_seed(5)
-        upstream = torch.randn(output.shape, dtype=torch.float64).to(inputs[0].dtype).to(output)
-        leaves = [*tensors, *parameters] if learnt else tensors
-        results.append([output, *torch.autograd.grad(output, leaves, upstream)])
-    return results[0], results[1]
-
-
-def assert_close(got: list[Tensor], want: list[Tensor], dtype: torch.dtype, factor: float = 1.0) -> None:
-    for index, (one, other) in enumerate(zip(got, want, strict=True)):
-        bound = BOUNDS[dtype][index > 0] * factor
-        assert error(one, other) <= bound, f"result {index}: {error(one, other):.2e} > {bound:.2e}"
 
 
 SHAPES = {
@@ -194,21 +155,7 @@ def test_empty_and_single_lengths_are_legal(t, s, batch, schedule):
     assert_close(*both(inputs, draw_features(32, 16)), torch.float32)
 
 
-def transposed(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def column_major(x: Tensor) -> Tensor:
-    return x.transpose(2, 3).contiguous().transpose(2, 3)
-
-
-def gapped(x: Tensor) -> Tensor:
-    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), torch.nan, dtype=x.dtype)
-    wide[..., 1::2] = x
-    return wide[..., 1::2]
-
-
-@pytest.mark.parametrize("layout", [transposed, column_major, gapped])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides_are_read_in_place_and_change_no_bit(layout, schedule):
     features = RandomFeatures(draw_features(64, 16).projection.to(DEVICE), None, True)
     inputs = [x.to(DEVICE) for x in qkv(t=40, d=16, dtype=torch.float32)]

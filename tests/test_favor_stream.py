@@ -1,0 +1,193 @@
+"""Causal attention stretch by stretch: splitting, resuming and decoding equal one pass, forward and every gradient."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from favor_textbook import qkv
+from kernel_runs import DEVICE, RUNS_KERNELS
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from favorcast.kernels import (
+    FavorState,
+    RandomFeatures,
+    attend,
+    draw_features,
+    favor_attention,
+    merge,
+    stream_attention,
+    summarize,
+)
+
+pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+
+IMPLS = [
+    pytest.param("reference", torch.float64, 1e-11, id="reference"),
+    pytest.param("triton", torch.float32, 3e-5, marks=RUNS_KERNELS, id="triton"),
+]
+EVERY_IMPL = pytest.mark.parametrize(("impl", "dtype", "bound"), IMPLS)
+
+
+def drawn(num_features: int, head_dim: int, dtype: torch.dtype, **options) -> RandomFeatures:
+    generator = torch.Generator().manual_seed(1)
+    features = draw_features(num_features, head_dim, dtype=dtype, generator=generator, **options)
+    return RandomFeatures(*(None if x is None else x.to(DEVICE) for x in features[:2]), features.paired)
+
+
+def leaves(dtype: torch.dtype, **shape) -> list[Tensor]:
+    return [x.to(DEVICE).requires_grad_() for x in qkv(**shape, dtype=dtype)]
+
+
+def streamed(inputs: list[Tensor], cuts: list[int], features: RandomFeatures, **options) -> tuple[Tensor, FavorState]:
+    """Run the stretches between the cuts, handing the state on."""
+    mask = options.pop("key_padding_mask", None)
+    state, outputs = None, []
+    for start, stop in pairwise(cuts):
+        part = [x[:, :, start:stop] for x in inputs]
+        padding = None if mask is None else mask[:, start:stop]
+        output, state = stream_attention(*part, state, features, key_padding_mask=padding, **options)
+        outputs.append(output)
+    return torch.cat(outputs, 2), state
+
+
+def assert_equal_with_gradients(one: list[Tensor], other: list[Tensor], inputs: list[Tensor], bound: float) -> None:
+    """Compare results and the gradients of all inputs under one random upstream gradient."""
+    generator = torch.Generator().manual_seed(5)
+    upstream = [torch.randn(x.shape, generator=generator).to(x) for x in one]
+    results = [[*x, *torch.autograd.grad(x, inputs, upstream)] for x in (one, other)]
+    for index, (got, want) in enumerate(zip(*results, strict=True)):
+        assert got.isfinite().all()
+        got, want = got.detach(), want.detach()
+        size = max(float(want.norm()), 0.01 * want.numel() ** 0.5)
+        assert float((got - want).norm()) <= bound * size, f"result {index}"
+
+
+@EVERY_IMPL
+@pytest.mark.parametrize(
+    ("length", "tokens_per_step", "cuts"),
+    [
+        (150, 1, [0, 1, 2, 65, 150]),
+        (150, 1, [0, 0, 149, 150]),
+        (147, 7, [0, 7, 70, 147]),
+        (147, 49, [0, 49, 147]),
+        (420, 70, [0, 70, 420]),
+        (300, 150, [0, 150, 300]),
+    ],
+)
+def test_stretches_equal_one_pass_with_all_gradients(impl, dtype, bound, length, tokens_per_step, cuts):
+    inputs = leaves(dtype, t=length, d=8, e=5, query_heads=4)
+    features = drawn(32, 8, dtype)
+    mask = (torch.rand(2, length, generator=torch.Generator().manual_seed(2)) < 0.3).to(DEVICE)
+    options = {"tokens_per_step": tokens_per_step, "key_padding_mask": mask, "impl": impl}
+    output, state = streamed(inputs, cuts, features, **options)
+    whole = favor_attention(*inputs, features, is_causal=True, **options)
+    everything = summarize(*inputs[1:], features, key_padding_mask=mask, impl=impl)
+    assert_equal_with_gradients([output, *state], [whole, *everything], inputs, bound)
+
+
+@EVERY_IMPL
+@pytest.mark.parametrize("tokens_per_step", [1, 6, 70])
+def test_decoding_step_by_step_equals_the_parallel_form_at_every_position(impl, dtype, bound, tokens_per_step):
+    steps = 20 if tokens_per_step < 70 else 4
+    inputs = [x.detach() for x in leaves(dtype, t=steps * tokens_per_step, d=8, e=5, query_heads=4)]
+    features = drawn(32, 8, dtype, kind="favor++")
+    options = {"tokens_per_step": tokens_per_step, "impl": impl}
+    cuts = list(range(0, steps * tokens_per_step + 1, tokens_per_step))
+    output, state = streamed(inputs, cuts, features, **options)
+    whole = favor_attention(*inputs, features, is_causal=True, **options)
+    torch.testing.assert_close(output, whole, rtol=0, atol=10 * bound)
+    everything = summarize(*inputs[1:], features, impl=impl)
+    for got, want in zip(state, everything, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=10 * bound)
+
+
+@EVERY_IMPL
+def test_a_stretch_is_read_through_its_own_and_the_earlier_state(impl, dtype, bound):
+    """A single step sees all of itself, so it is `attend` of the merged state."""
+    inputs = leaves(dtype, t=30, d=8, e=5)
+    features = drawn(16, 8, dtype)
+    earlier = summarize(*(x.to(DEVICE) for x in qkv(t=40, d=8, e=5, dtype=dtype, seed=8)[1:]), features, impl=impl)
+    earlier = FavorState(*(x.detach().requires_grad_() for x in earlier))
+    output, state = stream_attention(*inputs, earlier, features, tokens_per_step=30, impl=impl)
+    merged = merge(earlier, summarize(*inputs[1:], features, impl=impl))
+    expected = attend(inputs[0], merged, features, impl=impl)
+    assert_equal_with_gradients([output, *state], [expected, *merged], [*inputs, *earlier], 3 * bound)
+
+
+@EVERY_IMPL
+def test_an_empty_state_is_no_state(impl, dtype, bound):
+    inputs = leaves(dtype, t=20, d=8)
+    features = drawn(16, 8, dtype)
+    empty = summarize(*(x[:, :, :0] for x in inputs[1:]), features, impl=impl)
+    assert bool((empty.log_normalizer == -torch.inf).all())
+    with_state = stream_attention(*inputs, empty, features, impl=impl)
+    without = stream_attention(*inputs, None, features, impl=impl)
+    assert_equal_with_gradients([with_state.output, *with_state.state], [without.output, *without.state], inputs, bound)
+
+
+@EVERY_IMPL
+@pytest.mark.parametrize("cut", [0, 1, 60])
+def test_padding_of_a_whole_stretch_leaves_the_state_as_it_was(impl, dtype, bound, cut):
+    inputs = leaves(dtype, t=60, d=8)
+    features = drawn(16, 8, dtype)
+    mask = torch.ones(2, 60, dtype=torch.bool, device=DEVICE)
+    mask[:, :cut] = False
+    output, state = stream_attention(*inputs, None, features, key_padding_mask=mask, impl=impl)
+    expected = summarize(*(x[:, :, :cut] for x in inputs[1:]), features, impl=impl)
+    for got, want in zip(state, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=100 * bound)
+    assert output.isfinite().all()
+    if cut == 0:
+        assert not output.any()
+        assert not any(x.any() for x in torch.autograd.grad(output.sum() + state.value.sum(), inputs))
+
+
+def test_state_and_features_have_first_and_second_derivatives():
+    features = drawn(6, 3, torch.float64, kind="favor++")
+    inputs = leaves(torch.float64, b=1, h=2, t=4, d=3, e=2)
+    state = [torch.randn(1, 2, 6, dtype=torch.float64), torch.randn(1, 2, 6, 2, dtype=torch.float64)]
+    parameters = [features.projection, features.log_weight]
+    tensors = [*inputs, *(x.clone().to(DEVICE).requires_grad_() for x in (*state, *parameters))]
+
+    def stream(q, k, v, log_normalizer, value, projection, log_weight):
+        options = {"tokens_per_step": 2, "impl": "reference"}
+        features = RandomFeatures(projection, log_weight)
+        output, after = stream_attention(q, k, v, FavorState(log_normalizer, value), features, **options)
+        return output, *after
+
+    assert gradcheck(stream, tensors)
+    assert gradgradcheck(stream, tensors)
+
+
+def test_a_state_used_alone_has_gradients():
+    inputs = leaves(torch.float64, t=9)
+    features = drawn(8, 4, torch.float64)
+    _, state = stream_attention(*inputs, None, features)
+    expected = summarize(*inputs[1:], features)
+    got = torch.autograd.grad(state.value.sum() + state.log_normalizer.sum(), inputs[1:], retain_graph=True)
+    want = torch.autograd.grad(expected.value.sum() + expected.log_normalizer.sum(), inputs[1:])
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    (alone,) = torch.autograd.grad(state.log_normalizer.sum(), inputs[2])
+    assert not alone.any()
+
+
+def test_a_stretch_that_does_not_fit_is_refused():
+    q, k, v = qkv(t=12, dtype=torch.float32)
+    features = draw_features(8, 4)
+    state = summarize(k, v, features)
+    with pytest.raises(ValueError, match="whole steps: expected a multiple of tokens_per_step = 5, got 12"):
+        stream_attention(q, k, v, None, features, tokens_per_step=5)
+    with pytest.raises(ValueError, match="same tokens: got 11 queries and 12 keys"):
+        stream_attention(q[:, :, 1:], k, v, None, features)
+    with pytest.raises(ValueError, match=r"must be \(batch, heads, 16\) for 16 features"):
+        stream_attention(q, k, v, state, draw_features(16, 4))
+    with pytest.raises(ValueError, match="same batch size: got 1 and 2"):
+        stream_attention(q[:1], k[:1], v[:1], state, features)
+    with pytest.raises(ValueError, match="2 key heads and value dim 3"):
+        stream_attention(q, k, v[..., :3], state, features)
+    with pytest.raises(ValueError, match="1 key heads"):
+        stream_attention(q[:, :1], k[:, :1], v[:, :1], state, features)
