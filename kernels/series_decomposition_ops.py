@@ -15,9 +15,9 @@ and those, differentiated again, are these same two operators: `_autograd_decomp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,15 @@ def window_reach(kernel_size: int, causal: bool) -> tuple[int, int]:
     return back, kernel_size - 1 - back
 
 
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of the reference's sums, wide enough that a trend is rounded once.
+
+    Float64 for float32, where an offset costs float32 sums digits that the trend keeps; half precision keeps fewer.
+    """
+    is_half = x.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if is_half or x.device.type == "mps" else torch.float64  # mps has no float64
+
+
 def _window_sums(x: Tensor, kernel_size: int) -> Tensor:
     """Sum every run of `kernel_size` steps of x (b, l, c): the runs of 2 ** i steps whose lengths make it up."""
     outputs = x.shape[1] - kernel_size + 1
@@ -60,8 +69,53 @@ def _window_sums(x: Tensor, kernel_size: int) -> Tensor:
         width *= 2
 
 
-def _repeat_ends(x: Tensor, back: int, ahead: int) -> Tensor:
-    return torch.cat([x[:, :1].expand(-1, back, -1), x, x[:, -1:].expand(-1, ahead, -1)], 1)
+class _Reach(NamedTuple):
+    """How far windows go in a series of some length: laid out up to its length, and only counted beyond."""
+
+    back: int
+    ahead: int
+    far_back: int
+    far_ahead: int
+
+    @classmethod
+    def of(cls, kernel_size: int, causal: bool, length: int) -> _Reach:
+        back, ahead = window_reach(kernel_size, causal)
+        near_back, near_ahead = min(back, length - 1), min(ahead, length - 1)
+        return cls(near_back, near_ahead, back - near_back, ahead - near_ahead)
+
+    @property
+    def near_size(self) -> int:
+        return self.back + self.ahead + 1
+
+
+def _padded_sums(x: Tensor, reach: _Reach, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+    """Sum the windows of steps begin to end - 1 of x (b, l, c) with repeated ends."""
+    low, high, length = begin - reach.back, end + reach.ahead, x.shape[1]
+    padded = x.new_empty(x.shape[0], high - low, x.shape[2], dtype=dtype)
+    inside = slice(max(-low, 0), high - low - max(high - length, 0))
+    padded[:, inside] = x[:, max(low, 0) : high]
+    padded[:, : inside.start] = x[:, :1]
+    padded[:, inside.stop :] = x[:, -1:]
+    total = _window_sums(padded, reach.near_size)
+    # A window that goes further than the series is long holds the end once more for every step beyond.
+    if reach.far_back:
+        total = total + reach.far_back * x[:, :1].to(dtype)
+    return total + reach.far_ahead * x[:, -1:].to(dtype) if reach.far_ahead else total
+
+
+def _spread_sums(share: Tensor, reach: _Reach) -> Tensor:
+    """Apply the adjoint of `_padded_sums`."""
+    length = share.shape[1]
+    border = share.new_zeros(share.shape[0], reach.near_size - 1, share.shape[2])
+    padded = _window_sums(torch.cat([border, share, border], 1), reach.near_size)
+    spread = padded[:, reach.back : reach.back + length].clone()
+    spread[:, 0] += padded[:, : reach.back].sum(1)
+    spread[:, -1] += padded[:, reach.back + length :].sum(1)
+    if reach.far_back:
+        spread[:, 0] += reach.far_back * share.sum(1)
+    if reach.far_ahead:
+        spread[:, -1] += reach.far_ahead * share.sum(1)
+    return spread
 
 
 def _nearest_observed(mask: Tensor, causal: bool) -> Tensor:
@@ -77,56 +131,87 @@ def _nearest_observed(mask: Tensor, causal: bool) -> Tensor:
     return torch.where(use_later, later, earlier)
 
 
-def moving_average_reference(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
-    """Return A x in x's dtype, contiguous."""
-    if x.numel() == 0:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-    back, ahead = window_reach(kernel_size, causal)
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
+CPU_BLOCK = 1 << 18
+"""Elements of a series that are summed at once on a CPU, where what doubling goes over again is in a cache; of 2 ** 16
+to 2 ** 20 the fastest on a Zen 4, by little (bench/run.py --op decomposition)."""
+
+
+def _blocks(x: Tensor, longest: int, whole: bool) -> Iterator[tuple[slice, int, int]]:
+    """Cut x (b, l, c) into (batch, first step, last step + 1), in blocks that pay for the windows' overlap."""
+    batch, length, channels = x.shape
+    if x.device.type != "cpu":
+        yield slice(None), 0, length
+        return
+    steps = length if whole else min(length, max(CPU_BLOCK // channels, 4 * longest))
+    together = max(1, CPU_BLOCK // (steps * channels))
+    for first in range(0, batch, together):
+        for begin in range(0, length, steps):
+            yield slice(first, first + together), begin, min(begin + steps, length)
+
+
+def _wide_average(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool, begin: int, end: int) -> Tensor:
+    """Return steps begin to end - 1 of A x in the dtype of the sums; all steps if there is a mask."""
+    reach, wide = _Reach.of(kernel_size, causal, x.shape[1]), sum_dtype(x)
     if mask is None:
-        return (_window_sums(_repeat_ends(values, back, ahead), kernel_size) / kernel_size).to(x.dtype).contiguous()
-    values = values.masked_fill(~mask, 0.0)
-    counts = _window_sums(_repeat_ends(mask.to(values.dtype), back, ahead), kernel_size)
-    trend = _window_sums(_repeat_ends(values, back, ahead), kernel_size) / counts.clamp(min=1)
+        return _padded_sums(x, reach, begin, end, wide) / kernel_size
+    values = x.to(wide).masked_fill(~mask, 0.0)
+    counts = _padded_sums(mask, reach, begin, end, wide)
+    trend = _padded_sums(values, reach, begin, end, wide) / counts.clamp(min=1)
+    if _all_have_some(counts):
+        return trend
     nearest = _nearest_observed(mask, causal)
     carried = values.gather(1, nearest.clamp(min=0)).masked_fill_(nearest < 0, 0.0)
-    return torch.where(counts > 0, trend, carried).to(x.dtype).contiguous()
+    return torch.where(counts > 0, trend, carried)
+
+
+def _all_have_some(counts: Tensor) -> bool:
+    """Tell whether every window has an observation, as most data have, where asking does not wait for a device."""
+    return counts.device.type == "cpu" and bool((counts > 0).all())
+
+
+def moving_average_reference(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
+    """Return A x in x's dtype, contiguous."""
+    return mixed_trend_reference(x, mask, None, [kernel_size], causal)
 
 
 def moving_average_backward_reference(d_trend: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
     """Return A^T d_trend in its dtype."""
     if d_trend.numel() == 0:
         return torch.empty_like(d_trend, memory_format=torch.contiguous_format)
-    back, ahead = window_reach(kernel_size, causal)
-    length = d_trend.shape[1]
     upstream = d_trend.to(torch.promote_types(d_trend.dtype, torch.float32))
-    share = upstream / kernel_size
-    if mask is not None:
-        counts = _window_sums(_repeat_ends(mask.to(upstream.dtype), back, ahead), kernel_size)
-        share = torch.where(counts > 0, upstream / counts.clamp(min=1), 0.0)
-    border = share.new_zeros(share.shape[0], kernel_size - 1, share.shape[2])
-    spread = _window_sums(
-        torch.cat([border, share, border], 1), kernel_size
-    )  # gradient of the series with repeated ends
-    d_x = spread[:, back : back + length].clone()
-    d_x[:, 0] += spread[:, :back].sum(1)
-    d_x[:, -1] += spread[:, back + length :].sum(1)
-    if mask is not None:
-        nearest = _nearest_observed(mask, causal)
-        carried = torch.where((counts > 0) | (nearest < 0), 0.0, upstream)  # pyright: ignore[reportPossiblyUnbound]
-        d_x = d_x.masked_fill_(~mask, 0.0).scatter_add_(1, nearest.clamp(min=0), carried)
-    return d_x.to(d_trend.dtype)
+    return _wide_spread(upstream, mask, kernel_size, causal).to(d_trend.dtype)
+
+
+def _wide_spread(upstream: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
+    """Return A^T upstream, which is not empty; there is no offset to lose digits to, so sums keep its dtype."""
+    reach = _Reach.of(kernel_size, causal, upstream.shape[1])
+    if mask is None:
+        return _spread_sums(upstream / kernel_size, reach)
+    counts = _padded_sums(mask, reach, 0, mask.shape[1], upstream.dtype)
+    spread = _spread_sums(torch.where(counts > 0, upstream / counts.clamp(min=1), 0.0), reach).masked_fill_(~mask, 0.0)
+    if _all_have_some(counts):
+        return spread
+    nearest = _nearest_observed(mask, causal)
+    carried = torch.where((counts > 0) | (nearest < 0), 0.0, upstream)
+    return spread.scatter_add_(1, nearest.clamp(min=0), carried)
 
 
 def mixed_trend_reference(
     x: Tensor, mask: Tensor | None, weights: Tensor | None, sizes: Sequence[int], causal: bool
 ) -> Tensor:
-    """Return sum_k w_k A_k x; every trend is rounded to x's dtype."""
-    trends = [moving_average_reference(x, mask, size, causal) for size in sizes]
-    if len(trends) == 1:
-        return trends[0]
-    stacked = torch.stack(trends, -1)
-    return stacked.mean(-1) if weights is None else (stacked * weights.to(stacked.dtype)).sum(-1)
+    """Return sum_k w_k A_k x, rounded once to x's dtype, contiguous."""
+    mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.numel() == 0:
+        return mixed
+    for batch, begin, end in _blocks(x, max(sizes), whole=mask is not None):
+        seen = None if mask is None else mask[batch]
+        parts = [_wide_average(x[batch], seen, size, causal, begin, end) for size in sizes]
+        if weights is not None:
+            parts = [part * weights[batch, begin:end, :, i] for i, part in enumerate(parts)]
+        elif len(sizes) > 1:
+            parts = [part / len(sizes) for part in parts]
+        mixed[batch, begin:end] = sum(parts[1:], parts[0])
+    return mixed
 
 
 def _moving_average(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool, impl: str) -> Tensor:
@@ -175,19 +260,26 @@ def _decompose_backward(
     if _is_triton(impl):
         d_x, d_weights = _triton().decompose_backward_triton(d_seasonal, d_trend, x, mask, weights, sizes, causal)
         return d_x, like.new_empty(0) if d_weights is None else d_weights
+    if like.numel() == 0:
+        return torch.empty_like(like, memory_format=torch.contiguous_format), _empty_gradient(like, x, weights)
     wide = torch.promote_types(like.dtype, torch.float32)
     upstream = _upstream(d_seasonal, d_trend, mask, wide)
     parts = [] if d_seasonal is None else [_observed(d_seasonal, mask).to(wide)]
     d_weights = []
     for i, size in enumerate(sizes):
         share = upstream / len(sizes) if weights is None else upstream * weights[..., i]
-        parts.append(moving_average_backward_reference(share.to(wide), mask, size, causal))
+        parts.append(_wide_spread(share.to(wide), mask, size, causal))
         if x is not None:
-            d_weights.append(upstream * moving_average_reference(x, mask, size, causal))
+            d_weights.append(upstream * _wide_average(x, mask, size, causal, 0, x.shape[1]))
     d_x = sum(parts[1:], parts[0]).to(like.dtype).contiguous()
     if x is None or weights is None:
-        return d_x, like.new_empty(0)
+        return d_x, _empty_gradient(like, x, weights)
     return d_x, torch.stack(d_weights, -1).to(weights.dtype)
+
+
+def _empty_gradient(like: Tensor, x: Tensor | None, weights: Tensor | None) -> Tensor:
+    """Return d_weights where there are none to compute: nothing, or that of an empty series."""
+    return like.new_empty(0) if x is None or weights is None else torch.empty_like(weights)
 
 
 def _given(first: Tensor | None, second: Tensor | None) -> Tensor:
@@ -297,6 +389,28 @@ def _fake_decompose_backward(d_seasonal, d_trend, x, mask, weights, sizes, causa
     return _like(like, impl), d_weights
 
 
+def _vmap_into_batch(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a batching rule that makes mapped series more series of the batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def join(x: Tensor, dim: int | None) -> Tensor:
+            mapped = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            return mapped.flatten(0, 1)
+
+        def split(x: Tensor) -> Tensor:
+            return x if x.ndim == 1 else x.unflatten(0, (info.batch_size, batch))
+
+        given = list(zip(args, in_dims, strict=True))
+        batch = next(x.shape[1 if dim == 0 else 0] for x, dim in given if isinstance(x, Tensor))
+        outputs = operator(*(join(x, dim) if isinstance(x, Tensor) else x for x, dim in given))
+        if isinstance(outputs, Tensor):
+            return split(outputs), 0
+        # What was not asked for is a single empty tensor, (0,).
+        return tuple(split(x) for x in outputs), tuple(None if x.ndim == 1 else 0 for x in outputs)
+
+    return rule
+
+
 _AVERAGE = "Tensor? mask, int kernel_size, bool causal, str impl) -> Tensor"
 _DECOMPOSE = "Tensor? mask, Tensor? weights, int[] kernel_sizes, bool causal"
 
@@ -331,3 +445,4 @@ for _name, _schema, _implementation, _fake, _setup, _gradient in (
     torch.library.impl(f"favorcast::{_name}", "CompositeExplicitAutograd")(in_own_context(_implementation))
     torch.library.register_fake(f"favorcast::{_name}")(_fake)
     torch.library.register_autograd(f"favorcast::{_name}", _gradient, setup_context=_setup)
+    torch.library.register_vmap(f"favorcast::{_name}", _vmap_into_batch(getattr(torch.ops.favorcast, _name).default))
