@@ -6,8 +6,9 @@ Dimension key: b batch, l steps of time, c channel, n kernel sizes.
     forward                       _decompose_kernel: trend and seasonal of all sizes in one pass
     forward, mask                 _decompose_kernel, then _carry_kernel for the windows without an observation
     backward                      _adjoint_kernel
-    backward, d_weights           _share_kernel, then _adjoint_kernel
     backward, mask                _share_kernel, _adjoint_kernel, then _receive_kernel
+    d_weights                     before those, _weights_kernel
+    d_weights, mask               then _carry_weights_kernel, for the windows without an observation
 
 Least traffic, in elements of x's dtype: forward reads 1 and writes 2, backward reads 2 and writes 1. A masked backward
 writes and reads one float32 series a kernel size, and one more, between its launches. Results have x's layout.
@@ -31,9 +32,11 @@ from torch import Tensor
 from .series_decomposition_kernels import (
     _adjoint_kernel,
     _carry_kernel,
+    _carry_weights_kernel,
     _decompose_kernel,
     _receive_kernel,
     _share_kernel,
+    _weights_kernel,
 )
 from .series_decomposition_ops import window_reach
 from .series_decomposition_tiles import CORE, DIRECT, LONG, Series
@@ -62,10 +65,9 @@ class Launch(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments all kernels share."""
+        """Return the keyword arguments all kernels share; those that sum windows take MODES too."""
         return {
             "maxnreg": 255,  # as 8 warps allow; left alone, ptxas spills in places to stay at 128
-            "MODES": self.modes,
             "GROUPS": self.groups,
             "GROUP": GROUP,
             "BLOCK_C": self.channels,
@@ -117,6 +119,7 @@ def decompose_triton(
         series_of(trend),
         series_of(seasonal),
         *extent,
+        MODES=launch.modes,
         **launch.options,
     )
     if mask is not None:
@@ -127,6 +130,7 @@ def decompose_triton(
             series_of(trend),
             *extent,
             CAUSAL=causal,
+            SIZES=len(sizes),
             **launch.options,
         )
     return seasonal, trend
@@ -152,24 +156,23 @@ def decompose_backward_triton(
     if like.numel() == 0:
         return d_x, d_weights
     launch = launch_config(tuple(sizes), *like.shape[1:], mask is not None)
+    if x is not None and d_weights is not None:
+        _differentiate_weights(d_weights, d_seasonal, d_trend, x, mask, sizes, causal, launch)
     extent = (*_extent(like, launch), _reaches(sizes, causal))
     signal = (series_of(d_trend), series_of(d_seasonal), None, series_of(weights))
     carry = None
     if mask is not None:
         signal = (None, None, None, series_of(_scratch(like, len(sizes))))
         carry = _scratch(like, 1)
-    if mask is not None or d_weights is not None:
         _share_kernel[_grid(like, launch)](
-            series_of(x),
             series_of(mask),
             series_of(weights),
             series_of(d_trend),
             series_of(d_seasonal),
-            None if mask is None else signal[-1],
+            signal[-1],
             series_of(carry),
-            series_of(d_weights),
             *extent,
-            CAUSAL=causal,
+            MODES=launch.modes,
             **launch.options,
         )
     _adjoint_kernel[_grid(like, launch)](
@@ -178,6 +181,7 @@ def decompose_backward_triton(
         series_of(mask),
         series_of(d_x),
         *extent,
+        MODES=launch.modes,
         **launch.options,
     )
     if mask is not None:
@@ -191,6 +195,41 @@ def decompose_backward_triton(
             **launch.options,
         )
     return d_x, d_weights
+
+
+def _differentiate_weights(
+    d_weights: Tensor,
+    d_seasonal: Tensor | None,
+    d_trend: Tensor | None,
+    x: Tensor,
+    mask: Tensor | None,
+    sizes: Sequence[int],
+    causal: bool,
+    launch: Launch,
+) -> None:
+    """Write d_weights (b, l, c, n)."""
+    extent = (*_extent(x, launch), _reaches(sizes, causal))
+    _weights_kernel[_grid(x, launch)](
+        series_of(x),
+        series_of(mask),
+        series_of(d_trend),
+        series_of(d_seasonal),
+        series_of(d_weights),
+        *extent,
+        MODES=launch.modes,
+        **launch.options,
+    )
+    if mask is not None and d_trend is not None:  # d_seasonal does not reach a step that is not observed
+        _carry_weights_kernel[_grid(x, launch)](
+            series_of(x),
+            series_of(mask),
+            series_of(d_trend),
+            series_of(d_weights),
+            *extent,
+            CAUSAL=causal,
+            SIZES=len(sizes),
+            **launch.options,
+        )
 
 
 def _scratch(like: Tensor, count: int) -> Tensor:
