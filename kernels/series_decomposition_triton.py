@@ -42,7 +42,8 @@ from .series_decomposition_ops import window_reach
 from .series_decomposition_tiles import CORE, DIRECT, LONG, Series
 
 GROUP = 8
-"""Consecutive steps a thread owns: a row it loads serves up to this many windows."""
+"""Consecutive steps a thread owns: a row it loads serves up to this many windows. Half of them where a mask leaves no
+registers for the trends of three sizes and more."""
 
 LONG_WINDOW = 64
 """Kernel size from which windows are summed across the whole tile: below, shared rows are few enough to load again."""
@@ -52,16 +53,17 @@ LONGEST_TILE = {4: 512, 2: 256, 1: 128}
 
 
 class Launch(NamedTuple):
-    """How a problem is cut: how each size is summed, groups of steps, channels and warps of a tile."""
+    """How a problem is cut: how each size is summed, groups of steps, their length, channels and warps of a tile."""
 
     modes: tuple[int, ...]
     groups: int
+    group: int
     channels: int
     num_warps: int
 
     @property
     def steps(self) -> int:
-        return self.groups * GROUP
+        return self.groups * self.group
 
     @property
     def options(self) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Launch(NamedTuple):
         return {
             "maxnreg": 255,  # as 8 warps allow; left alone, ptxas spills in places to stay at 128
             "GROUPS": self.groups,
-            "GROUP": GROUP,
+            "GROUP": self.group,
             "BLOCK_C": self.channels,
             "num_warps": self.num_warps,
         }
@@ -82,19 +84,21 @@ def launch_config(sizes: tuple[int, ...], length: int, channels: int, masked: bo
     Chosen by the registers that sm_80 to sm_120 need without a spill (bench/compile_report.py); not timed yet.
     """
     each = 1 if len(sizes) > 1 else 2 if masked else 4
+    group = GROUP // 2 if masked and len(sizes) > 2 else GROUP
     block = min(64, triton.next_power_of_2(channels))
-    groups = min(128 * each // block, max(2, triton.next_power_of_2(_tiles(length, GROUP))))
+    groups = min(128 * each // block, max(2, triton.next_power_of_2(_tiles(length, group))))
     longest = max(sizes)
     if longest >= LONG_WINDOW:
         below = 1 << (longest.bit_length() - 1)  # a tile no longer than the window, nor than the series
-        steps = min(below, LONGEST_TILE[each], max(2 * GROUP, triton.next_power_of_2(length)))
-        groups = steps // GROUP
+        longest_tile = LONGEST_TILE[each] * group // GROUP
+        steps = min(below, longest_tile, max(2 * group, triton.next_power_of_2(length)))
+        groups = steps // group
         block = min(block, max(16, 256 * each // groups))
     modes = tuple(
-        DIRECT.value if k < GROUP else LONG.value if k >= max(LONG_WINDOW, groups * GROUP) else CORE.value
+        DIRECT.value if k < group else LONG.value if k >= max(LONG_WINDOW, groups * group) else CORE.value
         for k in sizes
     )
-    return Launch(modes, groups, block, max(1, min(8, groups * block // (32 * each))))
+    return Launch(modes, groups, group, block, max(1, min(8, groups * block // (32 * each))))
 
 
 def series_of(x: Tensor | None) -> Series | None:

@@ -170,12 +170,16 @@ def test_what_stands_under_a_false_mask_is_never_read():
     assert not gradients[0][~mask].any()
 
 
-@pytest.mark.parametrize(("sizes", "masked"), [([3, 9], True), ([9, 70], False)], ids=["masked", "unmasked"])
+@pytest.mark.parametrize(
+    ("sizes", "masked"),
+    [([3, 9], True), ([9, 70], False), ([3, 9, 70], True)],
+    ids=["masked", "unmasked", "masked-three"],
+)
 def test_mixtures_and_the_gradients_of_their_weights_are_the_references(sizes, masked):
-    x, weights = torch.randn(1, 30, 3), torch.randn(1, 30, 1, 2)
+    x, weights = torch.randn(1, 30, 3), torch.randn(1, 30, 1, len(sizes))
     mask = torch.rand(1, 30, 3) < 0.3 if masked else None
     upstream = torch.randn(2, 1, 30, 3)
-    second = torch.randn(1, 30, 3), torch.randn(1, 30, 1, 2)
+    second = torch.randn(1, 30, 3), torch.randn(1, 30, 1, len(sizes))
 
     def differentiate(impl, dtype):
         inputs = [t.to(dtype).requires_grad_() for t in (x, weights)]
