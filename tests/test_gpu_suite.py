@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-SUITE = Path(__file__).parents[1] / "bench" / "gpu_suite.sh"
+TESTS = Path(__file__).parent
+SUITE = TESTS.parent / "bench" / "gpu_suite.sh"
+MARK = "mark." + "gpu"  # in two parts, or this file had it
 PARTS = ["tests", "bench", "peers", "compile", "profile"]
 FAKE = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$CALLS"
@@ -65,7 +67,10 @@ def suite(tmp_path: Path) -> Suite:
 def test_every_part_runs_once_and_is_not_run_again(suite: Suite):
     assert suite.run() == 0, suite.output
     assert suite.done >= set(PARTS)
-    assert len(suite.called("-m pytest")) == 3
+    files = {path for path in TESTS.glob("test_*.py") if path.stem.endswith("_triton") or MARK in path.read_text()}
+    assert {call.split()[-1] for call in suite.called("-m pytest")} == {f"tests/{path.name}" for path in files}
+    assert " -m gpu -p" in suite.called("tests/test_forecaster.py")[0]
+    assert " -m gpu or not slow -p" in suite.called("tests/test_favor_triton.py")[0]
     assert {call.split()[-1] for call in suite.called("--group")} == {"core", "peers"}
     assert all("--resume --budget-seconds 42" in call for call in suite.called("--group"))
     assert len(suite.called("compile_report.py --architecture 90 ")) == 1
@@ -100,7 +105,8 @@ def test_a_failure_is_told_and_only_what_failed_runs_again(suite: Suite):
     assert suite.run("tests", "profile", where="test_favor_triton.py", behaves="echo FAILED test_x - why; exit 1") == 1
     assert "tests: FAILED with code 1" in suite.output
     assert "FAILED test_x - why" in (suite.out / "summary.txt").read_text()
-    assert suite.done == {"profile", "test_favor_gpu.py", "test_series_decomposition_triton.py"}
+    assert suite.done >= {"profile", "test_favor_gpu.py", "test_series_decomposition_triton.py"}
+    assert not suite.done & {"tests", "test_favor_triton.py"}
     assert suite.run("tests", "profile") == 0
     assert [call.split()[-1] for call in suite.called("-m pytest")] == ["tests/test_favor_triton.py"]
 
