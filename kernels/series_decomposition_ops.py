@@ -1,4 +1,4 @@
-"""The moving average and the series decomposition as torch.library operators, with their torch reference.
+"""The moving average and the series decomposition as torch.library operators, with their gradients.
 
 Dimension key: b batch, l time, c channel, k kernel size, n kernel sizes.
 
@@ -15,14 +15,24 @@ and those, differentiated again, are these same two operators: `_autograd_decomp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .implementation import in_own_context
+from .series_decomposition_reference import (
+    decompose_backward_reference,
+    given,
+    mixed_trend_reference,
+    moving_average_backward_reference,
+    moving_average_reference,
+    observed_part,
+    seasonal_part,
+    upstream_of,
+)
 
 
 @cache
@@ -35,183 +45,6 @@ def _triton() -> Any:
 
 def _is_triton(impl: str) -> bool:
     return impl.startswith("triton")
-
-
-def window_reach(kernel_size: int, causal: bool) -> tuple[int, int]:
-    """Return how many steps back and ahead a window goes."""
-    back = kernel_size - 1 if causal else (kernel_size - 1) // 2
-    return back, kernel_size - 1 - back
-
-
-def sum_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of the reference's sums, wide enough that a trend is rounded once.
-
-    Float64 for float32, where an offset costs float32 sums digits that the trend keeps; half precision keeps fewer.
-    """
-    is_half = x.dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if is_half or x.device.type == "mps" else torch.float64  # mps has no float64
-
-
-def _window_sums(x: Tensor, kernel_size: int) -> Tensor:
-    """Sum every run of `kernel_size` steps of x (b, l, c): the runs of 2 ** i steps whose lengths make it up."""
-    outputs = x.shape[1] - kernel_size + 1
-    runs, width, offset = x, 1, 0
-    total: Tensor | None = None
-    while True:
-        if kernel_size & width:
-            part = runs[:, offset : offset + outputs]
-            total = part if total is None else total + part
-            offset += width
-        if 2 * width > kernel_size:
-            assert total is not None
-            return total
-        runs = runs[:, :-width] + runs[:, width:]
-        width *= 2
-
-
-class _Reach(NamedTuple):
-    """How far windows go in a series of some length: laid out up to its length, and only counted beyond."""
-
-    back: int
-    ahead: int
-    far_back: int
-    far_ahead: int
-
-    @classmethod
-    def of(cls, kernel_size: int, causal: bool, length: int) -> _Reach:
-        back, ahead = window_reach(kernel_size, causal)
-        near_back, near_ahead = min(back, length - 1), min(ahead, length - 1)
-        return cls(near_back, near_ahead, back - near_back, ahead - near_ahead)
-
-    @property
-    def near_size(self) -> int:
-        return self.back + self.ahead + 1
-
-
-def _padded_sums(x: Tensor, reach: _Reach, begin: int, end: int, dtype: torch.dtype) -> Tensor:
-    """Sum the windows of steps begin to end - 1 of x (b, l, c) with repeated ends."""
-    low, high, length = begin - reach.back, end + reach.ahead, x.shape[1]
-    padded = x.new_empty(x.shape[0], high - low, x.shape[2], dtype=dtype)
-    inside = slice(max(-low, 0), high - low - max(high - length, 0))
-    padded[:, inside] = x[:, max(low, 0) : high]
-    padded[:, : inside.start] = x[:, :1]
-    padded[:, inside.stop :] = x[:, -1:]
-    total = _window_sums(padded, reach.near_size)
-    # A window that goes further than the series is long holds the end once more for every step beyond.
-    if reach.far_back:
-        total = total + reach.far_back * x[:, :1].to(dtype)
-    return total + reach.far_ahead * x[:, -1:].to(dtype) if reach.far_ahead else total
-
-
-def _spread_sums(share: Tensor, reach: _Reach) -> Tensor:
-    """Apply the adjoint of `_padded_sums`."""
-    length = share.shape[1]
-    border = share.new_zeros(share.shape[0], reach.near_size - 1, share.shape[2])
-    padded = _window_sums(torch.cat([border, share, border], 1), reach.near_size)
-    spread = padded[:, reach.back : reach.back + length].clone()
-    spread[:, 0] += padded[:, : reach.back].sum(1)
-    spread[:, -1] += padded[:, reach.back + length :].sum(1)
-    if reach.far_back:
-        spread[:, 0] += reach.far_back * share.sum(1)
-    if reach.far_ahead:
-        spread[:, -1] += reach.far_ahead * share.sum(1)
-    return spread
-
-
-def _nearest_observed(mask: Tensor, causal: bool) -> Tensor:
-    """Return the index (b, l, c) of the nearest observed step, the earlier of two; -1 where there is none."""
-    length = mask.shape[1]
-    steps = torch.arange(length, device=mask.device).view(1, -1, 1).expand_as(mask)
-    earlier = torch.where(mask, steps, -1).cummax(1).values
-    if causal:
-        return earlier
-    later = torch.where(mask, steps, length).flip(1).cummin(1).values.flip(1)
-    distance_back = torch.where(earlier >= 0, steps - earlier, length)
-    use_later = (later < length) & (later - steps < distance_back)
-    return torch.where(use_later, later, earlier)
-
-
-CPU_BLOCK = 1 << 18
-"""Elements of a series that are summed at once on a CPU, where what doubling goes over again is in a cache; of 2 ** 16
-to 2 ** 20 the fastest on a Zen 4, by little (bench/run.py --op decomposition)."""
-
-
-def _blocks(x: Tensor, longest: int, whole: bool) -> Iterator[tuple[slice, int, int]]:
-    """Cut x (b, l, c) into (batch, first step, last step + 1), in blocks that pay for the windows' overlap."""
-    batch, length, channels = x.shape
-    if x.device.type != "cpu":
-        yield slice(None), 0, length
-        return
-    steps = length if whole else min(length, max(CPU_BLOCK // channels, 4 * longest))
-    together = max(1, CPU_BLOCK // (steps * channels))
-    for first in range(0, batch, together):
-        for begin in range(0, length, steps):
-            yield slice(first, first + together), begin, min(begin + steps, length)
-
-
-def _wide_average(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool, begin: int, end: int) -> Tensor:
-    """Return steps begin to end - 1 of A x in the dtype of the sums; all steps if there is a mask."""
-    reach, wide = _Reach.of(kernel_size, causal, x.shape[1]), sum_dtype(x)
-    if mask is None:
-        return _padded_sums(x, reach, begin, end, wide) / kernel_size
-    values = x.to(wide).masked_fill(~mask, 0.0)
-    counts = _padded_sums(mask, reach, begin, end, wide)
-    trend = _padded_sums(values, reach, begin, end, wide) / counts.clamp(min=1)
-    if _all_have_some(counts):
-        return trend
-    nearest = _nearest_observed(mask, causal)
-    carried = values.gather(1, nearest.clamp(min=0)).masked_fill_(nearest < 0, 0.0)
-    return torch.where(counts > 0, trend, carried)
-
-
-def _all_have_some(counts: Tensor) -> bool:
-    """Tell whether every window has an observation, as most data have, where asking does not wait for a device."""
-    return counts.device.type == "cpu" and bool((counts > 0).all())
-
-
-def moving_average_reference(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
-    """Return A x in x's dtype, contiguous."""
-    return mixed_trend_reference(x, mask, None, [kernel_size], causal)
-
-
-def moving_average_backward_reference(d_trend: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
-    """Return A^T d_trend in its dtype."""
-    if d_trend.numel() == 0:
-        return torch.empty_like(d_trend, memory_format=torch.contiguous_format)
-    upstream = d_trend.to(torch.promote_types(d_trend.dtype, torch.float32))
-    return _wide_spread(upstream, mask, kernel_size, causal).to(d_trend.dtype)
-
-
-def _wide_spread(upstream: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
-    """Return A^T upstream, which is not empty; there is no offset to lose digits to, so sums keep its dtype."""
-    reach = _Reach.of(kernel_size, causal, upstream.shape[1])
-    if mask is None:
-        return _spread_sums(upstream / kernel_size, reach)
-    counts = _padded_sums(mask, reach, 0, mask.shape[1], upstream.dtype)
-    spread = _spread_sums(torch.where(counts > 0, upstream / counts.clamp(min=1), 0.0), reach).masked_fill_(~mask, 0.0)
-    if _all_have_some(counts):
-        return spread
-    nearest = _nearest_observed(mask, causal)
-    carried = torch.where((counts > 0) | (nearest < 0), 0.0, upstream)
-    return spread.scatter_add_(1, nearest.clamp(min=0), carried)
-
-
-def mixed_trend_reference(
-    x: Tensor, mask: Tensor | None, weights: Tensor | None, sizes: Sequence[int], causal: bool
-) -> Tensor:
-    """Return sum_k w_k A_k x, rounded once to x's dtype, contiguous."""
-    mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if x.numel() == 0:
-        return mixed
-    for batch, begin, end in _blocks(x, max(sizes), whole=mask is not None):
-        seen = None if mask is None else mask[batch]
-        parts = [_wide_average(x[batch], seen, size, causal, begin, end) for size in sizes]
-        if weights is not None:
-            parts = [part * weights[batch, begin:end, :, i] for i, part in enumerate(parts)]
-        elif len(sizes) > 1:
-            parts = [part / len(sizes) for part in parts]
-        mixed[batch, begin:end] = sum(parts[1:], parts[0])
-    return mixed
 
 
 def _moving_average(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool, impl: str) -> Tensor:
@@ -239,11 +72,7 @@ def _decompose(
         seasonal, trend = _triton().decompose_triton(x, mask, weights, sizes, causal, trend_only)
         return x.new_empty(0) if seasonal is None else seasonal, trend
     trend = mixed_trend_reference(x, mask, weights, sizes, causal)
-    return (x.new_empty(0) if trend_only else _seasonal(x, trend, mask)), trend
-
-
-def _seasonal(x: Tensor, trend: Tensor, mask: Tensor | None) -> Tensor:
-    return x - trend if mask is None else torch.where(mask, torch.where(mask, x, 0.0) - trend, 0.0)
+    return (x.new_empty(0) if trend_only else seasonal_part(x, trend, mask)), trend
 
 
 def _decompose_backward(
@@ -256,48 +85,9 @@ def _decompose_backward(
     causal: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    like = _given(d_trend, d_seasonal)
-    if _is_triton(impl):
-        d_x, d_weights = _triton().decompose_backward_triton(d_seasonal, d_trend, x, mask, weights, sizes, causal)
-        return d_x, like.new_empty(0) if d_weights is None else d_weights
-    if like.numel() == 0:
-        return torch.empty_like(like, memory_format=torch.contiguous_format), _empty_gradient(like, x, weights)
-    wide = torch.promote_types(like.dtype, torch.float32)
-    upstream = _upstream(d_seasonal, d_trend, mask, wide)
-    parts = [] if d_seasonal is None else [_observed(d_seasonal, mask).to(wide)]
-    d_weights = []
-    for i, size in enumerate(sizes):
-        share = upstream / len(sizes) if weights is None else upstream * weights[..., i]
-        parts.append(_wide_spread(share.to(wide), mask, size, causal))
-        if x is not None:
-            d_weights.append(upstream * _wide_average(x, mask, size, causal, 0, x.shape[1]))
-    d_x = sum(parts[1:], parts[0]).to(like.dtype).contiguous()
-    if x is None or weights is None:
-        return d_x, _empty_gradient(like, x, weights)
-    return d_x, torch.stack(d_weights, -1).to(weights.dtype)
-
-
-def _empty_gradient(like: Tensor, x: Tensor | None, weights: Tensor | None) -> Tensor:
-    """Return d_weights where there are none to compute: nothing, or that of an empty series."""
-    return like.new_empty(0) if x is None or weights is None else torch.empty_like(weights)
-
-
-def _given(first: Tensor | None, second: Tensor | None) -> Tensor:
-    chosen = first if first is not None else second
-    assert chosen is not None
-    return chosen
-
-
-def _observed(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else torch.where(mask, x, 0.0)
-
-
-def _upstream(d_seasonal: Tensor | None, d_trend: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return h = d_trend - m d_seasonal."""
-    if d_seasonal is None:
-        return _given(d_trend, None).to(dtype)
-    lost = _observed(d_seasonal, mask).to(dtype)
-    return -lost if d_trend is None else d_trend.to(dtype) - lost
+    backward = _triton().decompose_backward_triton if _is_triton(impl) else decompose_backward_reference
+    d_x, d_weights = backward(d_seasonal, d_trend, x, mask, weights, sizes, causal)
+    return d_x, d_x.new_empty(0) if d_weights is None else d_weights
 
 
 def _setup_average(ctx, inputs, output) -> None:
@@ -359,11 +149,11 @@ def _autograd_decompose_backward(ctx, dd_x: Tensor | None, dd_weights: Tensor | 
     dd_weights = torch.zeros_like(weights) if dd_weights is None else dd_weights
     trend = forward(dd_x, mask, weights, sizes, causal, True, impl)[1]
     trend = trend + forward(x, mask, dd_weights, sizes, causal, True, impl)[1]
-    upstream = _upstream(d_seasonal, d_trend, mask, x.dtype)
+    upstream = upstream_of(d_seasonal, d_trend, mask, x.dtype)
     to_x, to_weights = torch.ops.favorcast.series_decomposition_backward(
         None, upstream, dd_x, mask, dd_weights, sizes, causal, impl
     )
-    seasonal = None if d_seasonal is None else _observed(dd_x - trend, mask)
+    seasonal = None if d_seasonal is None else observed_part(dd_x - trend, mask)
     return seasonal, None if d_trend is None else trend, to_x, None, to_weights, None, None, None
 
 
@@ -380,11 +170,11 @@ def _fake_decompose(x, mask, weights, sizes, causal, trend_only, impl):
     trend = _like(x, impl)
     if trend_only:
         return x.new_empty(0), trend
-    return (_like(x, impl) if _is_triton(impl) else _seasonal(x, trend, mask)), trend
+    return (_like(x, impl) if _is_triton(impl) else seasonal_part(x, trend, mask)), trend
 
 
 def _fake_decompose_backward(d_seasonal, d_trend, x, mask, weights, sizes, causal, impl):
-    like = _given(d_trend, d_seasonal)
+    like = given(d_trend, d_seasonal)
     d_weights = like.new_empty(0) if x is None else weights.new_empty(weights.shape)
     return _like(like, impl), d_weights
 

@@ -38,7 +38,7 @@ from .series_decomposition_kernels import (
     _share_kernel,
     _weights_kernel,
 )
-from .series_decomposition_ops import window_reach
+from .series_decomposition_reference import window_reach
 from .series_decomposition_tiles import CORE, DIRECT, LONG, Series
 
 GROUP = 8
