@@ -123,10 +123,13 @@ class SeriesDecomposition(MovingAverage):
 
 def _kernel_sizes(kernel_size: int | Sequence[int]) -> list[int]:
     sizes = list(kernel_size) if isinstance(kernel_size, Sequence) else [kernel_size]
-    is_whole = [isinstance(k, Integral) and not isinstance(k, bool) and 1 <= k <= LARGEST for k in sizes]
-    if not sizes or not all(is_whole):
+    if not sizes or not all(_is_whole(k) and 1 <= k <= LARGEST for k in sizes):
         raise ValueError(f"kernel_size must be a whole number from 1 to 2**30, or several, got {kernel_size!r}")
     return [k if isinstance(k, (int, torch.SymInt)) else int(k) for k in sizes]
+
+
+def _is_whole(k: object) -> bool:
+    return isinstance(k, (Integral, torch.SymInt)) and not isinstance(k, bool)
 
 
 def _check_causal(causal: bool) -> None:
