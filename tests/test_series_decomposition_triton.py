@@ -114,7 +114,7 @@ def test_even_windows_have_their_longer_end_ahead_as_in_basicts_and_darts(k):
 def test_an_offset_of_1000_costs_one_rounding_of_the_offset(length, k):
     """The rounding of the trend is 3.05e-5, half an ulp; float32 sums by doubling cost 1.5e-4, a cumulative sum 24.
 
-    The interpreter has also run a million steps: 3.07e-5 for k = 25, XXX for k = 4097.
+    The interpreter has run a million steps too: 2.93e-5 for k = 25, 3.09e-5 for k = 4097 (half an hour).
     """
     noise = torch.randn(1, length, 1)
     offset = noise + 1000
