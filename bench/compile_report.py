@@ -4,7 +4,8 @@
     python bench/compile_report.py --op favor --head-dim 64 --num-features 256 --architecture 90 --dtype bfloat16
 
 A launch fails the report if it spills registers (any stack) without a known reason, needs more shared memory than a
-program may have, or runs its products without tensor cores. Exit code 1 then.
+program may have, or runs its products without tensor cores. Exit code 1 then; 3 if --budget-seconds is spent first: run
+again with --resume.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
+from machine import ROOT, commit
 from offline_compile import CompiledLaunch, compiled_launches, resources
 
 from favorcast.kernels import draw_features
@@ -38,6 +41,7 @@ KINDS = ("hyperbolic", "orthogonal")
 DTYPES = ("bfloat16", "float16", "float32")
 WINDOWS = ((3,), (25,), (64,), (128,), (256,), (512,), (4097,), (3, 25), (7, 12, 24, 48), (25, 1025))
 WITHOUT_PRODUCTS = ("_merge_splits_kernel", "_reduce_gradient_kernel")
+DEFECTIVE, UNFINISHED = 1, 3
 SHORT, LONG = 256, 4096
 """Tokens of the launches: a single launch for both hops, and enough for the keys to be split."""
 
@@ -176,6 +180,8 @@ def main() -> int:
     parser.add_argument("--features", nargs="+", default=list(KINDS))
     parser.add_argument("--window", type=int, nargs="+", help="single windows only; default: singles and mixtures")
     parser.add_argument("--json", type=Path, help="write the report here as well")
+    parser.add_argument("--resume", action="store_true", help="take over what --json has of these sources and versions")
+    parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start no case after this time")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     windows = WINDOWS if options.window is None else [(k,) for k in options.window]
@@ -188,14 +194,63 @@ def main() -> int:
         for op, architecture, dtype in product(options.op, options.architecture, options.dtype)
         for problem in problems[op]
     ]
-    with ProcessPoolExecutor(options.processes) as pool:
-        report = [launch for launches in pool.map(compile_case, cases) for launch in launches]
+    done = read_report(options.json) if options.resume and options.json else {}
+    found = {case: done[case] for case in cases if case in done}
+    compile_cases([case for case in cases if case not in done], found, options)
+    report = [launch for case in cases for launch in found.get(case, [])]
     print(table(report))
-    if options.json:
-        versions = {"torch": torch.__version__, "triton": triton.__version__}
-        options.json.write_text(json.dumps({"versions": versions, "launches": [asdict(x) for x in report]}, indent=1))
     print(verdict(report, options.architecture))
-    return 1 if any(x.defects for x in report) else 0
+    if any(x.defects for x in report):
+        return DEFECTIVE
+    if len(found) < len(cases):
+        print(f"{len(cases) - len(found)} cases are left; run again with --resume")
+        return UNFINISHED
+    return 0
+
+
+def compile_cases(cases: list[Case], found: dict[Case, list[Launch]], options: argparse.Namespace) -> None:
+    """Compile cases in processes until the budget is spent, adding to what is found, and to the file after each."""
+    begin = time.monotonic()
+    waiting = iter(cases)
+    with ProcessPoolExecutor(options.processes) as pool:
+        running = {pool.submit(compile_case, case): case for case in islice(waiting, options.processes)}
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                found[running.pop(future)] = future.result()
+                if time.monotonic() - begin < options.budget_seconds:
+                    running |= {pool.submit(compile_case, case): case for case in islice(waiting, 1)}
+            if options.json:
+                write_report(options.json, found)
+
+
+def write_report(path: Path, found: dict[Case, list[Launch]]) -> None:
+    """Write the launches of all cases, and what they were compiled from."""
+    launches = [asdict(launch) for launches in found.values() for launch in launches]
+    partial = path.with_suffix(".partial")  # a run that is cut off leaves the old file whole
+    partial.write_text(json.dumps({"versions": versions(), "launches": launches}, indent=1))
+    partial.replace(path)
+
+
+def read_report(path: Path) -> dict[Case, list[Launch]]:
+    """Return the launches in a report by case; none if there is no report, or if it is of other sources or versions."""
+    written = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[Case, list[Launch]] = {}
+    if written.get("versions") == versions():
+        for values in written["launches"]:
+            op, architecture, dtype, problem = values.pop("case")
+            case = Case(op, architecture, dtype, as_tuple(problem))
+            found.setdefault(case, []).append(Launch(case, **values))
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return what a binary depends on."""
+    return {"torch": torch.__version__, "triton": triton.__version__, "favorcast": commit(ROOT)}
+
+
+def as_tuple(value: Any) -> Any:
+    """Return a list of lists as a tuple of tuples, which JSON does not tell apart."""
+    return tuple(as_tuple(x) for x in value) if isinstance(value, list) else value
 
 
 def verdict(report: list[Launch], architectures: list[int]) -> str:

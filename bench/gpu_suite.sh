@@ -3,10 +3,10 @@
 #
 #   bench/gpu_suite.sh OUT_DIR [tests|bench|peers|compile|profile ...]      default: all of them, in this order
 #
-# Each part takes less than nine minutes. A part that is done in OUT_DIR is skipped, and so is a file of tests that has
-# passed; `bench` and `peers` stop before their time is over and go on where they stopped when called again. Ends with a summary, and with exit code 1 if a part
-# failed, 3 if one is unfinished. PYTHON names the interpreter; favorcast may be installed or not (its dependencies
-# must be), peers that are missing are recorded as absent.
+# Each part takes less than nine minutes. A part that is done in OUT_DIR for these sources is skipped, and so is a file
+# of tests that has passed; `bench`, `peers` and `compile` stop before their time is over and go on where they stopped
+# when called again. Ends with a summary, and with exit code 1 if a part failed, 3 if one is unfinished. PYTHON names the
+# interpreter; favorcast may be installed or not (its dependencies must be), peers that are missing are recorded as absent.
 set -uo pipefail
 
 if [ $# -lt 1 ]; then
@@ -30,13 +30,22 @@ ln -sfn "$root/kernels" "$out/path/favorcast/kernels"
 ln -sfn "$root/forecasting" "$out/path/favorcast/forecasting"
 export PYTHONPATH="$out/path${PYTHONPATH:+:$PYTHONPATH}" # this checkout's sources, whatever is installed
 
+sources=$("$python" -c 'import sys; sys.path.insert(0, "bench"); import machine; print(machine.commit(machine.ROOT))') || exit 2
+if [ -e "$out/sources" ] && [ "$(cat "$out/sources")" != "$sources" ]; then
+  echo "$out is about $(cat "$out/sources"), this checkout is $sources: every part runs again"
+  rm -f "$out"/*.done
+fi
+printf '%s\n' "$sources" > "$out/sources"
+
 run_bench() { "$python" bench/run.py --output "$out/results" --resume --budget-seconds "$bench_seconds" "$@"; }
 
 part_tests() {
-  local file failed=0
-  for file in tests/test_favor_gpu.py tests/test_series_decomposition_triton.py tests/test_favor_triton.py; do
+  local file chosen failed=0
+  for file in $({ ls tests/test_*_triton.py && grep -l 'mark\.gpu' tests/test_*.py; } | sort -u); do
     [ -e "$out/$(basename "$file").done" ] && continue # most of a file's time is compilation, which Triton caches
-    if "$python" -m pytest -m "gpu or not slow" -p no:cacheprovider "$file"; then touch "$out/$(basename "$file").done"; else failed=1; fi
+    chosen="gpu" # of files about something else
+    [[ $file = *_triton.py || $file = *_gpu.py ]] && chosen="gpu or not slow"
+    if "$python" -m pytest -m "$chosen" -p no:cacheprovider "$file"; then touch "$out/$(basename "$file").done"; else failed=1; fi
   done
   [ $failed -eq 0 ] || return 1
   if command -v compute-sanitizer > /dev/null; then
@@ -62,7 +71,8 @@ part_compile() {
     *) architecture="80 90 100 120" ;;
   esac
   # shellcheck disable=SC2086 # several numbers
-  "$python" bench/compile_report.py --architecture $architecture --processes "$(nproc)" --json "$out/compile_report.json"
+  "$python" bench/compile_report.py --architecture $architecture --processes "$(nproc)" --json "$out/compile_report.json" \
+    --resume --budget-seconds "$bench_seconds"
 }
 
 part_profile() {

@@ -176,7 +176,7 @@ TARGETS = [
     Target(
         "the same against AvgPool1d",
         ">= 4x",
-        _against("decomposition", LARGE_SERIES, ["AvgPool1d"], BOTH),
+        _against("decomposition", LARGE_SERIES, ["AvgPool1d", "AvgPool1d compiled"], BOTH),
     ),
     Target(
         "training step, the ancestor's configuration",

@@ -16,20 +16,26 @@ there.
 
 The operation is linear, y = A x, so its gradient is the adjoint A^T and its second gradient is A again. The reference
 builds window sums by doubling, log2(k) additions a value, the GPU kernels from partial sums that windows share: no
-running sum, so a large offset or an outlier costs no precision elsewhere and NaN stays within its window. Sums are
-float32 (float64 for float64); trend is rounded to x's dtype before it is subtracted.
+running sum, so a large offset or an outlier costs no precision elsewhere and NaN stays within its window. Sums of half
+precision are float32; those of float32 are float64 in the reference, and of differences to a value of the window in the
+kernels, so that an offset costs one rounding of the result either way. The trend is rounded once to x's dtype, before
+it is subtracted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from . import series_decomposition_ops  # noqa: F401 - registers the operators
-from .favor_arguments import refuse_forward_mode
+from .favor_arguments import DTYPES, refuse_forward_mode
 from .implementation import Impl, resolve_impl
+
+LARGEST = 2**30
+"""Largest kernel size: steps, and their differences, are counted in 32 bits on the GPU."""
 
 
 def moving_average(
@@ -45,7 +51,7 @@ def moving_average(
 
     Args:
         x: (b, time, channel), floating point, any strides.
-        kernel_size: window length in steps, at least 1, beyond the length if need be; or several, whose trends are
+        kernel_size: window length in steps, from 1 to 2**30, beyond the length if need be; or several, whose trends are
             averaged, or mixed by `weights`.
         causal: look back only.
         mask: (b, time, channel) bool, True = observed.
@@ -60,7 +66,7 @@ def moving_average(
     Raises:
         ValueError: shapes, dtypes or options that do not fit.
     """
-    sizes, weights, chosen = _check(x, kernel_size, mask, weights, impl)
+    sizes, weights, chosen = _check(x, kernel_size, causal, mask, weights, impl)
     if len(sizes) == 1:
         return torch.ops.favorcast.moving_average(x, mask, sizes[0], causal, chosen)
     return torch.ops.favorcast.series_decomposition(x, mask, weights, sizes, causal, True, chosen)[1]
@@ -86,7 +92,7 @@ def series_decomposition(
     Raises:
         ValueError: as in `moving_average`.
     """
-    sizes, weights, chosen = _check(x, kernel_size, mask, weights, impl)
+    sizes, weights, chosen = _check(x, kernel_size, causal, mask, weights, impl)
     return torch.ops.favorcast.series_decomposition(x, mask, weights, sizes, causal, False, chosen)
 
 
@@ -96,6 +102,7 @@ class MovingAverage(nn.Module):
     def __init__(self, kernel_size: int | Sequence[int], causal: bool = False) -> None:
         super().__init__()
         self.kernel_size = _kernel_sizes(kernel_size)
+        _check_causal(causal)
         self.causal = causal
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -116,42 +123,88 @@ class SeriesDecomposition(MovingAverage):
 
 def _kernel_sizes(kernel_size: int | Sequence[int]) -> list[int]:
     sizes = list(kernel_size) if isinstance(kernel_size, Sequence) else [kernel_size]
-    if not sizes or any(isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= 2**30 for k in sizes):
+    if not sizes or not all(_is_whole(k) and 1 <= k <= LARGEST for k in sizes):
         raise ValueError(f"kernel_size must be a whole number from 1 to 2**30, or several, got {kernel_size!r}")
-    return sizes
+    return [k if isinstance(k, (int, torch.SymInt)) else int(k) for k in sizes]
+
+
+def _is_whole(k: object) -> bool:
+    return isinstance(k, (Integral, torch.SymInt)) and not isinstance(k, bool)
+
+
+def _check_causal(causal: bool) -> None:
+    if not isinstance(causal, bool):
+        raise ValueError(f"causal must be True or False, got {causal!r}")
 
 
 def _check(
-    x: Tensor, kernel_size: int | Sequence[int], mask: Tensor | None, weights: Tensor | None, impl: str
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    causal: bool,
+    mask: Tensor | None,
+    weights: Tensor | None,
+    impl: str,
 ) -> tuple[list[int], Tensor | None, str]:
     """Return the kernel sizes, the weights (b, l, c, n), and the implementation to run."""
-    if x.ndim != 3 or not x.is_floating_point():
-        raise ValueError(f"x must be floating point (batch, time, channel), got {x.dtype} {tuple(x.shape)}")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape or mask.device != x.device):
+    _check_series(x)
+    _check_causal(causal)
+    if mask is not None and not (_is_at(mask, x) and mask.dtype == torch.bool and mask.shape == x.shape):
         raise ValueError(
-            f"mask must be a bool tensor {tuple(x.shape)} on {x.device}, True = observed, "
-            f"got {mask.dtype} {tuple(mask.shape)} on {mask.device}"
+            f"mask must be a bool tensor {tuple(x.shape)} on {x.device}, True = observed, got {_described(mask)}"
         )
     sizes = _kernel_sizes(kernel_size)
-    if weights is not None and (len(sizes) == 1 or weights.ndim < 1 or weights.shape[-1] != len(sizes)):
-        raise ValueError(
-            f"weights need one entry a kernel size in their last dimension: expected {len(sizes)} of several sizes, "
-            f"got {tuple(weights.shape)} for kernel sizes {sizes}"
-        )
     if weights is not None:
-        weights = _expand(weights, (*x.shape, len(sizes)))
+        weights = _expand(weights, x, sizes)
     refuse_forward_mode(x, *(() if weights is None else (weights,)))
     tensors = [t for t in (x, mask, weights) if t is not None]
     return sizes, weights, resolve_impl(impl, *tensors)
 
 
-def _expand(weights: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _check_series(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"x must be a tensor (batch, time, channel), got {_described(x)}: torch.as_tensor makes one of an array"
+        )
+    if x.layout != torch.strided:
+        raise ValueError(f"x must be a dense tensor, got {x.layout}: x.to_dense() makes one")
+    if x.ndim != 3 or x.dtype not in DTYPES:
+        raise ValueError(
+            "x must be bfloat16, float16, float32 or float64 and (batch, time, channel): "
+            f"floating point, 3 dimensions, got {_described(x)}"
+        )
+
+
+def _expand(weights: Tensor, x: Tensor, sizes: list[int]) -> Tensor:
+    """Return the weights (b, l, c, n), a view."""
+    if not isinstance(weights, Tensor):
+        raise ValueError(
+            f"weights must be a tensor with one entry a kernel size, got {_described(weights)}: "
+            "torch.tensor makes one of numbers"
+        )
+    if len(sizes) == 1 or weights.ndim < 1 or weights.shape[-1] != len(sizes):
+        wanted = "leave them out for one size" if len(sizes) == 1 else f"expected {len(sizes)} in their last dimension"
+        raise ValueError(
+            f"weights need one entry a kernel size, for several: {wanted}, "
+            f"got {tuple(weights.shape)} for kernel sizes {sizes}"
+        )
+    shape = (*x.shape, len(sizes))
     fits = weights.ndim <= 4 and all(
         have in (1, want) for have, want in zip(reversed(weights.shape), reversed(shape), strict=False)
     )
-    if not fits or not weights.is_floating_point():
+    if not (fits and _is_at(weights, x) and weights.dtype in DTYPES):
         raise ValueError(
-            "weights must be floating point and broadcast to (batch, time, channel, sizes): "
-            f"expected {shape}, got {weights.dtype} {tuple(weights.shape)}"
+            "weights must be floating point, where x is, and broadcast to (batch, time, channel, sizes): "
+            f"expected {shape} on {x.device}, got {_described(weights)}"
         )
     return weights.expand(shape)
+
+
+def _is_at(tensor: object, x: Tensor) -> bool:
+    return isinstance(tensor, Tensor) and tensor.device == x.device and tensor.layout == torch.strided
+
+
+def _described(given: object) -> str:
+    if not isinstance(given, Tensor):
+        return type(given).__name__
+    layout = "" if given.layout == torch.strided else f" {given.layout}"
+    return f"{given.dtype} {tuple(given.shape)} on {given.device}{layout}"

@@ -3,12 +3,14 @@
 Dimension key: b batch, l steps of time, c channel, n kernel sizes; tiles [G] groups of GROUP consecutive steps, [C]
 channels.
 
-    kernel             launched                     writes
-    _decompose_kernel  forward                      trend, seasonal
-    _carry_kernel      forward, mask                trend, where a window has no observation
-    _share_kernel      backward, mask or weights    what every output gives to the values of its window; d_weights
-    _adjoint_kernel    backward                     d_x
-    _receive_kernel    backward, mask               d_x, where windows without an observation carry the value
+    kernel                 launched                     writes
+    _decompose_kernel      forward                      trend, seasonal
+    _carry_kernel          forward, mask                trend, where a window has no observation
+    _weights_kernel        backward, weights            d_weights
+    _carry_weights_kernel  backward, weights, mask      d_weights, where a window has no observation
+    _share_kernel          backward, mask               what every output gives to the values of its window
+    _adjoint_kernel        backward                     d_x
+    _receive_kernel        backward, mask               d_x, where windows without an observation carry the value
 
 A program owns a tile of the result and gathers what it needs (`series_decomposition_tiles.py`): there are no atomics,
 and equal inputs give equal bits. Neighbouring tiles read (k - 1) rows in common, from the caches.
@@ -87,25 +89,30 @@ def _decompose_kernel(
         store_parts(trend_of, seasonal_of, x, mask, place, steps, existing(place, steps, length), trends[r])
 
 
-@triton.jit(do_not_specialize=["length", "time_tiles"])
+@triton.jit
+def lacks_observation(earlier, later, steps, length, before, after):
+    """Tell, [G, C], whether a window of rows that are not observed themselves ends before the observations around."""
+    row = steps[:, None]
+    return ((earlier < 0) | (row - earlier > before)) & ((later >= length) | (later - row > after))
+
+
+@triton.jit(do_not_specialize=["length", "time_tiles", "reach"])
 def _carry_kernel(
     x, mask, weights, trend_of, length, channel_count, time_tiles, reach,
-    CAUSAL: tl.constexpr, MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+    CAUSAL: tl.constexpr, SIZES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Add the nearest observed value to trends of sizes whose window has no observation, zero so far."""
-    SIZES: tl.constexpr = len(MODES)
     place, first = place_of(channel_count, time_tiles, GROUPS * GROUP, BLOCK_C)
     earlier, later = observed_neighbours(mask, place, first, length, GROUPS, GROUP)
     for r in tl.static_range(GROUP):
         steps = first + tl.arange(0, GROUPS) * GROUP + r
         exists = existing(place, steps, length)
-        seen = load_seen(mask, place, steps, exists)
+        unseen = exists & ~load_seen(mask, place, steps, exists)
         missing = tl.zeros([GROUPS, BLOCK_C], tl.float32)
         for size in tl.static_range(SIZES):
-            row = steps[:, None]
-            far = (earlier[r] < 0) | (row - earlier[r] > reach[2 * size])
-            far = far & ((later[r] >= length) | (later[r] - row > reach[2 * size + 1])) & exists & ~seen
-            missing += tl.where(far, share_of(weights, size, place, steps, length, SIZES), 0.0)
+            before, after = reach[2 * size], reach[2 * size + 1]
+            lacks = unseen & lacks_observation(earlier[r], later[r], steps, length, before, after)
+            missing += tl.where(lacks, share_of(weights, size, place, steps, length, SIZES), 0.0)
         lacks = exists & (missing != 0)
         carried = carried_value(x, place, steps, earlier[r], later[r], length, CAUSAL)
         trend = load_rows(trend_of, place, steps, lacks, 0) + missing * carried
@@ -127,49 +134,74 @@ def upstream_of(d_trend, d_seasonal, mask, place, steps, keep):
 
 
 @triton.jit(do_not_specialize=["length", "time_tiles", "reach"])
-def _share_kernel(
-    x, mask, weights, d_trend, d_seasonal, shares, carry, d_weights, length, channel_count, time_tiles, reach,
-    CAUSAL: tl.constexpr, MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+def _weights_kernel(
+    x, mask, d_trend, d_seasonal, d_weights, length, channel_count, time_tiles, reach,
+    MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write d_weights, h times each size's trend, and with a mask what every output passes on in the adjoint.
+    """Write d_weights, h times each size's trend; a window without an observation has no trend here yet."""
+    SIZES: tl.constexpr = len(MODES)
+    place, first = place_of(channel_count, time_tiles, GROUPS * GROUP, BLOCK_C)
+    for size in tl.static_range(SIZES):
+        means, _ = window_means(x, mask, place, first, length, reach, size, MODES, GROUPS, GROUP)
+        for r in tl.static_range(GROUP):
+            steps = first + tl.arange(0, GROUPS) * GROUP + r
+            exists = existing(place, steps, length)
+            upstream = upstream_of(d_trend, d_seasonal, mask, place, steps, exists)
+            store_rows(d_weights, place, steps, exists, upstream * means[r], size)
+
+
+@triton.jit(do_not_specialize=["length", "time_tiles", "reach"])
+def _carry_weights_kernel(
+    x, mask, d_trend, d_weights, length, channel_count, time_tiles, reach,
+    CAUSAL: tl.constexpr, SIZES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write d_weights of sizes whose window has no observation: h times the nearest observed value.
+
+    A kernel of its own: the observations around and the sums of the windows do not fit the registers together.
+    """
+    place, first = place_of(channel_count, time_tiles, GROUPS * GROUP, BLOCK_C)
+    earlier, later = observed_neighbours(mask, place, first, length, GROUPS, GROUP)
+    for r in tl.static_range(GROUP):
+        steps = first + tl.arange(0, GROUPS) * GROUP + r
+        exists = existing(place, steps, length)
+        unseen = exists & ~load_seen(mask, place, steps, exists)
+        upstream = load_rows(d_trend, place, steps, unseen, 0)
+        carried = carried_value(x, place, steps, earlier[r], later[r], length, CAUSAL)
+        for size in tl.static_range(SIZES):
+            before, after = reach[2 * size], reach[2 * size + 1]
+            lacks = unseen & lacks_observation(earlier[r], later[r], steps, length, before, after)
+            store_rows(d_weights, place, steps, lacks, upstream * carried, size)
+
+
+@triton.jit(do_not_specialize=["length", "time_tiles", "reach"])
+def _share_kernel(
+    mask, weights, d_trend, d_seasonal, shares, carry, length, channel_count, time_tiles, reach,
+    MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write what every output passes on in the adjoint.
 
     That is w_k h / count to each observation in its window of size k (shares), or, of sizes whose window has none, the
     sum of w_k h to the nearest observation (carry).
     """
     SIZES: tl.constexpr = len(MODES)
     place, first = place_of(channel_count, time_tiles, GROUPS * GROUP, BLOCK_C)
-    earlier, later = (), ()
-    if mask is not None and d_weights is not None:
-        earlier, later = observed_neighbours(mask, place, first, length, GROUPS, GROUP)
     passed = ()
     for size in tl.static_range(SIZES):
-        means, counts = (), ()
-        if d_weights is not None:
-            means, counts = window_means(x, mask, place, first, length, reach, size, MODES, GROUPS, GROUP)
-        else:
-            counts = observed_counts(mask, place, first, length, reach, size, MODES, GROUPS, GROUP)
+        counts = observed_counts(mask, place, first, length, reach, size, MODES, GROUPS, GROUP)
         added = ()
         for r in tl.static_range(GROUP):
             steps = first + tl.arange(0, GROUPS) * GROUP + r
             exists = existing(place, steps, length)
-            upstream = upstream_of(d_trend, d_seasonal, mask, place, steps, exists)
-            if d_weights is not None:
-                mean = means[r]
-                if mask is not None:
-                    carried = carried_value(x, place, steps, earlier[r], later[r], length, CAUSAL)
-                    mean = tl.where(counts[r] > 0, mean, carried)
-                store_rows(d_weights, place, steps, exists, upstream * mean, size)
-            if mask is not None:
-                share = upstream * share_of(weights, size, place, steps, length, SIZES)
-                spread = tl.where(counts[r] > 0, share / tl.maximum(counts[r], 1.0), 0.0)
-                store_rows(shares, place, steps, exists, spread, size)
-                share = tl.where(counts[r] > 0, 0.0, share)
-                added = added + (share if size == 0 else passed[r] + share,)
+            share = upstream_of(d_trend, d_seasonal, mask, place, steps, exists)
+            share *= share_of(weights, size, place, steps, length, SIZES)
+            spread = tl.where(counts[r] > 0, share / tl.maximum(counts[r], 1.0), 0.0)
+            store_rows(shares, place, steps, exists, spread, size)
+            share = tl.where(counts[r] > 0, 0.0, share)
+            added = added + (share if size == 0 else passed[r] + share,)
         passed = added
-    if mask is not None:
-        for r in tl.static_range(GROUP):
-            steps = first + tl.arange(0, GROUPS) * GROUP + r
-            store_rows(carry, place, steps, existing(place, steps, length), passed[r], 0)
+    for r in tl.static_range(GROUP):
+        steps = first + tl.arange(0, GROUPS) * GROUP + r
+        store_rows(carry, place, steps, existing(place, steps, length), passed[r], 0)
 
 
 @triton.jit
@@ -265,7 +297,7 @@ def _adjoint_kernel(
 @triton.jit(do_not_specialize=["length", "time_tiles"])
 def _receive_kernel(
     carry, mask, d_x, length, channel_count, time_tiles, smallest,
-    CAUSAL: tl.constexpr, MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
+    CAUSAL: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Add to d_x what windows without an observation pass on; smallest is (before, after) of the smallest size."""
     place, first = place_of(channel_count, time_tiles, GROUPS * GROUP, BLOCK_C)

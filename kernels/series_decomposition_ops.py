@@ -1,4 +1,4 @@
-"""The moving average and the series decomposition as torch.library operators, with their torch reference.
+"""The moving average and the series decomposition as torch.library operators, with their gradients.
 
 Dimension key: b batch, l time, c channel, k kernel size, n kernel sizes.
 
@@ -15,7 +15,7 @@ and those, differentiated again, are these same two operators: `_autograd_decomp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,16 @@ import torch
 from torch import Tensor
 
 from .implementation import in_own_context
+from .series_decomposition_reference import (
+    decompose_backward_reference,
+    given,
+    mixed_trend_reference,
+    moving_average_backward_reference,
+    moving_average_reference,
+    observed_part,
+    seasonal_part,
+    upstream_of,
+)
 
 
 @cache
@@ -35,98 +45,6 @@ def _triton() -> Any:
 
 def _is_triton(impl: str) -> bool:
     return impl.startswith("triton")
-
-
-def window_reach(kernel_size: int, causal: bool) -> tuple[int, int]:
-    """Return how many steps back and ahead a window goes."""
-    back = kernel_size - 1 if causal else (kernel_size - 1) // 2
-    return back, kernel_size - 1 - back
-
-
-def _window_sums(x: Tensor, kernel_size: int) -> Tensor:
-    """Sum every run of `kernel_size` steps of x (b, l, c): the runs of 2 ** i steps whose lengths make it up."""
-    outputs = x.shape[1] - kernel_size + 1
-    runs, width, offset = x, 1, 0
-    total: Tensor | None = None
-    while True:
-        if kernel_size & width:
-            part = runs[:, offset : offset + outputs]
-            total = part if total is None else total + part
-            offset += width
-        if 2 * width > kernel_size:
-            assert total is not None
-            return total
-        runs = runs[:, :-width] + runs[:, width:]
-        width *= 2
-
-
-def _repeat_ends(x: Tensor, back: int, ahead: int) -> Tensor:
-    return torch.cat([x[:, :1].expand(-1, back, -1), x, x[:, -1:].expand(-1, ahead, -1)], 1)
-
-
-def _nearest_observed(mask: Tensor, causal: bool) -> Tensor:
-    """Return the index (b, l, c) of the nearest observed step, the earlier of two; -1 where there is none."""
-    length = mask.shape[1]
-    steps = torch.arange(length, device=mask.device).view(1, -1, 1).expand_as(mask)
-    earlier = torch.where(mask, steps, -1).cummax(1).values
-    if causal:
-        return earlier
-    later = torch.where(mask, steps, length).flip(1).cummin(1).values.flip(1)
-    distance_back = torch.where(earlier >= 0, steps - earlier, length)
-    use_later = (later < length) & (later - steps < distance_back)
-    return torch.where(use_later, later, earlier)
-
-
-def moving_average_reference(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
-    """Return A x in x's dtype, contiguous."""
-    if x.numel() == 0:
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-    back, ahead = window_reach(kernel_size, causal)
-    values = x.to(torch.promote_types(x.dtype, torch.float32))
-    if mask is None:
-        return (_window_sums(_repeat_ends(values, back, ahead), kernel_size) / kernel_size).to(x.dtype).contiguous()
-    values = values.masked_fill(~mask, 0.0)
-    counts = _window_sums(_repeat_ends(mask.to(values.dtype), back, ahead), kernel_size)
-    trend = _window_sums(_repeat_ends(values, back, ahead), kernel_size) / counts.clamp(min=1)
-    nearest = _nearest_observed(mask, causal)
-    carried = values.gather(1, nearest.clamp(min=0)).masked_fill_(nearest < 0, 0.0)
-    return torch.where(counts > 0, trend, carried).to(x.dtype).contiguous()
-
-
-def moving_average_backward_reference(d_trend: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
-    """Return A^T d_trend in its dtype."""
-    if d_trend.numel() == 0:
-        return torch.empty_like(d_trend, memory_format=torch.contiguous_format)
-    back, ahead = window_reach(kernel_size, causal)
-    length = d_trend.shape[1]
-    upstream = d_trend.to(torch.promote_types(d_trend.dtype, torch.float32))
-    share = upstream / kernel_size
-    if mask is not None:
-        counts = _window_sums(_repeat_ends(mask.to(upstream.dtype), back, ahead), kernel_size)
-        share = torch.where(counts > 0, upstream / counts.clamp(min=1), 0.0)
-    border = share.new_zeros(share.shape[0], kernel_size - 1, share.shape[2])
-    spread = _window_sums(
-        torch.cat([border, share, border], 1), kernel_size
-    )  # gradient of the series with repeated ends
-    d_x = spread[:, back : back + length].clone()
-    d_x[:, 0] += spread[:, :back].sum(1)
-    d_x[:, -1] += spread[:, back + length :].sum(1)
-    if mask is not None:
-        nearest = _nearest_observed(mask, causal)
-        carried = torch.where((counts > 0) | (nearest < 0), 0.0, upstream)  # pyright: ignore[reportPossiblyUnbound]
-        d_x = d_x.masked_fill_(~mask, 0.0).scatter_add_(1, nearest.clamp(min=0), carried)
-    return d_x.to(d_trend.dtype)
-
-
-def mixed_trend_reference(
-    x: Tensor, mask: Tensor | None, weights: Tensor | None, sizes: Sequence[int], causal: bool
-) -> Tensor:
-    """Return sum_k w_k A_k x; every trend is rounded to x's dtype."""
-    trends = [moving_average_reference(x, mask, size, causal) for size in sizes]
-    if len(trends) == 1:
-        return trends[0]
-    stacked = torch.stack(trends, -1)
-    return stacked.mean(-1) if weights is None else (stacked * weights.to(stacked.dtype)).sum(-1)
 
 
 def _moving_average(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool, impl: str) -> Tensor:
@@ -154,11 +72,7 @@ def _decompose(
         seasonal, trend = _triton().decompose_triton(x, mask, weights, sizes, causal, trend_only)
         return x.new_empty(0) if seasonal is None else seasonal, trend
     trend = mixed_trend_reference(x, mask, weights, sizes, causal)
-    return (x.new_empty(0) if trend_only else _seasonal(x, trend, mask)), trend
-
-
-def _seasonal(x: Tensor, trend: Tensor, mask: Tensor | None) -> Tensor:
-    return x - trend if mask is None else torch.where(mask, torch.where(mask, x, 0.0) - trend, 0.0)
+    return (x.new_empty(0) if trend_only else seasonal_part(x, trend, mask)), trend
 
 
 def _decompose_backward(
@@ -171,41 +85,9 @@ def _decompose_backward(
     causal: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    like = _given(d_trend, d_seasonal)
-    if _is_triton(impl):
-        d_x, d_weights = _triton().decompose_backward_triton(d_seasonal, d_trend, x, mask, weights, sizes, causal)
-        return d_x, like.new_empty(0) if d_weights is None else d_weights
-    wide = torch.promote_types(like.dtype, torch.float32)
-    upstream = _upstream(d_seasonal, d_trend, mask, wide)
-    parts = [] if d_seasonal is None else [_observed(d_seasonal, mask).to(wide)]
-    d_weights = []
-    for i, size in enumerate(sizes):
-        share = upstream / len(sizes) if weights is None else upstream * weights[..., i]
-        parts.append(moving_average_backward_reference(share.to(wide), mask, size, causal))
-        if x is not None:
-            d_weights.append(upstream * moving_average_reference(x, mask, size, causal))
-    d_x = sum(parts[1:], parts[0]).to(like.dtype).contiguous()
-    if x is None or weights is None:
-        return d_x, like.new_empty(0)
-    return d_x, torch.stack(d_weights, -1).to(weights.dtype)
-
-
-def _given(first: Tensor | None, second: Tensor | None) -> Tensor:
-    chosen = first if first is not None else second
-    assert chosen is not None
-    return chosen
-
-
-def _observed(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else torch.where(mask, x, 0.0)
-
-
-def _upstream(d_seasonal: Tensor | None, d_trend: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return h = d_trend - m d_seasonal."""
-    if d_seasonal is None:
-        return _given(d_trend, None).to(dtype)
-    lost = _observed(d_seasonal, mask).to(dtype)
-    return -lost if d_trend is None else d_trend.to(dtype) - lost
+    backward = _triton().decompose_backward_triton if _is_triton(impl) else decompose_backward_reference
+    d_x, d_weights = backward(d_seasonal, d_trend, x, mask, weights, sizes, causal)
+    return d_x, d_x.new_empty(0) if d_weights is None else d_weights
 
 
 def _setup_average(ctx, inputs, output) -> None:
@@ -267,11 +149,11 @@ def _autograd_decompose_backward(ctx, dd_x: Tensor | None, dd_weights: Tensor | 
     dd_weights = torch.zeros_like(weights) if dd_weights is None else dd_weights
     trend = forward(dd_x, mask, weights, sizes, causal, True, impl)[1]
     trend = trend + forward(x, mask, dd_weights, sizes, causal, True, impl)[1]
-    upstream = _upstream(d_seasonal, d_trend, mask, x.dtype)
+    upstream = upstream_of(d_seasonal, d_trend, mask, x.dtype)
     to_x, to_weights = torch.ops.favorcast.series_decomposition_backward(
         None, upstream, dd_x, mask, dd_weights, sizes, causal, impl
     )
-    seasonal = None if d_seasonal is None else _observed(dd_x - trend, mask)
+    seasonal = None if d_seasonal is None else observed_part(dd_x - trend, mask)
     return seasonal, None if d_trend is None else trend, to_x, None, to_weights, None, None, None
 
 
@@ -288,13 +170,35 @@ def _fake_decompose(x, mask, weights, sizes, causal, trend_only, impl):
     trend = _like(x, impl)
     if trend_only:
         return x.new_empty(0), trend
-    return (_like(x, impl) if _is_triton(impl) else _seasonal(x, trend, mask)), trend
+    return (_like(x, impl) if _is_triton(impl) else seasonal_part(x, trend, mask)), trend
 
 
 def _fake_decompose_backward(d_seasonal, d_trend, x, mask, weights, sizes, causal, impl):
-    like = _given(d_trend, d_seasonal)
+    like = given(d_trend, d_seasonal)
     d_weights = like.new_empty(0) if x is None else weights.new_empty(weights.shape)
     return _like(like, impl), d_weights
+
+
+def _vmap_into_batch(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a batching rule that makes mapped series more series of the batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def join(x: Tensor, dim: int | None) -> Tensor:
+            mapped = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            return mapped.flatten(0, 1)
+
+        def split(x: Tensor) -> Tensor:
+            return x if x.ndim == 1 else x.unflatten(0, (info.batch_size, batch))
+
+        given = list(zip(args, in_dims, strict=True))
+        batch = next(x.shape[1 if dim == 0 else 0] for x, dim in given if isinstance(x, Tensor))
+        outputs = operator(*(join(x, dim) if isinstance(x, Tensor) else x for x, dim in given))
+        if isinstance(outputs, Tensor):
+            return split(outputs), 0
+        # What was not asked for is a single empty tensor, (0,).
+        return tuple(split(x) for x in outputs), tuple(None if x.ndim == 1 else 0 for x in outputs)
+
+    return rule
 
 
 _AVERAGE = "Tensor? mask, int kernel_size, bool causal, str impl) -> Tensor"
@@ -331,3 +235,4 @@ for _name, _schema, _implementation, _fake, _setup, _gradient in (
     torch.library.impl(f"favorcast::{_name}", "CompositeExplicitAutograd")(in_own_context(_implementation))
     torch.library.register_fake(f"favorcast::{_name}")(_fake)
     torch.library.register_autograd(f"favorcast::{_name}", _gradient, setup_context=_setup)
+    torch.library.register_vmap(f"favorcast::{_name}", _vmap_into_batch(getattr(torch.ops.favorcast, _name).default))

@@ -6,8 +6,9 @@ Dimension key: b batch, l steps of time, c channel, n kernel sizes.
     forward                       _decompose_kernel: trend and seasonal of all sizes in one pass
     forward, mask                 _decompose_kernel, then _carry_kernel for the windows without an observation
     backward                      _adjoint_kernel
-    backward, d_weights           _share_kernel, then _adjoint_kernel
     backward, mask                _share_kernel, _adjoint_kernel, then _receive_kernel
+    d_weights                     before those, _weights_kernel
+    d_weights, mask               then _carry_weights_kernel, for the windows without an observation
 
 Least traffic, in elements of x's dtype: forward reads 1 and writes 2, backward reads 2 and writes 1. A masked backward
 writes and reads one float32 series a kernel size, and one more, between its launches. Results have x's layout.
@@ -31,15 +32,18 @@ from torch import Tensor
 from .series_decomposition_kernels import (
     _adjoint_kernel,
     _carry_kernel,
+    _carry_weights_kernel,
     _decompose_kernel,
     _receive_kernel,
     _share_kernel,
+    _weights_kernel,
 )
-from .series_decomposition_ops import window_reach
+from .series_decomposition_reference import window_reach
 from .series_decomposition_tiles import CORE, DIRECT, LONG, Series
 
 GROUP = 8
-"""Consecutive steps a thread owns: a row it loads serves up to this many windows."""
+"""Consecutive steps a thread owns: a row it loads serves up to this many windows. Half of them where a mask leaves no
+registers for the trends of three sizes and more."""
 
 LONG_WINDOW = 64
 """Kernel size from which windows are summed across the whole tile: below, shared rows are few enough to load again."""
@@ -49,25 +53,25 @@ LONGEST_TILE = {4: 512, 2: 256, 1: 128}
 
 
 class Launch(NamedTuple):
-    """How a problem is cut: how each size is summed, groups of steps, channels and warps of a tile."""
+    """How a problem is cut: how each size is summed, groups of steps, their length, channels and warps of a tile."""
 
     modes: tuple[int, ...]
     groups: int
+    group: int
     channels: int
     num_warps: int
 
     @property
     def steps(self) -> int:
-        return self.groups * GROUP
+        return self.groups * self.group
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments all kernels share."""
+        """Return the keyword arguments all kernels share; those that sum windows take MODES too."""
         return {
             "maxnreg": 255,  # as 8 warps allow; left alone, ptxas spills in places to stay at 128
-            "MODES": self.modes,
             "GROUPS": self.groups,
-            "GROUP": GROUP,
+            "GROUP": self.group,
             "BLOCK_C": self.channels,
             "num_warps": self.num_warps,
         }
@@ -80,19 +84,21 @@ def launch_config(sizes: tuple[int, ...], length: int, channels: int, masked: bo
     Chosen by the registers that sm_80 to sm_120 need without a spill (bench/compile_report.py); not timed yet.
     """
     each = 1 if len(sizes) > 1 else 2 if masked else 4
+    group = GROUP // 2 if masked and len(sizes) > 2 else GROUP
     block = min(64, triton.next_power_of_2(channels))
-    groups = min(128 * each // block, max(2, triton.next_power_of_2(_tiles(length, GROUP))))
+    groups = min(128 * each // block, max(2, triton.next_power_of_2(_tiles(length, group))))
     longest = max(sizes)
     if longest >= LONG_WINDOW:
         below = 1 << (longest.bit_length() - 1)  # a tile no longer than the window, nor than the series
-        steps = min(below, LONGEST_TILE[each], max(2 * GROUP, triton.next_power_of_2(length)))
-        groups = steps // GROUP
+        longest_tile = LONGEST_TILE[each] * group // GROUP
+        steps = min(below, longest_tile, max(2 * group, triton.next_power_of_2(length)))
+        groups = steps // group
         block = min(block, max(16, 256 * each // groups))
     modes = tuple(
-        DIRECT.value if k < GROUP else LONG.value if k >= max(LONG_WINDOW, groups * GROUP) else CORE.value
+        DIRECT.value if k < group else LONG.value if k >= max(LONG_WINDOW, groups * group) else CORE.value
         for k in sizes
     )
-    return Launch(modes, groups, block, max(1, min(8, groups * block // (32 * each))))
+    return Launch(modes, groups, group, block, max(1, min(8, groups * block // (32 * each))))
 
 
 def series_of(x: Tensor | None) -> Series | None:
@@ -117,6 +123,7 @@ def decompose_triton(
         series_of(trend),
         series_of(seasonal),
         *extent,
+        MODES=launch.modes,
         **launch.options,
     )
     if mask is not None:
@@ -127,6 +134,7 @@ def decompose_triton(
             series_of(trend),
             *extent,
             CAUSAL=causal,
+            SIZES=len(sizes),
             **launch.options,
         )
     return seasonal, trend
@@ -152,24 +160,23 @@ def decompose_backward_triton(
     if like.numel() == 0:
         return d_x, d_weights
     launch = launch_config(tuple(sizes), *like.shape[1:], mask is not None)
+    if x is not None and d_weights is not None:
+        _differentiate_weights(d_weights, d_seasonal, d_trend, x, mask, sizes, causal, launch)
     extent = (*_extent(like, launch), _reaches(sizes, causal))
     signal = (series_of(d_trend), series_of(d_seasonal), None, series_of(weights))
     carry = None
     if mask is not None:
         signal = (None, None, None, series_of(_scratch(like, len(sizes))))
         carry = _scratch(like, 1)
-    if mask is not None or d_weights is not None:
         _share_kernel[_grid(like, launch)](
-            series_of(x),
             series_of(mask),
             series_of(weights),
             series_of(d_trend),
             series_of(d_seasonal),
-            None if mask is None else signal[-1],
+            signal[-1],
             series_of(carry),
-            series_of(d_weights),
             *extent,
-            CAUSAL=causal,
+            MODES=launch.modes,
             **launch.options,
         )
     _adjoint_kernel[_grid(like, launch)](
@@ -178,6 +185,7 @@ def decompose_backward_triton(
         series_of(mask),
         series_of(d_x),
         *extent,
+        MODES=launch.modes,
         **launch.options,
     )
     if mask is not None:
@@ -191,6 +199,41 @@ def decompose_backward_triton(
             **launch.options,
         )
     return d_x, d_weights
+
+
+def _differentiate_weights(
+    d_weights: Tensor,
+    d_seasonal: Tensor | None,
+    d_trend: Tensor | None,
+    x: Tensor,
+    mask: Tensor | None,
+    sizes: Sequence[int],
+    causal: bool,
+    launch: Launch,
+) -> None:
+    """Write d_weights (b, l, c, n)."""
+    extent = (*_extent(x, launch), _reaches(sizes, causal))
+    _weights_kernel[_grid(x, launch)](
+        series_of(x),
+        series_of(mask),
+        series_of(d_trend),
+        series_of(d_seasonal),
+        series_of(d_weights),
+        *extent,
+        MODES=launch.modes,
+        **launch.options,
+    )
+    if mask is not None and d_trend is not None:  # d_seasonal does not reach a step that is not observed
+        _carry_weights_kernel[_grid(x, launch)](
+            series_of(x),
+            series_of(mask),
+            series_of(d_trend),
+            series_of(d_weights),
+            *extent,
+            CAUSAL=causal,
+            SIZES=len(sizes),
+            **launch.options,
+        )
 
 
 def _scratch(like: Tensor, count: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import machine
 import pytest
@@ -106,6 +107,54 @@ def test_a_difference_counts_where_both_quantiles_show_it():
     assert revisions.verdict(base, Latency(1.06, 1.2, 1.3)) == "slower"
     assert revisions.verdict(base, Latency(1.04, 1.2, 1.3)) == "same"
     assert revisions.verdict(base, Latency(0.9, 0.9, 1.3)) == "faster"
+
+
+class Side:
+    """A revision whose calls take given milliseconds, or which fails to prepare them."""
+
+    def __init__(self, milliseconds: float = 1.0, failure: str = "", is_graph: bool = False) -> None:
+        self.milliseconds, self.samples = milliseconds, 0
+        self.prepared = {"failure": failure} if failure else {"estimate_ms": milliseconds, "is_graph": is_graph}
+
+    def ask(self, *, request: str, **case: object) -> Any:
+        if request == "prepare":
+            return self.prepared
+        self.samples += 1
+        return self.milliseconds
+
+
+@pytest.mark.parametrize(
+    ("base", "new", "said", "shown"),
+    [
+        (Side(1.0), Side(1.2), "slower", "1.200 SLOWER"),
+        (Side(1.0), Side(1.04), "same", "1.040"),
+        (Side(1.2), Side(1.0), "faster", "0.833 faster"),
+        (Side(), Side(failure="it is wrong"), "failed", "not compared: it is wrong"),
+        (Side(failure="no such operation"), Side(), "new", "not compared: no such operation"),
+        (Side(), Side(is_graph=True), "new", "only one side can be captured"),
+    ],
+    ids=["slower", "same", "faster", "failed", "new", "graph"],
+)
+def test_revisions_are_measured_in_turn_and_a_regression_is_flagged(
+    base: Side, new: Side, said: str, shown: str, capsys: pytest.CaptureFixture[str]
+):
+    case = [0, "favor full", "forward"]
+    assert revisions._compare_case(base, new, case, quick=True) == said  # pyright: ignore[reportArgumentType]
+    assert shown in capsys.readouterr().out
+    assert base.samples == new.samples
+
+
+def test_a_target_names_each_form_of_a_peer(tmp_path: Path):
+    case = {"op": "decomposition", "shape": targets.LARGE_SERIES[1]}
+    measured = [
+        row(provider="favorcast triton", p50_ms="1", **case),
+        row(provider="AvgPool1d", p50_ms="8", **case),
+        row(provider="AvgPool1d compiled", p50_ms="5", **case),
+    ]
+    results_file.append(tmp_path / "a-gpu.csv", measured)
+    (line,) = (line for line in targets.table(tmp_path).splitlines() if "AvgPool1d" in line.split("|")[1])
+    assert "8x (AvgPool1d, " in line
+    assert "5x (AvgPool1d compiled, " in line
 
 
 def test_the_commit_of_a_plain_copy_is_a_hash_of_its_sources(tmp_path: Path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,20 +38,53 @@ def test_default_launches_compile_cleanly(case):
         assert kernel in result.stdout
 
 
-def test_a_spill_fails_the_report():
-    sys.path.insert(0, str(REPORT.parent))
-    try:
-        from compile_report import Case, Launch, verdict
-    finally:
-        sys.path.remove(str(REPORT.parent))
+@pytest.fixture
+def compile_report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, which replaces Triton's driver when it compiles: here it is not let."""
+    monkeypatch.syspath_prepend(str(REPORT.parent))
+    return importlib.import_module("compile_report")
 
-    def launch(**changes: object) -> Launch:
-        good = {"tiles": {}, "num_warps": 4, "num_stages": 2, "registers": 255, "stack": 0, "shared": 1024}
-        case = Case("favor", 90, "bfloat16", (64, 256, "hyperbolic"))
-        return Launch(case, "_attend_kernel", **{**good, "tensor_instructions": {"mma.sync": 1}, **changes})
+
+def compiled(compile_report: Any, case: Any = None, **changes: object) -> Any:
+    """Return a launch without defects, but for the changes."""
+    case = case or compile_report.Case("favor", 90, "bfloat16", (64, 256, "hyperbolic"))
+    good = {"tiles": {}, "num_warps": 4, "num_stages": 2, "registers": 255, "stack": 0, "shared": 1024}
+    return compile_report.Launch(case, "_attend_kernel", **{**good, "tensor_instructions": {"mma.sync": 1}, **changes})
+
+
+def test_a_spill_fails_the_report(compile_report: Any):
+    def launch(**changes: object) -> Any:
+        return compiled(compile_report, **changes)
 
     assert not launch().defects
     assert launch(stack=8).defects == ["8 bytes of stack"]
     assert launch(shared=2**20).defects == ["1048576 bytes of shared memory, the limit is 232448"]
     assert launch(tensor_instructions={}).defects == ["no tensor-core instruction"]
-    assert "2 launches for sm_90: 1 DEFECTIVE" in verdict([launch(), launch(stack=8)], [90])
+    assert "2 launches for sm_90: 1 DEFECTIVE" in compile_report.verdict([launch(), launch(stack=8)], [90])
+
+
+def test_a_report_that_ran_out_of_time_goes_on(
+    compile_report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "report.json"
+    command = [*DECOMPOSITION, "--architecture", "80", "--window", "3", "25"]
+    seen: list[str] = []
+
+    def compile_case(case: Any) -> list[Any]:
+        seen.append(str(case))
+        return [compiled(compile_report, case)]
+
+    def run(*options: str) -> tuple[int, list[str]]:
+        seen.clear()
+        monkeypatch.setattr("sys.argv", ["compile_report", *command, "--json", str(path), "--resume", *options])
+        return compile_report.main(), list(seen)
+
+    monkeypatch.setattr(compile_report, "compile_case", compile_case)
+    monkeypatch.setattr(compile_report, "ProcessPoolExecutor", ThreadPoolExecutor)
+    assert run("--budget-seconds", "0", "--processes", "1") == (compile_report.UNFINISHED, ["k3"])
+    assert "3 cases are left; run again with --resume" in capsys.readouterr().out
+    assert run() == (0, ["k3 masked", "k25", "k25 masked"])
+    assert run("--budget-seconds", "0") == (0, [])
+    assert "4 launches for sm_80: no stack" in capsys.readouterr().out
+    monkeypatch.setattr(compile_report, "commit", lambda root: "other sources")
+    assert len(run()[1]) == 4

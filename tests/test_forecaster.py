@@ -112,6 +112,16 @@ def test_a_decomposed_trend_without_linear_model_is_carried_forward():
     torch.testing.assert_close(model(context_x, context_y, target_x), expected)
 
 
+def test_missing_values_do_not_enter_the_decomposed_trend():
+    model = TimeMap(use_seasonal_decomp=True, decomposition_kernel_size=3)
+    context_x, context_y, target_x, _ = (part.clone() for part in windows())
+    context_y[:, -1] = NAN  # the last window holds the step before and, repeated, the last: only the former is observed
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    expected = context_y[:, -2:-1, :D_TARGET].expand(-1, TARGET_LEN, -1)
+    torch.testing.assert_close(model(context_x, context_y, target_x), expected)
+
+
 def test_revin_makes_the_forecast_follow_level_and_scale_of_the_window():
     model = TimeMap(use_revin=True)
     context_x, context_y, target_x, _ = windows()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_runs import RUNS_KERNELS
-from test_series_decomposition import dense_matrix, window
+from test_series_decomposition import dense_matrix, exact_average, window
 from torch.library import opcheck
 from torch.nn import functional as F
 
@@ -106,29 +106,52 @@ def test_even_windows_have_their_longer_end_ahead_as_in_basicts_and_darts(k):
     torch.testing.assert_close(triton_average(x, k), F.avg_pool1d(padded, k, 1).transpose(1, 2), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("length", "k"), [(3000, 25), (3000, 600)])
+@pytest.mark.parametrize(
+    ("length", "k"),
+    [(100_000, 25), (3000, 600), (8000, 4097), *(pytest.param(1_000_000, k, marks=GPU) for k in (3, 25, 1025, 4097))],
+    ids=str,
+)
 def test_an_offset_of_1000_costs_one_rounding_of_the_offset(length, k):
-    """Half an ulp of 1000 is 3e-5; a global cumulative sum in float32 is off by 6."""
+    """The rounding of the trend is 3.05e-5, half an ulp; float32 sums by doubling cost 1.5e-4, a cumulative sum 24.
+
+    The interpreter has run a million steps too: 2.93e-5 for k = 25, 3.09e-5 for k = 4097 (half an hour).
+    """
     noise = torch.randn(1, length, 1)
-    exact = moving_average((noise + 1000).double(), k)
-    assert (triton_average(noise + 1000, k).double() - exact).abs().max() < 4e-5
-    assert (triton_average(noise, k).double() - moving_average(noise.double(), k)).abs().max() < 1e-6
+    offset = noise + 1000
+    assert (triton_average(offset, k).double() - exact_average(offset, 1000, k, False)).abs().max() < 3.2e-5
+    assert (triton_average(noise, k).double() - exact_average(noise, 0, k, False)).abs().max() < 1e-6
+
+
+@CAUSAL
+def test_a_window_far_beyond_the_series_counts_its_ends(causal):
+    x, upstream = torch.randn(2, 1, 20, 2)
+    ours, exact = x.requires_grad_(), x.detach().double().requires_grad_()
+    results = [triton_average(ours, 2**30, causal=causal), moving_average(exact, 2**30, causal=causal)]
+    results += [torch.autograd.grad(results[0], ours, upstream)[0]]
+    results += [torch.autograd.grad(results[1], exact, upstream.double())[0]]
+    torch.testing.assert_close(results[0].double(), results[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(results[2].double(), results[3], rtol=1e-6, atol=1e-6)
 
 
 @CAUSAL
 @pytest.mark.parametrize("k", [7, 8, 70])
 @pytest.mark.parametrize("outlier", [float("nan"), 1e8])
 def test_a_nan_or_spike_stays_within_its_window(k, causal, outlier):
-    x = torch.randn(1, 200, 1)
+    """In the middle of the first channel, at the start of the second and at the end of the third."""
+    x = torch.randn(1, 200, 3)
     clean = triton_average(x, k, causal=causal)
-    x[0, 90] = outlier
-    trend = triton_average(x, k, causal=causal)[0, :, 0]
-    touched = torch.tensor([90 in window(i, 200, k, causal) for i in range(200)])
-    exact = moving_average(x[:, :, :1].double(), k, causal=causal)[0, :, 0]
-    assert torch.equal(trend.isnan(), touched & (outlier != 1e8))
-    if outlier == 1e8:
-        torch.testing.assert_close(trend[touched].double(), exact[touched], rtol=1e-6, atol=0)
-    torch.testing.assert_close(trend[~touched], clean[0, ~touched, 0], rtol=0, atol=1e-6)
+    places = (90, 0, 199)
+    for channel, at in enumerate(places):
+        x[0, at, channel] = outlier
+    trends = triton_average(x, k, causal=causal)
+    exact = moving_average(x.double(), k, causal=causal)
+    for channel, at in enumerate(places):
+        trend = trends[0, :, channel]
+        touched = torch.tensor([at in window(i, 200, k, causal) for i in range(200)])
+        assert torch.equal(trend.isnan(), touched & (outlier != 1e8))
+        if outlier == 1e8:
+            torch.testing.assert_close(trend[touched].double(), exact[0, touched, channel], rtol=1e-6, atol=0)
+        torch.testing.assert_close(trend[~touched], clean[0, ~touched, channel], rtol=0, atol=1e-6)
 
 
 def test_what_stands_under_a_false_mask_is_never_read():
@@ -147,12 +170,16 @@ def test_what_stands_under_a_false_mask_is_never_read():
     assert not gradients[0][~mask].any()
 
 
-@pytest.mark.parametrize(("sizes", "masked"), [([3, 9], True), ([9, 70], False)], ids=["masked", "unmasked"])
+@pytest.mark.parametrize(
+    ("sizes", "masked"),
+    [([3, 9], True), ([9, 70], False), ([3, 9, 70], True)],
+    ids=["masked", "unmasked", "masked-three"],
+)
 def test_mixtures_and_the_gradients_of_their_weights_are_the_references(sizes, masked):
-    x, weights = torch.randn(1, 30, 3), torch.randn(1, 30, 1, 2)
+    x, weights = torch.randn(1, 30, 3), torch.randn(1, 30, 1, len(sizes))
     mask = torch.rand(1, 30, 3) < 0.3 if masked else None
     upstream = torch.randn(2, 1, 30, 3)
-    second = torch.randn(1, 30, 3), torch.randn(1, 30, 1, 2)
+    second = torch.randn(1, 30, 3), torch.randn(1, 30, 1, len(sizes))
 
     def differentiate(impl, dtype):
         inputs = [t.to(dtype).requires_grad_() for t in (x, weights)]
@@ -165,6 +192,32 @@ def test_mixtures_and_the_gradients_of_their_weights_are_the_references(sizes, m
 
     for ours, exact in zip(differentiate("triton", torch.float32), differentiate("", torch.float64), strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["seasonal", "trend"])
+def test_a_masked_mixture_of_which_one_part_is_used_has_the_references_gradients(part):
+    x, weights = torch.randn(1, 70, 2), torch.randn(2)
+    mask = torch.rand(1, 70, 2) < torch.tensor([0.05, 0.4])  # windows without an observation, of one size and of both
+    upstream = torch.randn(1, 70, 2)
+    found = []
+    for decompose, dtype in ((triton_decomposition, torch.float32), (series_decomposition, torch.float64)):
+        inputs = [t.to(dtype).requires_grad_() for t in (x, weights)]
+        output = decompose(inputs[0], [3, 12], mask=mask, weights=inputs[1].expand(1, 70, 2, 2))[part]
+        found.append(torch.autograd.grad(output, inputs, upstream.to(dtype)))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [7, 25, 70])
+def test_a_nan_gradient_stays_with_the_values_of_its_window(k):
+    x = torch.randn(1, 90, 2, requires_grad=True)
+    upstream = torch.ones(1, 90, 2)
+    upstream[0, 1, 0] = upstream[0, 50, 1] = float("nan")
+    (d_x,) = torch.autograd.grad(triton_average(x, k), x, upstream)
+    for channel, t in enumerate((1, 50)):
+        reached = torch.zeros(90, dtype=torch.bool)
+        reached[window(t, 90, k, False)] = True
+        assert torch.equal(d_x[0, :, channel].isnan(), reached)
 
 
 def test_several_sizes_without_weights_are_averaged():
