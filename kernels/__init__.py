@@ -1,11 +1,15 @@
 """Linear attention with random features (FAVOR+) and moving-average series decomposition."""
 
+from .attention_replacement import AttentionLeft, AttentionReplacement, multihead_state_dict, replace_attention
 from .favor_attention import FavorState, attend, favor_attention, merge, softmax_error, summarize
 from .favor_module import FavorAttention
+from .feature_redraw import redraw_features
 from .random_features import RandomFeatures, draw_features
 from .series_decomposition import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
 
 __all__ = [
+    "AttentionLeft",
+    "AttentionReplacement",
     "FavorAttention",
     "FavorState",
     "MovingAverage",
@@ -16,6 +20,9 @@ __all__ = [
     "favor_attention",
     "merge",
     "moving_average",
+    "multihead_state_dict",
+    "redraw_features",
+    "replace_attention",
     "series_decomposition",
     "softmax_error",
     "summarize",

@@ -5,6 +5,7 @@ Dimension key: b batch, h heads, t queries, s keys, d head dim, e value head dim
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -16,10 +17,8 @@ from torch.nn import functional as F
 from .attention_inputs import arrange_batch_first, check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
 from .favor_attention import favor_attention
+from .implied_weights import implied_weights
 from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features, is_paired
-
-MAX_WEIGHTS = 1 << 22
-"""The implied attention weights are quadratic; `need_weights=True` answers up to this many a head."""
 
 
 class FavorAttention(nn.Module):
@@ -48,6 +47,7 @@ class FavorAttention(nn.Module):
         is_causal: causal in every call, whatever the call says.
         tokens_per_step: tokens that see each other in causal calls (time-major sequences: sensors a time step).
         redraw_interval: optimiser steps between new projections, see `redraw_if_due`; None keeps the first.
+        learnable_projection: make the projection a parameter; the drawn one is where it starts.
         seed: of the projection; the same seed gives the same projection on every rank and device.
         head_dim, value_head_dim: d and e, embed_dim / num_heads by default.
         device, dtype: of the parameters; the projection stays float32 in half-precision modules.
@@ -56,6 +56,10 @@ class FavorAttention(nn.Module):
         ValueError: sizes or options that do not fit.
     """
 
+    in_proj_weight: Tensor
+    q_proj_weight: Tensor
+    k_proj_weight: Tensor
+    v_proj_weight: Tensor
     projection: Tensor
     log_weight: Tensor | None
 
@@ -76,6 +80,7 @@ class FavorAttention(nn.Module):
         is_causal: bool = False,
         tokens_per_step: int = 1,
         redraw_interval: int | None = None,
+        learnable_projection: bool = False,
         seed: int = 0,
         head_dim: int | None = None,
         value_head_dim: int | None = None,
@@ -84,6 +89,11 @@ class FavorAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(embed_dim, num_heads, dropout, head_dim, redraw_interval, tokens_per_step)
+        if learnable_projection and redraw_interval is not None:
+            raise ValueError(
+                f"a learnable projection cannot be redrawn: got redraw_interval={redraw_interval}; leave it at None, "
+                "or pass learnable_projection=False"
+            )
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
         self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
@@ -93,6 +103,7 @@ class FavorAttention(nn.Module):
         self.feature_map: FeatureMap = feature_map
         self.is_causal, self.tokens_per_step = is_causal, tokens_per_step
         self.redraw_interval, self.seed = redraw_interval, seed
+        self.learnable_projection = learnable_projection
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         key_width, value_width = num_heads * self.head_dim, num_heads * self.value_head_dim
@@ -100,19 +111,26 @@ class FavorAttention(nn.Module):
         self._fused = self.kdim == self.vdim == embed_dim
         # PyTorch's encoder layers take a native softmax path in eval mode unless this says that they cannot.
         self._qkv_same_embed_dim = False
-        if self._fused:
-            self.in_proj_weight = nn.Parameter(torch.empty(sum(self._widths), embed_dim, **factory))
-        else:
-            self.q_proj_weight = nn.Parameter(torch.empty(key_width, embed_dim, **factory))
-            self.k_proj_weight = nn.Parameter(torch.empty(key_width, self.kdim, **factory))
-            self.v_proj_weight = nn.Parameter(torch.empty(value_width, self.vdim, **factory))
+        # As in nn.MultiheadAttention, the weights that a layer does not have are there as None.
+        shapes = {
+            "in_proj_weight": (sum(self._widths), embed_dim) if self._fused else None,
+            "q_proj_weight": None if self._fused else (key_width, embed_dim),
+            "k_proj_weight": None if self._fused else (key_width, self.kdim),
+            "v_proj_weight": None if self._fused else (value_width, self.vdim),
+        }
+        for name, shape in shapes.items():
+            self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape, **factory)))
         self.in_proj_bias = nn.Parameter(torch.empty(sum(self._widths), **factory)) if bias else None
         self.out_proj = nn.Linear(value_width, embed_dim, bias=bias, **factory)
         self.log_temperature = nn.Parameter(torch.zeros(num_heads, **factory)) if qk_norm else None
         drawn = self._draw(0)
         # A float64 layer computes in float64 throughout; features never run in half.
         precision = torch.float64 if self.out_proj.weight.dtype == torch.float64 else torch.float32
-        self.register_buffer("projection", drawn.projection.to(device, precision))
+        projection = drawn.projection.to(device, precision)
+        if learnable_projection:
+            self.projection = nn.Parameter(projection)
+        else:
+            self.register_buffer("projection", projection)
         log_weight = None if drawn.log_weight is None else drawn.log_weight.to(device, precision)
         self.register_buffer("log_weight", log_weight)
         self.reset_parameters()
@@ -149,8 +167,8 @@ class FavorAttention(nn.Module):
             key, value: likewise with s, kdim and vdim.
             key_padding_mask: (b, s) or (s,), bool with True = ignore, or float with 0 and -inf.
             need_weights: also return the implied attention weights; quadratic, for looking at short inputs.
-            attn_mask: only a causal mask, (t, s) bool or float, or one that hides nothing; step-causal with this
-                layer's tokens_per_step. Recognised by value unless is_causal says so. Any other raises.
+            attn_mask: only a causal mask, (t, s) or (b h, t, s), bool or float, or one that hides nothing; step-causal
+                with this layer's tokens_per_step. Recognised by value unless is_causal says so. Any other raises.
             average_attn_weights: average the weights over the heads.
             is_causal: attend causally; attn_mask, if also given, is taken to be the causal one.
 
@@ -166,7 +184,8 @@ class FavorAttention(nn.Module):
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
         causal = self.is_causal or is_causal
         if attn_mask is not None and not is_causal:
-            causal |= recognise_attention_mask(attn_mask, query.shape[1], key.shape[1], self.tokens_per_step)
+            masks = query.shape[0] * self.num_heads
+            causal |= recognise_attention_mask(attn_mask, query.shape[1], key.shape[1], self.tokens_per_step, masks)
         options: dict[str, Any] = {"feature_map": self.feature_map, "key_padding_mask": padding, "is_causal": causal}
         if causal:
             options["tokens_per_step"] = self.tokens_per_step
@@ -174,18 +193,19 @@ class FavorAttention(nn.Module):
         features = RandomFeatures(self.projection, self.log_weight, self._paired)
         merged = rearrange(favor_attention(*heads, features, **options), "b h t e -> b t (h e)")
         output = self.out_proj(F.dropout(merged, self.dropout, self.training))
-        weights = self._weights(*heads[:2], features, options) if need_weights else None
+        weights = implied_weights(*heads[:2], features, **options) if need_weights else None
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         if not batched:
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
         return (output if self.batch_first else output.transpose(0, 1)), weights
 
+    @torch.no_grad()
     def redraw(self, index: int) -> None:
         """Replace the projection by number `index` of this layer's seed, in place; 0 is the first one."""
         drawn = self._draw(index)
         self.projection.copy_(drawn.projection)
-        self._paired = drawn.paired
+        self._paired = drawn.paired and not self.learnable_projection
         if self.log_weight is not None and drawn.log_weight is not None:
             self.log_weight.copy_(drawn.log_weight)
 
@@ -202,6 +222,21 @@ class FavorAttention(nn.Module):
             return False
         self.redraw(optimizer_step // self.redraw_interval)
         return True
+
+    @classmethod
+    def from_multihead_attention(cls, attention: nn.MultiheadAttention, **favor: Any) -> Self:
+        """Return a layer with a copy of the weights of a softmax attention; see `attention_replacement.py`.
+
+        Args:
+            attention: the layer to take weights, sizes, layout, dropout, device, dtype and mode from.
+            favor: keywords of this class (num_features, qk_norm, seed, …).
+
+        Raises:
+            ValueError: a layer with something that linear attention cannot do (add_bias_kv, add_zero_attn, a subclass).
+        """
+        from .attention_replacement import convert  # which imports this class
+
+        return copy.deepcopy(convert(attention, cls, favor))
 
     def extra_repr(self) -> str:
         return (
@@ -245,30 +280,29 @@ class FavorAttention(nn.Module):
         radius = (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**0.25
         return with_norm(q, radius), with_norm(k, radius), v
 
-    def _weights(self, query: Tensor, key: Tensor, features: RandomFeatures, options: dict[str, Any]) -> Tensor:
-        (b, h, s, _), t = key.shape, query.shape[-2]
-        if t * s > MAX_WEIGHTS:
-            raise ValueError(
-                f"need_weights=True would form {t} x {s} weights a head; the limit is {MAX_WEIGHTS}: "
-                "pass need_weights=False, or look at a shorter input"
-            )
-        identity = torch.eye(s, dtype=key.dtype, device=key.device).expand(b, h, s, s)
-        return favor_attention(query, key, identity, features, **options)
-
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Move and cast as any module, but keep the projection out of half precision: it stands in exponents."""
-        buffers = {"projection": self.projection, "log_weight": self.log_weight}
+        before = {name: x.detach() for name, x in self._feature_tensors()}
         super()._apply(fn, recurse)
-        for name, before in buffers.items():
-            after = getattr(self, name)
-            if after is not None and before is not None and after.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, before.to(after.device))
+        for name, after in self._feature_tensors():
+            if after.dtype in (torch.float16, torch.bfloat16):
+                gradient, after.grad = after.grad, None
+                after.data = before[name].to(after.device)
+                after.grad = None if gradient is None else gradient.to(after.dtype)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Keep the drawn projection when the state dict is that of a softmax attention and has none."""
-        if any(prefix + name in state_dict for name in ("in_proj_weight", "q_proj_weight")):
-            for name, buffer in self.named_buffers(recurse=False):
-                state_dict.setdefault(prefix + name, buffer)
+        """Keep what softmax attention does not have, as it stands, when the state dict is that of a softmax layer."""
+        is_softmax = any(prefix + name in state_dict for name in ("in_proj_weight", "q_proj_weight"))
+        if is_softmax and prefix + "projection" not in state_dict:
+            own = dict(self._feature_tensors())
+            if self.log_temperature is not None:
+                own["log_temperature"] = self.log_temperature
+            for name, tensor in own.items():
+                state_dict.setdefault(prefix + name, tensor.detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._paired = is_paired(self.projection)
+        self._paired = not self.learnable_projection and is_paired(self.projection)
+
+    def _feature_tensors(self) -> list[tuple[str, Tensor]]:
+        named = (("projection", self.projection), ("log_weight", self.log_weight))
+        return [(name, x) for name, x in named if x is not None]
