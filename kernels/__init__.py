@@ -6,6 +6,8 @@ from .favor_module import FavorAttention
 from .feature_redraw import redraw_features
 from .random_features import RandomFeatures, draw_features
 from .series_decomposition import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
+from .transformers_cache import favor_cache
+from .transformers_integration import register_with_transformers
 
 __all__ = [
     "AttentionLeft",
@@ -18,10 +20,12 @@ __all__ = [
     "attend",
     "draw_features",
     "favor_attention",
+    "favor_cache",
     "merge",
     "moving_average",
     "multihead_state_dict",
     "redraw_features",
+    "register_with_transformers",
     "replace_attention",
     "series_decomposition",
     "softmax_error",

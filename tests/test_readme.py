@@ -8,7 +8,7 @@ import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-NAMES = ("layer", "replacement", "functions", "forecast")
+NAMES = ("layer", "replacement", "transformers", "functions", "forecast")
 
 
 def test_readme_has_its_snippets() -> None:
@@ -22,6 +22,8 @@ def test_readme_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     steps = np.arange(400)[:, None]
     np.save("sensors.npy", np.sin(0.3 * steps + np.arange(3)).astype(np.float32))
+    if "transformers" in snippet:
+        pytest.importorskip("transformers", reason='pip install "favorcast[transformers]"')
     names: dict[str, object] = {}
     exec(compile(snippet, str(README), "exec"), names)
     if "forecast" in names:
