@@ -37,7 +37,6 @@ def linear_mask(
     mask_function: Callable[..., Any],
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
-    config: Any = None,
     **options: Any,
 ) -> Tensor | None:
     """Return the mask of a model's layers, as transformers' AttentionMaskInterface asks; the names are its own.
@@ -69,13 +68,7 @@ def linear_mask(
             )
         if not torch.compiler.is_compiling() and bool(attention_mask.all()):
             attention_mask = None
-    if is_causal:
-        return attention_mask
-    if attention_mask is None:  # a decoder told by its config to see everything still calls its layers causal
-        if getattr(config, "is_causal", True):
-            return None
-        attention_mask = torch.ones(1, dtype=torch.bool, device=options.get("device")).expand(batch_size, kv_length)
-    return attention_mask[:, None, None, :]
+    return attention_mask if is_causal or attention_mask is None else attention_mask[:, None, None, :]
 
 
 def read_mask(mask: Tensor | None, queries: int, keys: int, is_causal: bool) -> Visible:
