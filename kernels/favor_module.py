@@ -6,7 +6,6 @@ Dimension key: b batch, h heads, t queries, s keys, d head dim, e value head dim
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -17,11 +16,12 @@ from torch.nn import functional as F
 from .attention_inputs import arrange_batch_first, check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
 from .favor_attention import favor_attention
+from .feature_module import FeatureModule
 from .implied_weights import implied_weights
-from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features, is_paired
+from .random_features import FeatureKind, FeatureMap, RandomFeatures
 
 
-class FavorAttention(nn.Module):
+class FavorAttention(FeatureModule):
     """Multi-head attention with positive random features (FAVOR+, Choromanski et al. 2021), linear in the lengths.
 
     Takes the place of `nn.MultiheadAttention`: same constructor, call and parameter names, so its state dict loads
@@ -60,8 +60,6 @@ class FavorAttention(nn.Module):
     q_proj_weight: Tensor
     k_proj_weight: Tensor
     v_proj_weight: Tensor
-    projection: Tensor
-    log_weight: Tensor | None
 
     def __init__(
         self,
@@ -87,23 +85,21 @@ class FavorAttention(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         check_sizes(embed_dim, num_heads, dropout, head_dim, redraw_interval, tokens_per_step)
-        if learnable_projection and redraw_interval is not None:
-            raise ValueError(
-                f"a learnable projection cannot be redrawn: got redraw_interval={redraw_interval}; leave it at None, "
-                "or pass learnable_projection=False"
-            )
+        head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        super().__init__(
+            4 * head_dim if num_features is None else num_features,
+            head_dim,
+            features,
+            seed=seed,
+            redraw_interval=redraw_interval,
+            learnable_projection=learnable_projection,
+        )
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
         self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
-        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.value_head_dim = self.head_dim if value_head_dim is None else value_head_dim
-        self.num_features = 4 * self.head_dim if num_features is None else num_features
-        self.features: FeatureKind = features
         self.feature_map: FeatureMap = feature_map
         self.is_causal, self.tokens_per_step = is_causal, tokens_per_step
-        self.redraw_interval, self.seed = redraw_interval, seed
-        self.learnable_projection = learnable_projection
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         key_width, value_width = num_heads * self.head_dim, num_heads * self.value_head_dim
@@ -123,16 +119,9 @@ class FavorAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(sum(self._widths), **factory)) if bias else None
         self.out_proj = nn.Linear(value_width, embed_dim, bias=bias, **factory)
         self.log_temperature = nn.Parameter(torch.zeros(num_heads, **factory)) if qk_norm else None
-        drawn = self._draw(0)
         # A float64 layer computes in float64 throughout; features never run in half.
-        precision = torch.float64 if self.out_proj.weight.dtype == torch.float64 else torch.float32
-        projection = drawn.projection.to(device, precision)
-        if learnable_projection:
-            self.projection = nn.Parameter(projection)
-        else:
-            self.register_buffer("projection", projection)
-        log_weight = None if drawn.log_weight is None else drawn.log_weight.to(device, precision)
-        self.register_buffer("log_weight", log_weight)
+        wide = self.out_proj.weight.dtype == torch.float64
+        self._register_features(device, torch.float64 if wide else torch.float32)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -200,29 +189,6 @@ class FavorAttention(nn.Module):
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
         return (output if self.batch_first else output.transpose(0, 1)), weights
 
-    @torch.no_grad()
-    def redraw(self, index: int) -> None:
-        """Replace the projection by number `index` of this layer's seed, in place; 0 is the first one."""
-        drawn = self._draw(index)
-        self.projection.copy_(drawn.projection)
-        self._paired = drawn.paired and not self.learnable_projection
-        if self.log_weight is not None and drawn.log_weight is not None:
-            self.log_weight.copy_(drawn.log_weight)
-
-    def redraw_if_due(self, optimizer_step: int) -> bool:
-        """Redraw after every `redraw_interval` optimiser steps; call it after each, outside forward and backward.
-
-        Which projection is drawn follows from (seed, optimizer_step // redraw_interval) alone: ranks agree without
-        communication, and a resumed run goes on as an uninterrupted one.
-
-        Returns:
-            Whether the projection was redrawn.
-        """
-        if self.redraw_interval is None or optimizer_step < 1 or optimizer_step % self.redraw_interval:
-            return False
-        self.redraw(optimizer_step // self.redraw_interval)
-        return True
-
     @classmethod
     def from_multihead_attention(cls, attention: nn.MultiheadAttention, **favor: Any) -> Self:
         """Return a layer with a copy of the weights of a softmax attention; see `attention_replacement.py`.
@@ -243,13 +209,6 @@ class FavorAttention(nn.Module):
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_features={self.num_features}, "
             f"features={self.features!r}, feature_map={self.feature_map!r}, is_causal={self.is_causal}"
         )
-
-    def _draw(self, index: int) -> RandomFeatures:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
-        with torch.device("cpu"):
-            return draw_features(
-                self.num_features, self.head_dim, kind=self.features, generator=generator, dtype=torch.float32
-            )
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (q, k, v) as (b, h, length, d), in as few matrix products as the inputs allow."""
@@ -280,17 +239,6 @@ class FavorAttention(nn.Module):
         radius = (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**0.25
         return with_norm(q, radius), with_norm(k, radius), v
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Move and cast as any module, but keep the projection out of half precision: it stands in exponents."""
-        before = {name: x.detach() for name, x in self._feature_tensors()}
-        super()._apply(fn, recurse)
-        for name, after in self._feature_tensors():
-            if after.dtype in (torch.float16, torch.bfloat16):
-                gradient, after.grad = after.grad, None
-                after.data = before[name].to(after.device)
-                after.grad = None if gradient is None else gradient.to(after.dtype)
-        return self
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Keep what softmax attention does not have, as it stands, when the state dict is that of a softmax layer."""
         is_softmax = any(prefix + name in state_dict for name in ("in_proj_weight", "q_proj_weight"))
@@ -301,8 +249,3 @@ class FavorAttention(nn.Module):
             for name, tensor in own.items():
                 state_dict.setdefault(prefix + name, tensor.detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._paired = not self.learnable_projection and is_paired(self.projection)
-
-    def _feature_tensors(self) -> list[tuple[str, Tensor]]:
-        named = (("projection", self.projection), ("log_weight", self.log_weight))
-        return [(name, x) for name, x in named if x is not None]
