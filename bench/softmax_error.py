@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from favorcast.kernels import draw_features, softmax_error
 
-SIZES = ((16, 64), (64, 256))
-KINDS = ("hyperbolic", "orthogonal")
+SIZES = ((16, 32), (16, 64), (16, 128), (32, 128), (64, 128), (64, 256), (64, 512), (128, 512))
+BESIDE = ((16, 64), (64, 256))
+"""Where the paper's own features, "orthogonal", stand beside the default ones."""
+
 SQUARES = (0.25, 0.5, 1.0, 2.0, 4.0)
 DRAWS = 4
 
@@ -25,7 +27,7 @@ def main() -> None:
     print("| d, m | features |" + "".join(f" t = {t:g} |" for t in SQUARES) + " N(0, 1) |")
     print("| --- | --- |" + " --- |" * (len(SQUARES) + 1))
     for d, m in SIZES:
-        for kind in KINDS:
+        for kind in ("hyperbolic", "orthogonal") if (d, m) in BESIDE else ("hyperbolic",):
             cells = [_cell(d, m, kind, t, generator) for t in (*SQUARES, None)]
             print(f"| {d}, {m} | {kind} | " + " | ".join(cells) + " |")
 

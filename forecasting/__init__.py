@@ -9,6 +9,7 @@ from .baselines import (
     default_baselines,
 )
 from .data import DataModule, SimulationTimeSeries, SimulationTorchDataset, extract_datapoints
+from .feature_redraw_callback import RedrawFeatures
 from .forecaster import Forecaster
 from .linear_model import LinearModel
 from .metrics import ForecastErrors
@@ -25,6 +26,7 @@ __all__ = [
     "LinearModel",
     "NoNorm",
     "Persistence",
+    "RedrawFeatures",
     "RevIN",
     "RidgeRegression",
     "SeasonalNaive",

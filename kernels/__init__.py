@@ -1,5 +1,6 @@
 """Linear attention with random features (FAVOR+) and moving-average series decomposition."""
 
+from .attention_replacement import AttentionLeft, AttentionReplacement, multihead_state_dict, replace_attention
 from .favor_attention import (
     FavorState,
     Streamed,
@@ -11,10 +12,15 @@ from .favor_attention import (
     summarize,
 )
 from .favor_module import FavorAttention
+from .feature_redraw import redraw_features
 from .random_features import RandomFeatures, draw_features
 from .series_decomposition import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
+from .transformers_cache import favor_cache
+from .transformers_integration import register_with_transformers
 
 __all__ = [
+    "AttentionLeft",
+    "AttentionReplacement",
     "FavorAttention",
     "FavorState",
     "MovingAverage",
@@ -24,8 +30,13 @@ __all__ = [
     "attend",
     "draw_features",
     "favor_attention",
+    "favor_cache",
     "merge",
     "moving_average",
+    "multihead_state_dict",
+    "redraw_features",
+    "register_with_transformers",
+    "replace_attention",
     "series_decomposition",
     "softmax_error",
     "stream_attention",

@@ -45,7 +45,7 @@ def arrange_batch_first(
     return query, key, value, batched
 
 
-def with_norm(x: Tensor, radius: Tensor) -> Tensor:
+def with_norm(x: Tensor, radius: Tensor | float) -> Tensor:
     """Scale the rows of x to the given norm, in float32 and in one product; rows near zero keep a smaller one."""
     square = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(-1, keepdim=True)
     return x * (radius * torch.rsqrt(square + 1e-6 * x.shape[-1])).to(x.dtype)

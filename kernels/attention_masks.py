@@ -29,9 +29,13 @@ def key_padding(mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
     return hidden
 
 
-def recognise_attention_mask(mask: Tensor, queries: int, keys: int, tokens_per_step: int) -> bool:
-    """Return whether a mask is causal (True) or hides nothing (False); raise for any other."""
-    if mask.shape[-2:] == (queries, keys):
+def recognise_attention_mask(mask: Tensor, queries: int, keys: int, tokens_per_step: int, masks: int = 1) -> bool:
+    """Return whether a mask, or each of `masks` stacked ones, is causal (True) or hides nothing (False).
+
+    Raises:
+        ValueError: for any other mask.
+    """
+    if mask.shape in ((queries, keys), (masks, queries, keys)):
         hidden = mask if mask.dtype == torch.bool else _hidden_entries(mask, "attn_mask")
         if hidden is not None:
             causal = ~visibility(queries, keys, tokens_per_step, mask.device)

@@ -5,7 +5,7 @@ Dimension key: b batch, h heads, t queries, s keys, d head dim, e value head dim
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from typing import Any, Self
 
 import torch
@@ -16,13 +16,12 @@ from torch.nn import functional as F
 from .attention_inputs import arrange_batch_first, check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
 from .favor_attention import favor_attention
-from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features, is_paired
+from .feature_module import FeatureModule
+from .implied_weights import implied_weights
+from .random_features import FeatureKind, FeatureMap, RandomFeatures
 
-MAX_WEIGHTS = 1 << 22
-"""The implied attention weights are quadratic; `need_weights=True` answers up to this many a head."""
 
-
-class FavorAttention(nn.Module):
+class FavorAttention(FeatureModule):
     """Multi-head attention with positive random features (FAVOR+, Choromanski et al. 2021), linear in the lengths.
 
     Takes the place of `nn.MultiheadAttention`: same constructor, call and parameter names, so its state dict loads
@@ -48,6 +47,7 @@ class FavorAttention(nn.Module):
         is_causal: causal in every call, whatever the call says.
         tokens_per_step: tokens that see each other in causal calls (time-major sequences: sensors a time step).
         redraw_interval: optimiser steps between new projections, see `redraw_if_due`; None keeps the first.
+        learnable_projection: make the projection a parameter; the drawn one is where it starts.
         seed: of the projection; the same seed gives the same projection on every rank and device.
         head_dim, value_head_dim: d and e, embed_dim / num_heads by default.
         device, dtype: of the parameters; the projection stays float32 in half-precision modules.
@@ -56,8 +56,10 @@ class FavorAttention(nn.Module):
         ValueError: sizes or options that do not fit.
     """
 
-    projection: Tensor
-    log_weight: Tensor | None
+    in_proj_weight: Tensor
+    q_proj_weight: Tensor
+    k_proj_weight: Tensor
+    v_proj_weight: Tensor
 
     def __init__(
         self,
@@ -76,23 +78,28 @@ class FavorAttention(nn.Module):
         is_causal: bool = False,
         tokens_per_step: int = 1,
         redraw_interval: int | None = None,
+        learnable_projection: bool = False,
         seed: int = 0,
         head_dim: int | None = None,
         value_head_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         check_sizes(embed_dim, num_heads, dropout, head_dim, redraw_interval, tokens_per_step)
+        head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        super().__init__(
+            4 * head_dim if num_features is None else num_features,
+            head_dim,
+            features,
+            seed=seed,
+            redraw_interval=redraw_interval,
+            learnable_projection=learnable_projection,
+        )
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
         self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
-        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.value_head_dim = self.head_dim if value_head_dim is None else value_head_dim
-        self.num_features = 4 * self.head_dim if num_features is None else num_features
-        self.features: FeatureKind = features
         self.feature_map: FeatureMap = feature_map
         self.is_causal, self.tokens_per_step = is_causal, tokens_per_step
-        self.redraw_interval, self.seed = redraw_interval, seed
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         key_width, value_width = num_heads * self.head_dim, num_heads * self.value_head_dim
@@ -100,21 +107,21 @@ class FavorAttention(nn.Module):
         self._fused = self.kdim == self.vdim == embed_dim
         # PyTorch's encoder layers take a native softmax path in eval mode unless this says that they cannot.
         self._qkv_same_embed_dim = False
-        if self._fused:
-            self.in_proj_weight = nn.Parameter(torch.empty(sum(self._widths), embed_dim, **factory))
-        else:
-            self.q_proj_weight = nn.Parameter(torch.empty(key_width, embed_dim, **factory))
-            self.k_proj_weight = nn.Parameter(torch.empty(key_width, self.kdim, **factory))
-            self.v_proj_weight = nn.Parameter(torch.empty(value_width, self.vdim, **factory))
+        # As in nn.MultiheadAttention, the weights that a layer does not have are there as None.
+        shapes = {
+            "in_proj_weight": (sum(self._widths), embed_dim) if self._fused else None,
+            "q_proj_weight": None if self._fused else (key_width, embed_dim),
+            "k_proj_weight": None if self._fused else (key_width, self.kdim),
+            "v_proj_weight": None if self._fused else (value_width, self.vdim),
+        }
+        for name, shape in shapes.items():
+            self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape, **factory)))
         self.in_proj_bias = nn.Parameter(torch.empty(sum(self._widths), **factory)) if bias else None
         self.out_proj = nn.Linear(value_width, embed_dim, bias=bias, **factory)
         self.log_temperature = nn.Parameter(torch.zeros(num_heads, **factory)) if qk_norm else None
-        drawn = self._draw(0)
         # A float64 layer computes in float64 throughout; features never run in half.
-        precision = torch.float64 if self.out_proj.weight.dtype == torch.float64 else torch.float32
-        self.register_buffer("projection", drawn.projection.to(device, precision))
-        log_weight = None if drawn.log_weight is None else drawn.log_weight.to(device, precision)
-        self.register_buffer("log_weight", log_weight)
+        wide = self.out_proj.weight.dtype == torch.float64
+        self._register_features(device, torch.float64 if wide else torch.float32)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -149,8 +156,8 @@ class FavorAttention(nn.Module):
             key, value: likewise with s, kdim and vdim.
             key_padding_mask: (b, s) or (s,), bool with True = ignore, or float with 0 and -inf.
             need_weights: also return the implied attention weights; quadratic, for looking at short inputs.
-            attn_mask: only a causal mask, (t, s) bool or float, or one that hides nothing; step-causal with this
-                layer's tokens_per_step. Recognised by value unless is_causal says so. Any other raises.
+            attn_mask: only a causal mask, (t, s) or (b h, t, s), bool or float, or one that hides nothing; step-causal
+                with this layer's tokens_per_step. Recognised by value unless is_causal says so. Any other raises.
             average_attn_weights: average the weights over the heads.
             is_causal: attend causally; attn_mask, if also given, is taken to be the causal one.
 
@@ -166,7 +173,8 @@ class FavorAttention(nn.Module):
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
         causal = self.is_causal or is_causal
         if attn_mask is not None and not is_causal:
-            causal |= recognise_attention_mask(attn_mask, query.shape[1], key.shape[1], self.tokens_per_step)
+            masks = query.shape[0] * self.num_heads
+            causal |= recognise_attention_mask(attn_mask, query.shape[1], key.shape[1], self.tokens_per_step, masks)
         options: dict[str, Any] = {"feature_map": self.feature_map, "key_padding_mask": padding, "is_causal": causal}
         if causal:
             options["tokens_per_step"] = self.tokens_per_step
@@ -174,47 +182,33 @@ class FavorAttention(nn.Module):
         features = RandomFeatures(self.projection, self.log_weight, self._paired)
         merged = rearrange(favor_attention(*heads, features, **options), "b h t e -> b t (h e)")
         output = self.out_proj(F.dropout(merged, self.dropout, self.training))
-        weights = self._weights(*heads[:2], features, options) if need_weights else None
+        weights = implied_weights(*heads[:2], features, **options) if need_weights else None
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         if not batched:
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
         return (output if self.batch_first else output.transpose(0, 1)), weights
 
-    def redraw(self, index: int) -> None:
-        """Replace the projection by number `index` of this layer's seed, in place; 0 is the first one."""
-        drawn = self._draw(index)
-        self.projection.copy_(drawn.projection)
-        self._paired = drawn.paired
-        if self.log_weight is not None and drawn.log_weight is not None:
-            self.log_weight.copy_(drawn.log_weight)
+    @classmethod
+    def from_multihead_attention(cls, attention: nn.MultiheadAttention, **favor: Any) -> Self:
+        """Return a layer with a copy of the weights of a softmax attention; see `attention_replacement.py`.
 
-    def redraw_if_due(self, optimizer_step: int) -> bool:
-        """Redraw after every `redraw_interval` optimiser steps; call it after each, outside forward and backward.
+        Args:
+            attention: the layer to take weights, sizes, layout, dropout, device, dtype and mode from.
+            favor: keywords of this class (num_features, qk_norm, seed, …).
 
-        Which projection is drawn follows from (seed, optimizer_step // redraw_interval) alone: ranks agree without
-        communication, and a resumed run goes on as an uninterrupted one.
-
-        Returns:
-            Whether the projection was redrawn.
+        Raises:
+            ValueError: a layer with something that linear attention cannot do (add_bias_kv, add_zero_attn, a subclass).
         """
-        if self.redraw_interval is None or optimizer_step < 1 or optimizer_step % self.redraw_interval:
-            return False
-        self.redraw(optimizer_step // self.redraw_interval)
-        return True
+        from .attention_replacement import convert  # which imports this class
+
+        return copy.deepcopy(convert(attention, cls, favor))
 
     def extra_repr(self) -> str:
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_features={self.num_features}, "
             f"features={self.features!r}, feature_map={self.feature_map!r}, is_causal={self.is_causal}"
         )
-
-    def _draw(self, index: int) -> RandomFeatures:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
-        with torch.device("cpu"):
-            return draw_features(
-                self.num_features, self.head_dim, kind=self.features, generator=generator, dtype=torch.float32
-            )
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (q, k, v) as (b, h, length, d), in as few matrix products as the inputs allow."""
@@ -245,30 +239,13 @@ class FavorAttention(nn.Module):
         radius = (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**0.25
         return with_norm(q, radius), with_norm(k, radius), v
 
-    def _weights(self, query: Tensor, key: Tensor, features: RandomFeatures, options: dict[str, Any]) -> Tensor:
-        (b, h, s, _), t = key.shape, query.shape[-2]
-        if t * s > MAX_WEIGHTS:
-            raise ValueError(
-                f"need_weights=True would form {t} x {s} weights a head; the limit is {MAX_WEIGHTS}: "
-                "pass need_weights=False, or look at a shorter input"
-            )
-        identity = torch.eye(s, dtype=key.dtype, device=key.device).expand(b, h, s, s)
-        return favor_attention(query, key, identity, features, **options)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Move and cast as any module, but keep the projection out of half precision: it stands in exponents."""
-        buffers = {"projection": self.projection, "log_weight": self.log_weight}
-        super()._apply(fn, recurse)
-        for name, before in buffers.items():
-            after = getattr(self, name)
-            if after is not None and before is not None and after.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, before.to(after.device))
-        return self
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Keep the drawn projection when the state dict is that of a softmax attention and has none."""
-        if any(prefix + name in state_dict for name in ("in_proj_weight", "q_proj_weight")):
-            for name, buffer in self.named_buffers(recurse=False):
-                state_dict.setdefault(prefix + name, buffer)
+        """Keep what softmax attention does not have, as it stands, when the state dict is that of a softmax layer."""
+        is_softmax = any(prefix + name in state_dict for name in ("in_proj_weight", "q_proj_weight"))
+        if is_softmax and prefix + "projection" not in state_dict:
+            own = dict(self._feature_tensors())
+            if self.log_temperature is not None:
+                own["log_temperature"] = self.log_temperature
+            for name, tensor in own.items():
+                state_dict.setdefault(prefix + name, tensor.detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._paired = is_paired(self.projection)

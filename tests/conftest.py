@@ -6,12 +6,18 @@ Without a CUDA device the GPU kernels run in Triton's interpreter, which must be
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+# `python -m pytest` puts the checkout on the path, where transformers would take kernels/ for Hugging Face's package.
+CHECKOUT = Path(__file__).parent.parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -128,19 +128,6 @@ def test_a_step_causal_layer_knows_its_steps():
     torch.testing.assert_close(attention(x, x, x)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("widths", [{}, {"kdim": 6, "vdim": 10}, {"bias": False}], ids=str)
-def test_the_state_dict_of_multihead_attention_loads_strictly_and_goes_back(widths):
-    softmax, favor = nn.MultiheadAttention(8, 2, **widths), FavorAttention(8, 2, **widths)
-    projection = favor.projection.clone()
-    favor.load_state_dict(softmax.state_dict())
-    assert torch.equal(favor.projection, projection)
-    other = nn.MultiheadAttention(8, 2, **widths)
-    keys = other.load_state_dict(favor.state_dict(), strict=False)
-    assert keys.unexpected_keys == ["projection"]
-    assert not keys.missing_keys
-    assert all(torch.equal(x, y) for x, y in zip(other.parameters(), softmax.parameters(), strict=True))
-
-
 def test_a_loaded_projection_is_paired_only_if_it_is():
     """Kernels compute the second half of paired rows from the first."""
     source, target = FavorAttention(8, 2), FavorAttention(8, 2)
@@ -256,6 +243,37 @@ def test_every_parameter_gets_a_gradient_and_buffers_none():
     assert not attention.projection.requires_grad
 
 
+@pytest.mark.parametrize("features", ["hyperbolic", "favor++"])
+def test_a_learnable_projection_learns_and_stays_out_of_half_precision(features):
+    attention, x = layer(learnable_projection=True, features=features), torch.randn(3, 6, 8)
+    assert torch.equal(attention.projection, layer(features=features).projection)
+    assert not attention._paired  # its halves part company with the first step
+    attention(x, x, x)[0].square().sum().backward()
+    expected = torch.autograd.grad(by_hand_with_gradient(attention, x).square().sum(), attention.projection)[0]
+    torch.testing.assert_close(attention.projection.grad, expected, rtol=1e-3, atol=1e-5)
+    exact, gradient = attention.projection.detach().clone(), attention.projection.grad.clone()
+    cast = attention.to(torch.bfloat16)
+    assert isinstance(cast.projection, nn.Parameter)
+    assert torch.equal(cast.projection, exact)
+    assert cast.projection.grad.dtype == torch.float32
+    torch.testing.assert_close(cast.projection.grad, gradient, rtol=1e-2, atol=1e-2)
+    half = x.to(torch.bfloat16)
+    cast(half, half, half)[0].sum().backward()
+    twin = layer(learnable_projection=True, features=features)
+    nn.init.zeros_(twin.projection)
+    twin.load_state_dict(attention.float().state_dict())
+    assert torch.equal(twin.projection, exact)
+    assert not twin._paired
+
+
+def by_hand_with_gradient(attention: FavorAttention, x):
+    """The textbook, differentiable in the projection."""
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    heads = [F.linear(x, w, c).unflatten(-1, (2, -1)).transpose(1, 2) for w, c in zip(weights, biases, strict=True)]
+    features = RandomFeatures(attention.projection, attention.log_weight)
+    return attention.out_proj(textbook_attention(*heads, features).transpose(1, 2).flatten(2))
+
+
 def test_zero_rows_pass_qk_norm_with_finite_gradients():
     attention = layer(qk_norm=True, bias=False)
     x = torch.zeros(1, 4, 8, requires_grad=True)
@@ -271,6 +289,7 @@ BAD_SIZES = {
     "dropout 1": ((8, 2), {"dropout": 1.0}, "dropout"),
     "redraw_interval 0": ((8, 2), {"redraw_interval": 0}, "redraw_interval must be at least 1"),
     "tokens_per_step 0": ((8, 2), {"tokens_per_step": 0}, "tokens_per_step must be at least 1"),
+    "learnt and redrawn": ((8, 2), {"redraw_interval": 5, "learnable_projection": True}, "cannot be redrawn"),
     "odd features": ((8, 2), {"num_features": 7}, "even num_features"),
     "unknown features": ((8, 2), {"features": "sobol"}, "unknown feature kind"),
 }
