@@ -27,7 +27,7 @@ from favor_peers import NAMES, Prepare
 from torch import Tensor
 from torch.nn import functional as F
 
-from favorcast.kernels import attend, merge, summarize
+from favorcast.kernels import stream_attention, summarize
 
 PASSES = ("forward",)
 GPU_SHAPES = [AttentionShape(8, 16, length, 64, 256) for length in (1024, 4096, 16384, 65536)]
@@ -88,8 +88,7 @@ def _ours(impl: Impl, case: Case) -> Prepare:
         past = summarize(key[:, :, :-1], value[:, :, :-1], features, impl=impl)
 
         def call() -> Tensor:
-            new = summarize(key[:, :, -1:], value[:, :, -1:], features, impl=impl)
-            return attend(query, merge(past, new), features, impl=impl)
+            return stream_attention(query, key[:, :, -1:], value[:, :, -1:], past, features, impl=impl).output
 
         return Prepared(call, {})
 

@@ -28,6 +28,9 @@ from offline_compile import CompiledLaunch, compiled_launches, resources
 from favorcast.kernels import draw_features
 from favorcast.kernels.favor_attention_triton import full_attention_triton
 from favorcast.kernels.favor_backward_triton import full_attention_backward_triton
+from favorcast.kernels.favor_causal_backward_triton import causal_backward_triton
+from favorcast.kernels.favor_causal_parts import CausalTensors
+from favorcast.kernels.favor_causal_triton import causal_attention_triton
 from favorcast.kernels.random_features import FeatureSpace
 from favorcast.kernels.series_decomposition_triton import decompose_backward_triton, decompose_triton
 
@@ -35,12 +38,18 @@ ARCHITECTURES = (80, 90, 100, 120)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 """Shared memory of one program in bytes (CUDA C++ programming guide, technical specifications per capability)."""
 
+OPS = ("favor", "causal", "decomposition")
 HEAD_DIMS = (16, 32, 64, 96, 128)
 NUM_FEATURES = (64, 128, 256, 512)
 KINDS = ("hyperbolic", "orthogonal")
 DTYPES = ("bfloat16", "float16", "float32")
 WINDOWS = ((3,), (25,), (64,), (128,), (256,), (512,), (4097,), (3, 25), (7, 12, 24, 48), (25, 1025))
-WITHOUT_PRODUCTS = ("_merge_splits_kernel", "_reduce_gradient_kernel")
+WITHOUT_PRODUCTS = (
+    "_merge_splits_kernel",
+    "_reduce_gradient_kernel",
+    "_prefix_states_kernel",
+    "_suffix_gradients_kernel",
+)
 DEFECTIVE, UNFINISHED = 1, 3
 SHORT, LONG = 256, 4096
 """Tokens of the launches: a single launch for both hops, and enough for the keys to be split."""
@@ -51,7 +60,20 @@ EXPLAINED = {
     for kernel in (*GRADIENTS, "_attend_kernel")
     for head_dim in (96, 128)
 }
-"""Launches by (kernel, dtype, head dim) whose stack, of at most 96 bytes, is known and the least of all tiles tried."""
+EXPLAINED |= {
+    (kernel, "float32", head_dim): "TF32 parts of a chunk's operands, at the smallest tile there is"
+    for kernel in ("_causal_attend_kernel", "_causal_query_gradient_kernel", "_causal_key_gradient_kernel")
+    for head_dim in (16, 32, 64, 96, 128)
+}
+EXPLAINED |= {
+    (kernel, "bfloat16", head_dim): "features of odd numbers, or learnt, beside the largest chunk that drawn ones fit"
+    for kernel in ("_causal_attend_kernel", "_causal_query_gradient_kernel", "_causal_key_gradient_kernel")
+    for head_dim in (64, 96, 128)
+}
+"""Launches by (kernel, dtype, head dim) whose stack is known and the least of all tiles tried."""
+
+EXPLAINED_BYTES = {("causal", "float32"): 4800, ("causal", "bfloat16"): 16}
+"""The most stack that an explanation covers, by (op, dtype); 96 for all others."""
 
 
 class Case(NamedTuple):
@@ -63,7 +85,7 @@ class Case(NamedTuple):
     problem: tuple
 
     def __str__(self) -> str:
-        if self.op == "favor":
+        if self.op != "decomposition":
             return "d{} m{} {}".format(*self.problem)
         windows, masked = self.problem
         return f"k{','.join(map(str, windows))}{' masked' if masked else ''}"
@@ -87,7 +109,8 @@ class Launch:
     def explanation(self) -> str | None:
         """Say why a launch that spills is still the best one, if that is known."""
         known = EXPLAINED.get((self.kernel, self.case.dtype, self.case.problem[0]))
-        return known if 0 < self.stack <= 96 else None
+        most = EXPLAINED_BYTES.get((self.case.op, self.case.dtype), 96)
+        return known if 0 < self.stack <= most else None
 
     @property
     def defects(self) -> list[str]:
@@ -98,7 +121,7 @@ class Launch:
             found.append(f"{self.stack} bytes of stack")
         if self.shared > limit:
             found.append(f"{self.shared} bytes of shared memory, the limit is {limit}")
-        if self.case.op == "favor" and not self.tensor_instructions and self.kernel not in WITHOUT_PRODUCTS:
+        if self.case.op != "decomposition" and not self.tensor_instructions and self.kernel not in WITHOUT_PRODUCTS:
             found.append("no tensor-core instruction")
         return found
 
@@ -116,6 +139,21 @@ def launch_favor(case: Case) -> None:
     full_attention_backward_triton(long, long, long, long, None, space, "triton", results, learnt)
 
 
+def launch_causal(case: Case) -> None:
+    """Launch every kernel of causal attention: short steps with a state in and out, long steps, a step of decoding."""
+    head_dim, num_features, kind = case.problem
+    drawn = draw_features(num_features, head_dim, kind=kind)
+    space = FeatureSpace(drawn.projection, drawn.log_weight, head_dim**-0.5, "exponential", drawn.paired)
+    state = torch.zeros(1, 1, num_features), torch.zeros(1, 1, num_features, head_dim)
+    for length, tokens_per_step in ((LONG, 1), (LONG, LONG // 8), (1, 1)):
+        x = torch.zeros(1, 1, length, head_dim, dtype=getattr(torch, case.dtype))
+        tensors = CausalTensors(x, x, x, None, state)
+        results = causal_attention_triton(tensors, space, "triton", tokens_per_step)
+        if length > 1:
+            learnt = not space.paired
+            causal_backward_triton(x, state, tensors, results, space, tokens_per_step, learnt, "triton")
+
+
 def launch_decomposition(case: Case) -> None:
     """Launch the decomposition, forward and backward; several windows are mixed by weights."""
     windows, masked = case.problem
@@ -126,10 +164,13 @@ def launch_decomposition(case: Case) -> None:
     decompose_backward_triton(x, x, None if weights is None else x, mask, weights, list(windows), False)
 
 
+LAUNCHERS = {"favor": launch_favor, "causal": launch_causal, "decomposition": launch_decomposition}
+
+
 def compile_case(case: Case) -> list[Launch]:
     """Compile all kernels of one case."""
     with compiled_launches(case.architecture) as launches:
-        (launch_favor if case.op == "favor" else launch_decomposition)(case)
+        LAUNCHERS[case.op](case)
     return [describe(case, x) for x in launches]
 
 
@@ -142,7 +183,7 @@ def describe(case: Case, launch: CompiledLaunch) -> Launch:
     return Launch(
         case,
         kernel=function.__name__ + ("[keys]" if options.get("KEYS") else ""),
-        tiles={k.removeprefix("BLOCK_"): v for k, v in options.items() if k in {f"BLOCK_{x}" for x in "TSNM"}},
+        tiles={k.removeprefix("BLOCK_"): v for k, v in options.items() if k in {f"BLOCK_{x}" for x in "TSNMC"}},
         num_warps=options.get("num_warps", 4),
         num_stages=options.get("num_stages", 3),
         registers=registers,
@@ -172,7 +213,7 @@ def table(report: list[Launch]) -> str:
 def main() -> int:
     """Compile the grid and say whether every default configuration is fit to ship."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", nargs="+", choices=("favor", "decomposition"), default=["favor", "decomposition"])
+    parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS))
     parser.add_argument("--architecture", type=int, nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bfloat16", "float32"])
     parser.add_argument("--head-dim", type=int, nargs="+", default=list(HEAD_DIMS))
@@ -185,8 +226,10 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     windows = WINDOWS if options.window is None else [(k,) for k in options.window]
+    attention = list(product(options.head_dim, options.num_features, options.features))
     problems = {
-        "favor": list(product(options.head_dim, options.num_features, options.features)),
+        "favor": attention,
+        "causal": attention,
         "decomposition": list(product(windows, (False, True))),
     }
     cases = [

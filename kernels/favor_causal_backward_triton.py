@@ -31,8 +31,7 @@ from .favor_backward_triton import (
     to_parameters,
     token_gradient,
 )
-from .favor_causal_backward_kernels import _causal_key_gradient_kernel
-from .favor_causal_kernels import _causal_query_gradient_kernel
+from .favor_causal_backward_kernels import _causal_key_gradient_kernel, _causal_query_gradient_kernel
 from .favor_causal_parts import CausalTensors
 from .favor_causal_reference import CausalGradients, CausalSummary
 from .favor_causal_triton import (

@@ -17,8 +17,7 @@ own anchors (`next_part`). An anchor is thus attained by keys that all rows it s
 underflows is below 2^-126 of something kept, no row is 0 / 0, and no bit of a row depends on a key it cannot see.
 All but unusual inputs have one part a chunk.
 
-One program owns a segment of one query head and walks over its chunks in order (`_causal_query_gradient_kernel` for dq,
-too; the keys' gradients, in reverse, are in `favor_causal_backward_kernels.py`). The state is (m, e) float32, too large
+One program owns a segment of one query head and walks over its chunks in order. The state is (m, e) float32, too large
 for registers: a program keeps it in memory of its own, read and written once a chunk, mostly in the second-level
 cache. Nothing of width m is stored for a token; there are no atomics.
 """
@@ -28,7 +27,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .favor_backward_kernels import key_shift, query_terms, usable_tokens
+from .favor_backward_kernels import key_shift, usable_tokens
 from .favor_forward_kernels import inverse_of
 from .favor_tiles import (
     LN_2,
@@ -36,7 +35,6 @@ from .favor_tiles import (
     UNSEEN,
     cut_entries,
     exponent_of,
-    feature_slope,
     load_tile,
     load_vector,
     seen_keys,
@@ -275,138 +273,3 @@ def _causal_attend_kernel(
         running, final, log_weight, place, batch, head, query_head, writes,
         ALL_FEATURES, VALUE_DIM, BLOCK_M, BLOCK_E,
     )  # fmt: skip
-
-
-@triton.jit
-def query_gradient_chunk(
-    exponent, logits, values, do, pairs, terms, local, filled, tokens_per_step, anchor, total, sums,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return da [C, M] of the rows of a chunk for M features, and the state with its keys."""
-    minus_max, inverse, weighted = terms
-    low = filled * 0
-    d_logits = tl.zeros_like(logits)
-    while low < filled:
-        raised, end = next_part(exponent, anchor, low, local, tokens_per_step)
-        total, sums = lower_state(total, sums, anchor - raised)
-        anchor = raised
-        inside, phi = features_of_part(exponent, anchor, low, end, local)
-        phi = phi.to(OPERAND)  # [C, M]
-        alpha = share_of_rows(logits, anchor, inside, minus_max, inverse)
-        reach = tl.dot(do, tl.trans(sums.to(OPERAND)), input_precision=PRECISION)  # [C, E] @ [E, M]
-        reach = tl.dot(pairs, phi, reach - weighted[:, None] * total[None, :], input_precision=PRECISION)
-        d_logits += alpha * reach
-        total, sums = absorb_keys(phi, values, total, sums, PRECISION)
-        low = end
-    return d_logits, anchor, total, sums
-
-
-@triton.jit
-def share_of_rows(logits, anchor, inside, minus_max, inverse):
-    """Return alpha [C, M] = exp2(a + M - x) / den of the rows in a part, zero for the others; at most 2 / den."""
-    shifted = tl.where(inside[:, None], logits + anchor[None, :] + minus_max[:, None], float("-inf"))
-    return tl.exp2(tl.minimum(shifted, 0.0, propagate_nan=tl.PropagateNan.ALL)) * inverse[:, None]
-
-
-@triton.jit
-def pair_gradient(do, values, weighted, local, tokens_per_step, PRECISION: tl.constexpr):
-    """Return G [C, C] = do_i . v_j - do_i . o_i where key j is visible to row i, else 0."""
-    pairs = tl.dot(do, tl.trans(values), input_precision=PRECISION) - weighted[:, None]  # [C, E] @ [E, C]
-    return tl.where(visible_pairs(local, tokens_per_step), pairs, 0.0).to(do.dtype)
-
-
-@triton.jit(do_not_specialize=["batch_count", "token_count", "segment_length", "segments", "tokens_per_step", "chunk"])
-def _causal_query_gradient_kernel(
-    query, key, value, mask, projection, log_weight, prefix, running, output, d_output, statistics,
-    weighted_output, anchors, d_query, d_projection,
-    batch_count, token_count, segment_length, segments, tokens_per_step, chunk, query_heads, group,
-    gain, norm_gain, chain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Own a segment of one query head: dq, D_i = do_i . o_i, and the anchors before each chunk for the reverse pass.
-
-    da_ir = alpha_ir (do_i . S_r - D_i z_r + sum_{visible j in chunk} G_ij phi_jr)        dq_i = sum_r da_ir w_r
-
-    Where features are learnt, d_projection [M, D] of the segment is summed in memory: sum_i da_ir q_i.
-    """
-    ALL_FEATURES: tl.constexpr = FEATURES * (2 if PAIRED else 1)
-    index = tl.program_id(0)
-    segment, index = index % segments, index // segments
-    query_head, batch = index % query_heads, index // query_heads
-    head = query_head // group
-    place = segment * batch_count + batch
-    open_segment(
-        running, prefix, place, head, query_head,
-        ALL_FEATURES, VALUE_DIM, BLOCK_M, BLOCK_E,
-    )  # fmt: skip
-    local = tl.arange(0, BLOCK_C)
-    writes = query_head % group == 0
-    first, last = segment_bounds(segment, segment_length, token_count)
-    for start in range(first, last, chunk):
-        filled = tl.minimum(chunk, last - start)
-        chunk_place = start // chunk * batch_count + batch
-        rows = start + local
-        exists = local < filled
-        seen = seen_keys(mask, batch, rows, start + filled)
-        raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)
-        k = usable_tokens(raw, True, FEATURE_MAP)  # [C, D]
-        bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
-        v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
-        q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [C, D]
-        do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
-        o = load_tile(output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E)
-        weighted = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
-        store_vector(weighted_output, batch, query_head, rows, exists, weighted)
-        minus_max, inverse = query_terms(statistics, batch, query_head, rows, exists)
-        terms = (minus_max, inverse, weighted)
-        pairs = pair_gradient(do, v, weighted, local, tokens_per_step, PRECISION)
-        d_q = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-        for tile in range(0, FEATURES, BLOCK_M):
-            features = tile + tl.arange(0, BLOCK_M)
-            keep = features < FEATURES
-            w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
-            of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)  # [C, D] @ [D, M]
-            of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)
-            exponent = exponents_of_keys(of_keys, gain, bias, keep, FEATURE_MAP)
-            logits = exponents_of_queries(of_queries, gain, log_weight, head, features, keep, FEATURE_MAP)
-            anchor, total, sums = load_running(running, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-            store_vector(anchors, chunk_place, head, features, keep & writes, anchor)
-            d_logits, anchor, total, sums = query_gradient_chunk(
-                exponent, logits, v, do, pairs, terms, local, filled, tokens_per_step, anchor, total, sums,
-                OPERAND, PRECISION,
-            )  # fmt: skip
-            store_running(running, anchor, total, sums, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-            d_projected = feature_slope(d_logits, of_queries, gain, FEATURE_MAP)
-            if PAIRED:
-                others = FEATURES + features
-                exponent = exponents_of_keys(of_keys, -gain, bias, keep, FEATURE_MAP)
-                logits = exponents_of_queries(of_queries, -gain, log_weight, head, others, keep, FEATURE_MAP)
-                anchor, total, sums = load_running(running, place, query_head, others, keep, VALUE_DIM, BLOCK_E)
-                store_vector(anchors, chunk_place, head, others, keep & writes, anchor)
-                d_logits, anchor, total, sums = query_gradient_chunk(
-                    exponent, logits, v, do, pairs, terms, local, filled, tokens_per_step, anchor, total, sums,
-                    OPERAND, PRECISION,
-                )  # fmt: skip
-                store_running(running, anchor, total, sums, place, query_head, others, keep, VALUE_DIM, BLOCK_E)
-                d_projected -= feature_slope(d_logits, of_queries, -gain, FEATURE_MAP)
-            d_projected = d_projected.to(OPERAND)
-            d_q = tl.dot(d_projected, w.to(OPERAND), d_q, input_precision=PRECISION)  # [C, M] @ [M, D]
-            if d_projection is not None:
-                add_to_projection(
-                    d_projection, d_projected, q, place, query_head, features, keep, DIM, BLOCK_D, PRECISION
-                )
-        store_tile(d_query, batch, query_head, rows, exists, d_q * chain, DIM, BLOCK_D)
-        tl.debug_barrier()  # the next chunk loads what this one stored
-
-
-@triton.jit
-def add_to_projection(
-    d_projection, d_projected, tokens, place, query_head, features, keep,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Add sum_n d_nr x_n of a chunk to the program's own rows [M, D] in memory."""
-    d_w = load_tile(d_projection, place, query_head, features, keep, DIM, BLOCK_D)
-    d_w = tl.dot(tl.trans(d_projected), tokens.to(d_projected.dtype), d_w, input_precision=PRECISION)
-    store_tile(d_projection, place, query_head, features, keep, d_w, DIM, BLOCK_D)

@@ -13,10 +13,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .favor_attention import FavorState, attend, favor_attention, merge, summarize
+from .favor_attention import FavorState, stream_attention
 from .random_features import RandomFeatures
 from .transformers_masks import Visible
 
@@ -63,8 +62,7 @@ class FavorCacheState:
     ) -> Tensor:
         """Take in the new keys and values and let the queries of the same tokens attend, each to what came before it.
 
-        The first tokens are attended in one causal call. Later ones are taken in one by one, which is what decoding
-        does.
+        A prompt, a chunk of one and a token of decoding are all one call.
         """
         t = query.shape[-2]
         if t > 1 and not visible.is_causal:
@@ -74,18 +72,10 @@ class FavorCacheState:
             )
         self.is_waiting = False
         padding = None if visible.padding is None else visible.padding[:, -t:].expand(key.shape[0], t)
-        if self.state is None:
-            self.state = summarize(key, value, features, key_padding_mask=padding, **options)
-            masked = {"key_padding_mask": padding, "is_causal": True}
-            return favor_attention(query, key, value, features, **masked, **options)
-        outputs = []
-        for i in range(t):
-            new = slice(i, i + 1)
-            hidden = None if padding is None else padding[:, new]
-            token = summarize(key[:, :, new], value[:, :, new], features, key_padding_mask=hidden, **options)
-            self.state = merge(self.state, token)
-            outputs.append(attend(query[:, :, new], self.state, features, **options))
-        return torch.cat(outputs, -2)
+        output, self.state = stream_attention(
+            query, key, value, self.state, features, key_padding_mask=padding, **options
+        )
+        return output
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return (keys including the new ones, 0)."""
