@@ -21,10 +21,19 @@ CASES = {
     "every-architecture": [*FAVOR, "64", "--dtype", "bfloat16", "--features", "hyperbolic"],
     "learnt-features": [*FAVOR, "64", "--architecture", "90", "--dtype", "bfloat16", "--features", "orthogonal"],
     "float32": [*FAVOR, "32", "--architecture", "90", "--dtype", "float32", "--features", "hyperbolic"],
+    "causal": ["--op", "causal", *FAVOR[2:], "64", "--architecture", "90", "--dtype", "bfloat16"],
     "decomposition": [*DECOMPOSITION, "--architecture", "80", "90", "--window", "25"],
     "wide-windows": [*DECOMPOSITION, "--architecture", "90", "--window", "4097"],
 }
-KERNELS = {"favor": ["_summarize_kernel", "_attend_kernel", "_short_kernel", "_token_gradient_kernel[keys]"]}
+KERNELS = {
+    "causal": [
+        "_causal_attend_kernel",
+        "_causal_query_gradient_kernel",
+        "_causal_key_gradient_kernel",
+        "_short_kernel",
+    ],
+    "favor": ["_summarize_kernel", "_attend_kernel", "_short_kernel", "_token_gradient_kernel[keys]"],
+}
 
 
 @pytest.mark.parametrize("case", CASES)

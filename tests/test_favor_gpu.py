@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cuda_inputs import features_of, random_inputs, relative, run
 from torch import Tensor
 
-from favorcast.kernels import RandomFeatures, draw_features, favor_attention
+from favorcast.kernels import RandomFeatures, favor_attention
 from favorcast.kernels.favor_definition import attend_definition, summarize_definition
 from favorcast.kernels.random_features import FeatureSpace
 
@@ -29,25 +30,6 @@ PROBLEMS = [
 ]
 
 
-def features_of(m: int, d: int, **options) -> RandomFeatures:
-    drawn = draw_features(m, d, generator=torch.Generator().manual_seed(1), **options)
-    return RandomFeatures(*(None if x is None else x.cuda() for x in drawn[:2]), drawn.paired)
-
-
-def random_inputs(b: int, h: int, t: int, d: int, dtype: torch.dtype, scale: float = 1.0) -> list[Tensor]:
-    """Return query, key, value and an upstream gradient as views of (b, t, h, d) memory, as a model makes them."""
-    tensors = [torch.randn(b, t, h, d, device="cuda") * scale for _ in range(4)]
-    return [x.to(dtype).transpose(1, 2) for x in tensors]
-
-
-def run(attention: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Return output and gradients of query, key and value."""
-    *tensors, upstream = [x.to(dtype or x.dtype) for x in inputs]
-    tensors = [x.detach().requires_grad_() for x in tensors]
-    output = attention(*tensors)
-    return [output.detach(), *torch.autograd.grad(output, tensors, upstream.to(output.dtype))]
-
-
 def plain(features: RandomFeatures, dtype: torch.dtype) -> Callable[..., Tensor]:
     """Return the definition in plain torch, all of it in one dtype."""
     space = FeatureSpace(features.projection.to(dtype), None, features.projection.shape[-1] ** -0.5, "exponential")
@@ -56,10 +38,6 @@ def plain(features: RandomFeatures, dtype: torch.dtype) -> Callable[..., Tensor]
         return attend_definition(q, *summarize_definition(k, v, None, space), space)
 
     return attention
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    return float((got.double() - want).norm() / want.norm())
 
 
 @pytest.mark.parametrize(("d", "m", "dtype"), PROBLEMS)
