@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .attention_inputs import arrange_batch_first, check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
-from .favor_attention import favor_attention
+from .favor_attention import FavorState, attend, favor_attention, merge, summarize
 from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features, is_paired
 
 MAX_WEIGHTS = 1 << 22
@@ -180,6 +180,109 @@ class FavorAttention(nn.Module):
         if not batched:
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
         return (output if self.batch_first else output.transpose(0, 1)), weights
+
+    def summarize(self, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> FavorState:
+        """Project keys and values and reduce them to a state, once for any number of calls of `attend`.
+
+            layer(query, key, value)[0] == layer.attend(query, layer.summarize(key, value))
+
+        Args:
+            key, value, key_padding_mask: as in `forward`.
+
+        Returns:
+            (b, h, m) and (b, h, m, e); an unbatched input counts as a batch of one.
+
+        Raises:
+            ValueError: inputs that do not fit.
+        """
+        nothing, key, value, _ = self._arrange(self._nothing_like(key, self.embed_dim), key, value)
+        padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
+        _, k, v = self._project(nothing, key, value)
+        return summarize(k, v, self._features, feature_map=self.feature_map, key_padding_mask=padding)
+
+    def attend(self, query: Tensor, state: FavorState) -> Tensor:
+        """Let queries read a state of this layer; the output is laid out as that of `forward`.
+
+        Args:
+            query: as in `forward`.
+            state: from `summarize` or `stream`.
+
+        Raises:
+            ValueError: inputs that do not fit.
+        """
+        key, value = self._nothing_like(query, self.kdim), self._nothing_like(query, self.vdim)
+        query, key, value, batched = self._arrange(query, key, value)
+        q, _, _ = self._project(query, key, value)
+        output = self._merge_heads(attend(q, state, self._features, feature_map=self.feature_map))
+        return self._as_given(output, batched)
+
+    def stream(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        state: FavorState | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, FavorState]:
+        """Continue causal attention by whole time steps, at a cost that does not depend on the steps before.
+
+        The new keys enter the state step by step, and the queries of a step read what is in it by then: over all calls
+        together the output of a causal `forward` over the whole sequence, up to rounding.
+
+        Args:
+            query, key, value, key_padding_mask: as in `forward`, all of one length, a positive multiple of
+                tokens_per_step.
+            state: of the steps before, from the previous call; None at the start.
+
+        Returns:
+            (output in query's layout, state after these steps).
+
+        Raises:
+            ValueError: inputs that do not fit.
+        """
+        query, key, value, batched = self._arrange(query, key, value)
+        length, step = query.shape[1], self.tokens_per_step
+        if length != key.shape[1] or length == 0 or length % step:
+            raise ValueError(
+                "stream takes whole time steps, as many queries as keys: expected a positive multiple of "
+                f"tokens_per_step={step}, got {length} queries and {key.shape[1]} keys"
+            )
+        padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
+        heads = self._project(query, key, value)
+        options: dict[str, Any] = {"feature_map": self.feature_map}
+        outputs = []
+        for start in range(0, length, step):
+            part = slice(start, start + step)
+            q, k, v = (x[:, :, part] for x in heads)
+            hidden = None if padding is None else padding[:, part]
+            new = summarize(k, v, self._features, key_padding_mask=hidden, **options)
+            state = new if state is None else merge(state, new)
+            outputs.append(attend(q, state, self._features, **options))
+        assert state is not None
+        return self._as_given(self._merge_heads(torch.cat(outputs, dim=2)), batched), state
+
+    @property
+    def _features(self) -> RandomFeatures:
+        return RandomFeatures(self.projection, self.log_weight, self._paired)
+
+    def _arrange(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+        widths = (self.embed_dim, self.kdim, self.vdim)
+        return arrange_batch_first(query, key, value, widths=widths, batch_first=self.batch_first)
+
+    def _nothing_like(self, x: Tensor, width: int) -> Tensor:
+        """Return an input of length 0 in the layout of x, for the side that a call does without."""
+        shape = [*x.shape[:-1], width]
+        shape[1 if self.batch_first and x.ndim == 3 else 0] = 0
+        return x.new_empty(shape)
+
+    def _merge_heads(self, heads: Tensor) -> Tensor:
+        merged = rearrange(heads, "b h t e -> b t (h e)")
+        return self.out_proj(F.dropout(merged, self.dropout, self.training))
+
+    def _as_given(self, output: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return output.squeeze(0)
+        return output if self.batch_first else output.transpose(0, 1)
 
     def redraw(self, index: int) -> None:
         """Replace the projection by number `index` of this layer's seed, in place; 0 is the first one."""
