@@ -123,7 +123,8 @@ class Forecaster(ForecastTraining):
             target_x: (b, n, d_x), finite.
             target_y: (b, n, d_y_target), the truth that the returned forecast is compared with, in the same units (less
                 the baseline), NaN where missing; given in training only.
-            kwargs: for callers of a subclass; the Forecaster passes none.
+            kwargs: signal_offset (b, n, d_y_target), for models that read their own forecasts: a forecast plus this
+                continues context_y (it is the linear model's part, unless a trend was split off).
         """
 
     def forward(self, context_x: Tensor, context_y: Tensor, target_x: Tensor, target_y: Tensor | None = None) -> Tensor:
@@ -145,7 +146,15 @@ class Forecaster(ForecastTraining):
         if target_y is not None:
             truth = self.normalization.normalize(mark_missing(target_y, self.null_value), statistics)
             target_y = truth - baseline.detach()
-        forecast = self.forward_model_pass(fill_missing(context_x), signal, fill_missing(target_x), target_y)
+        forecast = self.forward_model_pass(
+            fill_missing(context_x),
+            signal,
+            fill_missing(target_x),
+            target_y,
+            signal_offset=(baseline if self.trend_kernel_size is None else torch.zeros_like(baseline)).expand(
+                len(signal), target_x.shape[1], self.widths.d_y_target
+            ),
+        )
         return self.normalization.denormalize(baseline + forecast, statistics)
 
     def _split_baseline(self, signal: Tensor, target_len: int) -> tuple[Tensor, Tensor]:
