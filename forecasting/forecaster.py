@@ -15,6 +15,7 @@ from .linear_model import LinearModel
 from .losses import LossName
 from .missing_values import fill_missing, mark_missing
 from .normalization import GlobalNorm, NoNorm, RevIN
+from .rollout import roll_forward
 from .schedules import WarmupPlateau
 from .window_widths import WindowWidths
 
@@ -171,15 +172,22 @@ class Forecaster(ForecastTraining):
         return signal, baseline
 
     @torch.no_grad()
-    def predict(self, context_x: Tensor, context_y: Tensor, target_x: Tensor) -> Tensor:
+    def predict(
+        self, context_x: Tensor, context_y: Tensor, target_x: Tensor, *, block_len: int | None = None
+    ) -> Tensor:
         """Forecast in original units in evaluation mode, (b, n, d_y_target), on context_y's device.
 
         Inputs may be of any dtype and on any device; each submodule's training mode is restored.
+
+            forecast = model.predict(context_x, context_y, target_x)                  # the horizon of training
+            forecast = model.predict(context_x, context_y, long_x, block_len=40)      # any horizon
 
         Args:
             context_x: (b, l, d_x).
             context_y: (b, l, d_y_context), original units; NaN and null_value are missing.
             target_x: (b, n, d_x).
+            block_len: forecast that many steps at a time, each block from a context that ends with the forecasts before
+                (see `roll_forward`); None forecasts all n steps from context_y.
 
         Raises:
             ValueError: for a shape other than these.
@@ -188,7 +196,7 @@ class Forecaster(ForecastTraining):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            forecast = self(*inputs)
+            forecast = self(*inputs) if block_len is None else roll_forward(self, *inputs, block_len)
         finally:
             for module in training:
                 module.training = True
