@@ -90,17 +90,35 @@ def forecast_step_by_step(
     return torch.cat(forecasts, dim=1)
 
 
+def split_drift(offset: Tensor, last: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the increments of the baseline and the baseline one step before, both (b, n, d).
+
+    The decoder forecasts changes. With o the baseline that its forecast f is added to, and r what it reads,
+
+        r[t] = f[t-1] + o[t-1]        decoder output c[t] = r[t] + change[t]        f[t] = c[t] - o[t-1]
+
+    so that c plus the drift o[t] - o[t-1] continues the signal, and without any change the baseline is followed.
+
+    Args:
+        offset: (b, n, d) the baseline o, zero where there is none.
+        last: (b, d) o before the first step: the last value of the context, NaN where missing; None for zero.
+    """
+    first = torch.zeros_like(offset[:, 0]) if last is None else torch.where(last.isnan(), 0.0, last)
+    before = torch.cat((first.unsqueeze(1), offset[:, :-1]), dim=1)
+    return offset - before, before
+
+
 class Given(NamedTuple):
     """What training adds to a window.
 
     Attributes:
         truth: (b, n, d) the signal that continues the context, NaN where missing.
-        offset: (b, n, d) what a forecast lacks to continue the context.
+        drift: (b, n, d) what a forecast lacks to continue the context, see `split_drift`.
         ratio: 0-d, how often the truth is read.
     """
 
     truth: Tensor
-    offset: Tensor
+    drift: Tensor
     ratio: Tensor
 
 
@@ -116,7 +134,7 @@ def two_pass_forecast(model: SpatioTemporalPerformer, memory: Memory, known: Dec
 
     Mihaylova & Martins 2019 (Scheduled Sampling for Transformers), section 3, with a draw for each step.
     """
-    own = (teacher_forced_forecast(model, memory, known, given) + given.offset)[:, :-1]
+    own = (teacher_forced_forecast(model, memory, known, given) + given.drift)[:, :-1]
     truth = given.truth[:, :-1]
     return forecast_given(model, memory, known, torch.where(draw_given(truth, given.ratio), truth, own))
 
@@ -127,7 +145,7 @@ def sampled_forecast(model: SpatioTemporalPerformer, memory: Memory, known: Deco
 
     def feed(i: int, forecast: Tensor) -> Tensor:
         step = slice(i, i + 1)
-        return torch.where(is_given[:, step], given.truth[:, step], forecast + given.offset[:, step])
+        return torch.where(is_given[:, step], given.truth[:, step], forecast + given.drift[:, step])
 
     return forecast_step_by_step(model, memory, known, feed)
 

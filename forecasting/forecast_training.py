@@ -28,6 +28,10 @@ class ForecastTraining(pl.LightningModule, ABC):
     mae and mse in original units. The same sums by horizon step and by sensor stay readable in `train_errors`,
     `val_errors` and `test_errors`.
 
+    Before each batch of training the random generators are set from the seed of the run, the epoch, the batch and the
+    process: what dropout and sampling draw does not depend on what was drawn before, so that a resumed run goes on as
+    an uninterrupted one. The seed is that of torch's generator when the first fit starts, and stays in the checkpoint.
+
     Args:
         loss: "mse", "mae" or "huber".
         huber_delta: where huber turns linear, in units of target_scale.
@@ -60,6 +64,7 @@ class ForecastTraining(pl.LightningModule, ABC):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
+        self.training_seed: int | None = None
         self.train_errors = ForecastErrors(loss, huber_delta=huber_delta)
         self.val_errors = ForecastErrors(loss, huber_delta=huber_delta)
         self.test_errors = ForecastErrors(loss, huber_delta=huber_delta)
@@ -90,6 +95,27 @@ class ForecastTraining(pl.LightningModule, ABC):
     def _evaluate(self, batch: Window, errors: ForecastErrors) -> None:
         context_x, context_y, target_x, target_y = batch
         errors.update(self(context_x, context_y, target_x), mark_missing(target_y, self.null_value), self.target_scale)
+
+    def on_fit_start(self) -> None:
+        """Take the seed of the run, unless a checkpoint brought it."""
+        if self.training_seed is None:
+            self.training_seed = torch.initial_seed()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of the run."""
+        checkpoint["training_seed"] = self.training_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of the run."""
+        self.training_seed = checkpoint.get("training_seed")
+
+    def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
+        """Set the random generators for this batch."""
+        assert self.training_seed is not None
+        seed = self.training_seed
+        for number in (self.current_epoch, batch_idx, self.global_rank):
+            seed = (seed * 1_000_003 + number) % 2**63
+        torch.manual_seed(seed)
 
     def on_train_epoch_start(self) -> None:
         """Begin a new mean; the errors of an epoch stay readable until the next one of their kind."""

@@ -196,7 +196,7 @@ class Forecaster(ForecastTraining):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            forecast = self(*inputs) if block_len is None else roll_forward(self, *inputs, block_len)
+            forecast = self(*inputs) if block_len is None else roll_forward(self, *inputs, block_len=block_len)
         finally:
             for module in training:
                 module.training = True
@@ -226,6 +226,7 @@ class Forecaster(ForecastTraining):
         Raises:
             ValueError: for use_global_norm without statistics from any side.
         """
+        super().on_fit_start()
         if self.normalization.is_fitted:
             return
         training_statistics = getattr(getattr(self.trainer, "datamodule", None), "training_statistics", None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autoregression import TRAINING_FORECASTS, Given, decoder_input, forecast_step_by_step
+from .autoregression import TRAINING_FORECASTS, Given, decoder_input, forecast_step_by_step, split_drift
 from .forecast_training import Window
 from .forecaster import Forecaster
 from .losses import LossName
@@ -242,12 +242,14 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
             signal_offset = context_y.new_zeros(len(context_y), target_x.shape[1], config.d_y_target)
         memory = self.model.encode(context_x, context_y, padding)
         known = decoder_input(context_x, context_y, target_x, start_len=config.start_len, d_y_target=config.d_y_target)
+        has_baseline = self.linear_model is not None and self.trend_kernel_size is None
+        drift, before = split_drift(signal_offset, known.y[:, -1] if has_baseline else None)
         if target_y is None:
-            return forecast_step_by_step(
-                self.model, memory, known, lambda i, forecast: forecast + signal_offset[:, i : i + 1]
-            )
-        given = Given(target_y + signal_offset.detach(), signal_offset, self.truth_ratio)
-        return TRAINING_FORECASTS[self.scheduled_sampling](self.model, memory, known, given)
+            signal = forecast_step_by_step(self.model, memory, known, lambda i, value: value + drift[:, i : i + 1])
+        else:
+            given = Given(target_y + signal_offset.detach(), drift, self.truth_ratio)
+            signal = TRAINING_FORECASTS[self.scheduled_sampling](self.model, memory, known, given)
+        return signal - before
 
     def _forecast_one_shot(
         self, context_x: Tensor, context_y: Tensor, target_x: Tensor, padding: Tensor | None
@@ -264,17 +266,17 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         )
 
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
-        """Set the share of truth for this optimiser step."""
+        """Set the random generators, the random features and the share of truth for this optimiser step.
+
+        Not at the end of a batch: a checkpoint that a callback writes there would miss the new features.
+        """
+        super().on_train_batch_start(batch, batch_idx)
+        if self.redraw_interval is not None:
+            for module in self.modules():
+                redraw_if_due = getattr(module, "redraw_if_due", None)
+                if redraw_if_due is not None:
+                    redraw_if_due(self.global_step)
         if self.model.config.autoregressive_training and self.scheduled_sampling != "none":
             ratio = inverse_sigmoid_ratio(self.global_step, self.scheduled_sampling_k)
             self.truth_ratio.fill_(ratio)
             self.log("train/truth_ratio", ratio)
-
-    def on_train_batch_end(self, outputs: Any, batch: Window, batch_idx: int) -> None:
-        """Draw new random features when `redraw_interval` optimiser steps have passed."""
-        if self.redraw_interval is None:
-            return
-        for module in self.modules():
-            redraw_if_due = getattr(module, "redraw_if_due", None)
-            if redraw_if_due is not None:
-                redraw_if_due(self.global_step)

@@ -133,6 +133,31 @@ def test_a_split_off_trend_is_taken_from_what_the_decoder_reads():
     torch.testing.assert_close(reads[:, 1:], (target_y - context_y[:, -1:, :D_TARGET])[:, :-1])
 
 
+@pytest.mark.parametrize("options", [{}, {"use_seasonal_decomp": True}], ids=["plain", "decomposed"])
+def test_a_decoder_that_changes_nothing_repeats_the_last_value(options: dict):
+    model = build(**options)
+    torch.nn.init.zeros_(model.model.head.weight)
+    context_x, context_y, target_x, _ = windows()
+    expected = context_y[:, -1:, :D_TARGET].expand(-1, TARGET_LEN, -1)
+    torch.testing.assert_close(model.predict(context_x, context_y, target_x), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_seasonal_decomp": True}], ids=["plain", "decomposed"])
+@pytest.mark.parametrize("kind", ["none", "block outage"])
+def test_a_decoder_that_changes_nothing_follows_the_linear_model(options: dict, kind: str):
+    model = build(linear_window=3, **options)
+    torch.nn.init.zeros_(model.model.head.weight)
+    torch.nn.init.normal_(model.linear_model.weight, std=0.3)
+    context_x, context_y, target_x, _ = outage(kind)
+    forecast = model.predict(context_x, context_y, target_x)
+    model.forward_model_pass = lambda *_, **__: torch.zeros(6, TARGET_LEN, D_TARGET)
+    expected = model.predict(context_x, context_y, target_x)
+    seasonal = forecast - expected  # with a decomposition, the last seasonal value stays
+    assert torch.allclose(seasonal, seasonal[:, :1], atol=1e-4)
+    if not options:
+        torch.testing.assert_close(forecast, expected)
+
+
 # training
 
 

@@ -249,7 +249,7 @@ def projections(model: SpatioTemporalPerformer_Forecaster) -> list[Tensor]:
     return [value.clone() for name, value in model.named_buffers() if "projection" in name]
 
 
-@pytest.mark.parametrize(("accumulate", "epochs", "redraws"), [(1, 1, True), (3, 1, False), (3, 2, True)])
+@pytest.mark.parametrize(("accumulate", "epochs", "redraws"), [(1, 1, True), (3, 2, False), (3, 3, True)])
 def test_features_are_redrawn_every_interval_of_optimiser_steps(accumulate: int, epochs: int, redraws: bool):
     model = build(redraw_interval=2)
     before = projections(model)

@@ -34,7 +34,9 @@ class SpatioTemporalPerformer(nn.Module):
     The first `start_len` decoder steps repeat the end of the context, the others are placeholders (value 0, not
     given): target values never enter. With `autoregressive_training` they do, and the decoder's self-attention hides
     later steps: the output of a step depends on the decoder's inputs up to and including that step, so a caller who
-    trains with the truth shifts it by one step. Batch norm in training mode still mixes steps in its statistics.
+    trains with the truth shifts it by one step. What is learned then is the change: a forecast is the value read at its
+    step (0 where missing) plus the output of the head, and an untrained model repeats the last value. Batch norm in
+    training mode still mixes steps in its statistics.
 
     Args:
         d_y_context: sensors in the context; the first `d_y_target` of them are the targets.
@@ -127,7 +129,7 @@ class SpatioTemporalPerformer(nn.Module):
             y: (b, t, d_y_target) what the decoder reads at each step; NaN means not given.
             start: position of the first step, counted from the start of the context.
         """
-        return self.head(self.decoder(self.embedding(x, y, start=start), memory)).squeeze(-1)
+        return self._read_out(self.decoder(self.embedding(x, y, start=start), memory), y)
 
     def summarize(self, memory: Memory) -> list[LayerMemory]:
         """Reduce the memory to what `stream` reads of it, once for each decoder layer."""
@@ -154,7 +156,11 @@ class SpatioTemporalPerformer(nn.Module):
             (forecast (b, t, d_y_target), states after these steps).
         """
         tokens, states = self.decoder.stream(self.embedding(x, y, start=start), memory, states)
-        return self.head(tokens).squeeze(-1), states
+        return self._read_out(tokens, y), states
+
+    def _read_out(self, tokens: Tensor, y: Tensor) -> Tensor:
+        output = self.head(tokens).squeeze(-1)
+        return output + torch.where(y.isnan(), 0.0, y) if self.config.autoregressive_training else output
 
 
 def attention_seeds(seed: int) -> Iterator[int]:
