@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from .dynamics_metrics import DynamicsErrors
 from .losses import LossName, check_loss, masked_loss
 from .metrics import ForecastErrors
 from .missing_values import mark_missing
@@ -26,7 +27,7 @@ class ForecastTraining(pl.LightningModule, ABC):
     The loss is the masked mean over the observed targets of a batch, on errors divided by `target_scale`. Logged are
     train/loss_step for each batch and {train,val,test}/{loss,mae,mse}, means over every observed entry of the epoch,
     mae and mse in original units. The same sums by horizon step and by sensor stay readable in `train_errors`,
-    `val_errors` and `test_errors`.
+    `val_errors` and `test_errors`, and the spectra and valid times of the test in `test_dynamics`.
 
     Before each batch of training the random generators are set from the seed of the run, the epoch, the batch and the
     process: what dropout and sampling draw does not depend on what was drawn before, so that a resumed run goes on as
@@ -68,6 +69,7 @@ class ForecastTraining(pl.LightningModule, ABC):
         self.train_errors = ForecastErrors(loss, huber_delta=huber_delta)
         self.val_errors = ForecastErrors(loss, huber_delta=huber_delta)
         self.test_errors = ForecastErrors(loss, huber_delta=huber_delta)
+        self.test_dynamics = DynamicsErrors()
 
     @property
     @abstractmethod
@@ -89,12 +91,14 @@ class ForecastTraining(pl.LightningModule, ABC):
         self._evaluate(batch, self.val_errors)
 
     def test_step(self, batch: Window, batch_idx: int) -> None:
-        """Add the errors of a batch to test_errors; the model never sees the truth."""
-        self._evaluate(batch, self.test_errors)
+        """Add the errors of a batch to test_errors and test_dynamics; the model never sees the truth."""
+        self._evaluate(batch, self.test_errors, self.test_dynamics)
 
-    def _evaluate(self, batch: Window, errors: ForecastErrors) -> None:
+    def _evaluate(self, batch: Window, *errors: ForecastErrors | DynamicsErrors) -> None:
         context_x, context_y, target_x, target_y = batch
-        errors.update(self(context_x, context_y, target_x), mark_missing(target_y, self.null_value), self.target_scale)
+        forecast, target = self(context_x, context_y, target_x), mark_missing(target_y, self.null_value)
+        for each in errors:
+            each.update(forecast, target, self.target_scale)
 
     def on_fit_start(self) -> None:
         """Take the seed of the run, unless a checkpoint brought it."""
@@ -128,6 +132,7 @@ class ForecastTraining(pl.LightningModule, ABC):
     def on_test_epoch_start(self) -> None:
         """Begin a new mean."""
         self.test_errors.reset()
+        self.test_dynamics.reset()
 
     def on_train_epoch_end(self) -> None:
         """Log train/loss, train/mae and train/mse; nothing in an epoch that a resumed run only closes."""
