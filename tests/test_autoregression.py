@@ -15,6 +15,7 @@ from small_forecaster import (
 )
 from test_spatiotemporal_performer_forecaster import NO_DROPOUT, SMALL
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from favorcast.forecasting import SpatioTemporalPerformer_Forecaster
@@ -318,6 +319,35 @@ def test_the_training_forward_compiles_to_one_graph(sampling: str):
     model.truth_ratio.fill_(1.0)
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*windows()), model(*windows()))
+
+
+class NoHostCopies(TorchDispatchMode):
+    """Refuse operations that wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options", [{"autoregressive_training": False}, *({"scheduled_sampling": s} for s in SAMPLINGS)]
+)
+def test_the_training_step_never_waits_for_the_device(options: dict):
+    class Guarded(SpatioTemporalPerformer_Forecaster):
+        steps = 0
+
+        def log(self, *args, **kwargs) -> None:
+            """Leave out what the progress bar does with the value."""
+
+        def training_step(self, batch, batch_idx):
+            with NoHostCopies():
+                self.steps += 1
+                return super().training_step(batch, batch_idx)
+
+    everything = VARIANTS["decomposed"] | {"mask_missing": True, "null_value": -999.0, "autoregressive_training": True}
+    model = Guarded(**(SMALL | everything | options))
+    cpu_trainer(limit_val_batches=0).fit(model, WindowData())
+    assert model.steps == 3
 
 
 # arguments
