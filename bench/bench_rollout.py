@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from cases import Case, Expected, Passes, Prepared, Provider, Scale, Tolerance, Work, our_implementations
+from attention_swap import implementation
+from cases import Case, Expected, Impl, Passes, Prepared, Provider, Scale, Tolerance, Work, our_implementations
 from torch import Tensor, nn
 
 from favorcast.forecasting.st_transformer import SoftmaxAttention, SpatioTemporalPerformer
@@ -72,10 +73,13 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 def providers(case: Case, device: torch.device) -> list[Provider]:
     """Return what to compare; the first is the yardstick."""
     tolerance = ROUNDING[case.dtype]
-    name = next(iter(our_implementations(device)))  # what impl="auto" chooses there
+    found = [
+        Provider(name, _with_states(case, FavorAttention, impl), tolerance=tolerance)
+        for name, impl in our_implementations(device).items()
+    ]
     skip = "seconds a step" if case.shape.length > LONGEST_WITHOUT_STATES else None
     return [
-        Provider(name, _with_states(case, FavorAttention), tolerance=tolerance),
+        *found,
         Provider("softmax with a cache", _with_states(case, SoftmaxAttention), target="softmax", tolerance=tolerance),
         Provider("every step again", _without_states(case), tolerance=tolerance, skip=skip),
     ]
@@ -129,16 +133,18 @@ def _last_step(model: SpatioTemporalPerformer, inputs: dict[str, Tensor]) -> Cal
     return lambda: model.stream(summary, x[:, seen:], y[:, seen:], CONTEXT_LEN + seen, states)[0]
 
 
-def _with_states(case: Case, attention_class: type[nn.Module]) -> Callable[[dict[str, Tensor]], Prepared]:
+def _with_states(
+    case: Case, attention_class: type[nn.Module], impl: Impl = "reference"
+) -> Callable[[dict[str, Tensor]], Prepared]:
     def prepare(inputs: dict[str, Tensor]) -> Prepared:
         device = inputs["y"].device
         model = model_of(case, attention_class).to(device)
         lowered = torch.autocast(device.type, torch.bfloat16, enabled=case.dtype == torch.bfloat16)
-        with torch.no_grad(), lowered:
+        with torch.no_grad(), lowered, implementation(impl):
             step = _last_step(model, inputs)
 
         def call() -> Tensor:
-            with torch.no_grad(), lowered:
+            with torch.no_grad(), lowered, implementation(impl):
                 return step().float()
 
         return Prepared(call, {})
