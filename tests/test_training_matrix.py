@@ -22,14 +22,18 @@ TRENDS = {
     "whole": {"linear_window": 3},
     "decomposed": {"use_seasonal_decomp": True, "decomposition_kernel_size": 4, "start_len": 1},
 }
+UNFELT = {
+    "whole": set(),
+    "decomposed": {"normalization.bias"},  # a constant goes into the trend, whose forecast brings it back
+}
 LOSSES = ("mse", "mae", "huber")
-STEPS = 3
+STEPS = 2
 
 
 def build(**options) -> SpatioTemporalPerformer_Forecaster:
     torch.manual_seed(0)
     model = SpatioTemporalPerformer_Forecaster(
-        **(SMALL | NO_DROPOUT | {"d_model": 8, "initial_lr": 3e-4, "warmup_steps": 0} | options)
+        **(SMALL | NO_DROPOUT | {"d_model": 8, "initial_lr": 3e-5, "warmup_steps": 0} | options)
     )
     torch.nn.init.normal_(model.model.head.weight, std=0.3)  # so that what is behind it has a gradient to speak of
     model.fit_statistics(torch.tensor([0.0, 50.0, -3.0]), torch.tensor([0.7, 3.5, 0.14]))
@@ -67,7 +71,7 @@ def test_it_trains_and_forecasts_with_every_kind_of_outage(strategy: str, norm: 
         if kind == "nothing observed":
             assert losses == [0.0] * STEPS
         else:
-            assert idle == set(), kind
+            assert idle - UNFELT[trend] == set(), kind
             assert losses[-1] < losses[0], kind
         assert model.predict(*batch[:3]).isfinite().all(), kind
 
