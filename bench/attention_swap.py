@@ -7,6 +7,7 @@ same weights puts another function in its place while the model runs forward; ba
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,20 @@ def with_impl(impl: Impl) -> Attention:
         return favor_attention(*tensors, **options, impl=impl)
 
     return call
+
+
+@contextlib.contextmanager
+def implementation(impl: Impl) -> Iterator[None]:
+    """Let every FavorAttention run on a fixed implementation, its states too."""
+    names = ("favor_attention", "summarize", "attend")
+    kept = {name: getattr(favor_module, name) for name in names}
+    for name, function in kept.items():
+        setattr(favor_module, name, functools.partial(function, impl=impl))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(favor_module, name, function)
 
 
 def performer_attention() -> Attention:

@@ -9,6 +9,7 @@ from .baselines import (
     default_baselines,
 )
 from .data import DataModule, SimulationTimeSeries, SimulationTorchDataset, extract_datapoints
+from .dynamics_metrics import DynamicsErrors
 from .feature_redraw_callback import RedrawFeatures
 from .forecaster import Forecaster
 from .linear_model import LinearModel
@@ -20,6 +21,7 @@ from .st_transformer import SpatioTemporalPerformer
 __all__ = [
     "DataModule",
     "DynamicModeDecomposition",
+    "DynamicsErrors",
     "ForecastErrors",
     "Forecaster",
     "GlobalNorm",

@@ -12,6 +12,7 @@ from torch import Tensor
 from .baseline import Baseline
 from .baselines import Persistence, default_baselines
 from .data import DataModule, SimulationTimeSeries
+from .dynamics_metrics import DynamicsErrors
 from .forecaster import Forecaster
 from .metrics import ForecastErrors
 from .missing_values import mark_missing
@@ -40,7 +41,7 @@ class BaselineComparison(pl.Callback):
     def __init__(self, baselines: Sequence[Baseline] | None = None) -> None:
         self.baselines = baselines
         self.report: Report | None = None
-        self._errors: list[tuple[Baseline, ForecastErrors]] = []
+        self._errors: list[tuple[Baseline, ForecastErrors, DynamicsErrors]] = []
         self._windows = 0
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -54,7 +55,10 @@ class BaselineComparison(pl.Callback):
         rows = torch.from_numpy(data.series.values[train.start : train.stop : data.time_resolution])
         rows = mark_missing(rows, model.null_value)
         sizes = {"context_len": data.context_len, "target_len": data.target_len, "d_y_target": data.d_y_target}
-        self._errors = [(each.fit(rows, **sizes), ForecastErrors().to(model.device)) for each in baselines]
+        self._errors = [
+            (each.fit(rows, **sizes), ForecastErrors().to(model.device), DynamicsErrors().to(model.device))
+            for each in baselines
+        ]
 
     def on_test_batch_end(
         self,
@@ -68,16 +72,19 @@ class BaselineComparison(pl.Callback):
         """Add the errors that the baselines make on one batch."""
         model, _ = _participants(trainer, pl_module)
         context_y, target_y = (mark_missing(y, model.null_value) for y in (batch[1], batch[3]))
-        for baseline, errors in self._errors:
-            errors.update(baseline.predict(context_y), target_y)
+        for baseline, errors, dynamics in self._errors:
+            forecast = baseline.predict(context_y)
+            errors.update(forecast, target_y)
+            dynamics.update(forecast, target_y, model.target_scale)
         self._windows += len(target_y)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collect the scores of the model and of the baselines in `report`."""
         model, data = _participants(trainer, pl_module)
-        scores = {type(model).__name__: Score.of(model.test_errors)}
+        scores = {type(model).__name__: Score.of(model.test_errors, model.test_dynamics)}
+        scores |= {baseline.name: Score.of(errors, dynamics) for baseline, errors, dynamics in self._errors}
         self.report = Report(
-            scores=scores | {baseline.name: Score.of(errors) for baseline, errors in self._errors},
+            scores=scores,
             sensors=data.series.target_cols,
             windows=int(trainer.strategy.reduce(torch.tensor(self._windows), reduce_op="sum")),
             unit=data.series.unit,

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from .dynamics_metrics import DynamicsErrors
 from .losses import LossName, check_loss, masked_loss
 from .metrics import ForecastErrors
 from .missing_values import mark_missing
@@ -26,7 +27,11 @@ class ForecastTraining(pl.LightningModule, ABC):
     The loss is the masked mean over the observed targets of a batch, on errors divided by `target_scale`. Logged are
     train/loss_step for each batch and {train,val,test}/{loss,mae,mse}, means over every observed entry of the epoch,
     mae and mse in original units. The same sums by horizon step and by sensor stay readable in `train_errors`,
-    `val_errors` and `test_errors`.
+    `val_errors` and `test_errors`, and the spectra and valid times of the test in `test_dynamics`.
+
+    Before each batch of training the random generators are set from the seed of the run, the epoch, the batch and the
+    process: what dropout and sampling draw does not depend on what was drawn before, so that a resumed run goes on as
+    an uninterrupted one. The seed is that of torch's generator when the first fit starts, and stays in the checkpoint.
 
     Args:
         loss: "mse", "mae" or "huber".
@@ -60,9 +65,11 @@ class ForecastTraining(pl.LightningModule, ABC):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.schedule = schedule
+        self.training_seed: int | None = None
         self.train_errors = ForecastErrors(loss, huber_delta=huber_delta)
         self.val_errors = ForecastErrors(loss, huber_delta=huber_delta)
         self.test_errors = ForecastErrors(loss, huber_delta=huber_delta)
+        self.test_dynamics = DynamicsErrors()
 
     @property
     @abstractmethod
@@ -84,12 +91,35 @@ class ForecastTraining(pl.LightningModule, ABC):
         self._evaluate(batch, self.val_errors)
 
     def test_step(self, batch: Window, batch_idx: int) -> None:
-        """Add the errors of a batch to test_errors; the model never sees the truth."""
-        self._evaluate(batch, self.test_errors)
+        """Add the errors of a batch to test_errors and test_dynamics; the model never sees the truth."""
+        self._evaluate(batch, self.test_errors, self.test_dynamics)
 
-    def _evaluate(self, batch: Window, errors: ForecastErrors) -> None:
+    def _evaluate(self, batch: Window, *errors: ForecastErrors | DynamicsErrors) -> None:
         context_x, context_y, target_x, target_y = batch
-        errors.update(self(context_x, context_y, target_x), mark_missing(target_y, self.null_value), self.target_scale)
+        forecast, target = self(context_x, context_y, target_x), mark_missing(target_y, self.null_value)
+        for each in errors:
+            each.update(forecast, target, self.target_scale)
+
+    def on_fit_start(self) -> None:
+        """Take the seed of the run, unless a checkpoint brought it."""
+        if self.training_seed is None:
+            self.training_seed = torch.initial_seed()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of the run."""
+        checkpoint["training_seed"] = self.training_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of the run."""
+        self.training_seed = checkpoint.get("training_seed")
+
+    def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
+        """Set the random generators for this batch."""
+        assert self.training_seed is not None
+        seed = self.training_seed
+        for number in (self.current_epoch, batch_idx, self.global_rank):
+            seed = (seed * 1_000_003 + number) % 2**63
+        torch.manual_seed(seed)
 
     def on_train_epoch_start(self) -> None:
         """Begin a new mean; the errors of an epoch stay readable until the next one of their kind."""
@@ -102,6 +132,7 @@ class ForecastTraining(pl.LightningModule, ABC):
     def on_test_epoch_start(self) -> None:
         """Begin a new mean."""
         self.test_errors.reset()
+        self.test_dynamics.reset()
 
     def on_train_epoch_end(self) -> None:
         """Log train/loss, train/mae and train/mse; nothing in an epoch that a resumed run only closes."""

@@ -15,6 +15,7 @@ from .linear_model import LinearModel
 from .losses import LossName
 from .missing_values import fill_missing, mark_missing
 from .normalization import GlobalNorm, NoNorm, RevIN
+from .rollout import roll_forward
 from .schedules import WarmupPlateau
 from .window_widths import WindowWidths
 
@@ -123,7 +124,8 @@ class Forecaster(ForecastTraining):
             target_x: (b, n, d_x), finite.
             target_y: (b, n, d_y_target), the truth that the returned forecast is compared with, in the same units (less
                 the baseline), NaN where missing; given in training only.
-            kwargs: for callers of a subclass; the Forecaster passes none.
+            kwargs: signal_offset (b, n, d_y_target), for models that read their own forecasts: a forecast plus this
+                continues context_y (it is the linear model's part, unless a trend was split off).
         """
 
     def forward(self, context_x: Tensor, context_y: Tensor, target_x: Tensor, target_y: Tensor | None = None) -> Tensor:
@@ -145,7 +147,15 @@ class Forecaster(ForecastTraining):
         if target_y is not None:
             truth = self.normalization.normalize(mark_missing(target_y, self.null_value), statistics)
             target_y = truth - baseline.detach()
-        forecast = self.forward_model_pass(fill_missing(context_x), signal, fill_missing(target_x), target_y)
+        forecast = self.forward_model_pass(
+            fill_missing(context_x),
+            signal,
+            fill_missing(target_x),
+            target_y,
+            signal_offset=(baseline if self.trend_kernel_size is None else torch.zeros_like(baseline)).expand(
+                len(signal), target_x.shape[1], self.widths.d_y_target
+            ),
+        )
         return self.normalization.denormalize(baseline + forecast, statistics)
 
     def _split_baseline(self, signal: Tensor, target_len: int) -> tuple[Tensor, Tensor]:
@@ -162,15 +172,22 @@ class Forecaster(ForecastTraining):
         return signal, baseline
 
     @torch.no_grad()
-    def predict(self, context_x: Tensor, context_y: Tensor, target_x: Tensor) -> Tensor:
+    def predict(
+        self, context_x: Tensor, context_y: Tensor, target_x: Tensor, *, block_len: int | None = None
+    ) -> Tensor:
         """Forecast in original units in evaluation mode, (b, n, d_y_target), on context_y's device.
 
         Inputs may be of any dtype and on any device; each submodule's training mode is restored.
+
+            forecast = model.predict(context_x, context_y, target_x)                  # the horizon of training
+            forecast = model.predict(context_x, context_y, long_x, block_len=40)      # any horizon
 
         Args:
             context_x: (b, l, d_x).
             context_y: (b, l, d_y_context), original units; NaN and null_value are missing.
             target_x: (b, n, d_x).
+            block_len: forecast that many steps at a time, each block from a context that ends with the forecasts before
+                (see `roll_forward`); None forecasts all n steps from context_y.
 
         Raises:
             ValueError: for a shape other than these.
@@ -179,7 +196,7 @@ class Forecaster(ForecastTraining):
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            forecast = self(*inputs)
+            forecast = self(*inputs) if block_len is None else roll_forward(self, *inputs, block_len=block_len)
         finally:
             for module in training:
                 module.training = True
@@ -209,6 +226,7 @@ class Forecaster(ForecastTraining):
         Raises:
             ValueError: for use_global_norm without statistics from any side.
         """
+        super().on_fit_start()
         if self.normalization.is_fitted:
             return
         training_statistics = getattr(getattr(self.trainer, "datamodule", None), "training_statistics", None)

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .baselines import Persistence
+from .dynamics_metrics import DynamicsErrors
 from .metrics import ForecastErrors
 
 METRICS = ("mse", "mae")
@@ -23,17 +24,23 @@ Means = dict[str, np.ndarray]  # "mse" and "mae" to values in original units, Na
 
 
 class Score(NamedTuple):
-    """Errors of one forecaster over all observed test targets: overall (), by horizon step (n,) and by sensor (d,)."""
+    """Errors of one forecaster over all observed test targets: overall (), by horizon step (n,) and by sensor (d,).
+
+    `dynamics` holds what DynamicsErrors computes; None when that was not measured.
+    """
 
     overall: Means
     horizon: Means
     sensor: Means
+    dynamics: dict[str, float] | None = None
 
     @classmethod
-    def of(cls, errors: ForecastErrors) -> "Score":
+    def of(cls, errors: ForecastErrors, dynamics: DynamicsErrors | None = None) -> "Score":
         """Read the means from accumulated errors."""
         scopes = (errors.compute(), errors.per_horizon(), errors.per_sensor())
-        return cls(*({metric: means[metric].numpy(force=True) for metric in METRICS} for means in scopes))
+        means = ({metric: means[metric].numpy(force=True) for metric in METRICS} for means in scopes)
+        measured = None if dynamics is None else {name: float(value) for name, value in dynamics.compute().items()}
+        return cls(*means, dynamics=measured)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,9 @@ def metric_rows(report: Report) -> Iterator[tuple[str, str, str, str, float]]:
     forecaster  class name of the model, or name of a baseline
     scope       "overall", "horizon" (one horizon step, all sensors) or "sensor" (all steps)
     position    empty, the horizon step from 1 to n, or the name of the sensor
-    metric      "skill" against persistence at the same position, "mse" or "mae" in original units
+    metric      "skill" against persistence at the same position, "mse" or "mae" in original units; overall
+                also "spectral_error", "frequency_error" (both relative) and "valid_time" in time_unit, see
+                DynamicsErrors
     value       NaN where nothing was observed
     ==========  =================================================================================
     """
@@ -122,6 +131,10 @@ def metric_rows(report: Report) -> Iterator[tuple[str, str, str, str, float]]:
             for i, label in enumerate(labels):
                 for metric, value in values.items():
                     yield name, scope, label, metric, float(np.atleast_1d(value)[i])
+        if score.dynamics is not None:
+            yield name, "overall", "", "spectral_error", score.dynamics["spectral_error"]
+            yield name, "overall", "", "frequency_error", score.dynamics["frequency_error"]
+            yield name, "overall", "", "valid_time", score.dynamics["valid_steps"] * report.time_step
 
 
 def write_metrics(report: Report, path: Path) -> None:

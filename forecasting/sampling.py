@@ -1,6 +1,15 @@
-"""Scheduled sampling: how often training shows the decoder the truth."""
+"""Scheduled sampling: how often training shows the decoder the truth.
+
+b batch, n target_len, d d_y_target
+"""
 
 import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+ScheduledSampling = Literal["none", "parallel", "sequential"]
 
 
 def inverse_sigmoid_ratio(step: float, k: float) -> float:
@@ -26,3 +35,31 @@ def inverse_sigmoid_ratio(step: float, k: float) -> float:
     if logit >= 0:
         return 1 / (1 + math.exp(-logit))
     return math.exp(logit) / (1 + math.exp(logit))
+
+
+def draw_given(truth: Tensor, ratio: Tensor | float) -> Tensor:
+    """Draw which values the decoder is given, (b, n, d) bool: all sensors of a step with probability `ratio`.
+
+    A missing value (NaN) is never given: there the decoder reads its own forecast.
+
+    Args:
+        truth: (b, n, d).
+        ratio: probability, a number or a 0-d tensor.
+    """
+    coins = torch.rand(truth.shape[0], truth.shape[1], 1, device=truth.device) < ratio
+    return coins & ~truth.isnan()
+
+
+def check_strategy(autoregressive: bool, scheduled_sampling: str, k: float, normalization_type: str) -> None:
+    """Raise ValueError unless the strategy exists and the model can be trained with it."""
+    if scheduled_sampling not in get_args(ScheduledSampling):
+        choices = ", ".join(get_args(ScheduledSampling))
+        raise ValueError(f"scheduled_sampling must be one of {choices}: got {scheduled_sampling!r}")
+    if not k > 0:
+        raise ValueError(f"scheduled_sampling_k must be positive: got {k}")
+    if autoregressive and scheduled_sampling == "sequential" and normalization_type == "batchnorm":
+        raise ValueError(
+            "normalization_type='batchnorm' cannot be used with scheduled_sampling='sequential': each step would be "
+            "normalised by its own statistics, and the running ones be those of the last steps; expected 'layernorm', "
+            "or scheduled_sampling='parallel' or 'none'"
+        )

@@ -1,27 +1,46 @@
-"""The SpatioTemporalPerformer as a Forecaster.
+"""The SpatioTemporalPerformer as a Forecaster: one-shot, or step by step.
 
 b batch, l context_len, n target_len; d_x covariates, d_y_context and d_y_target sensors (targets are the first columns)
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import FavorAttention
+from .autoregression import TRAINING_FORECASTS, Given, decoder_input, forecast_step_by_step, split_drift
+from .forecast_training import Window
 from .forecaster import Forecaster
 from .losses import LossName
-from .st_transformer import SpatioTemporalPerformer
+from .sampling import ScheduledSampling, check_strategy, inverse_sigmoid_ratio
+from .st_transformer import PerformerConfig, SpatioTemporalPerformer
+from .st_transformer.attention_class import attention_class_named
 from .st_transformer.feed_forward import Activation
 from .st_transformer.layer_config import PerformerKernel
 from .st_transformer.performer_config import PositionEmbedding
 from .st_transformer.token_norm import NormalizationType
 
+MODEL_OPTIONS = [field.name for field in fields(PerformerConfig) if field.name != "attention_factory"]
+
 
 class SpatioTemporalPerformer_Forecaster(Forecaster):
-    """Forecast sensors with a SpatioTemporalPerformer, all steps of the horizon at once.
+    """Forecast sensors with a SpatioTemporalPerformer.
 
-    The decoder reads the last `start_len` context steps followed by n placeholders; no target value enters it.
+    autoregressive_training=False forecasts all steps at once: the decoder reads the last `start_len` context steps
+    followed by n placeholders, and no target value enters it.
+
+    autoregressive_training=True forecasts each step from the one before: the decoder is causal over time steps and
+    reads values shifted by one step. Forecasts are made step by step from the model's own ones, at a cost per step that
+    does not depend on the steps before; the truth is read in training only, as `scheduled_sampling` says:
+
+    "none"          teacher forcing: at every step the truth of the step before; all steps in parallel
+    "sequential"    step by step: the truth of the step before with probability eps = k / (k + exp(step / k)), else the
+                    model's own forecast, through which gradients flow (k: scheduled_sampling_k; Bengio et al. 2015)
+    "parallel"      the same in two parallel passes: the forecasts mixed in are those of a teacher-forced first pass,
+                    through which gradients flow too (Mihaylova & Martins 2019)
+
+    Values that the decoder reads are in model units, and continue the context it was shown.
 
     ============================  =======================================================================
     Data
@@ -48,6 +67,8 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
     num_features, features        random features per head (None: FavorAttention's default), their kind
     qk_norm                       normalise queries and keys
     redraw_interval               optimiser steps between draws of the features (None: never)
+    attention_class               import path of another attention with FavorAttention's interface, such as
+                                  favorcast.forecasting.st_transformer.SoftmaxAttention
     windows,                      time windows of the encoder's global attention, shifted by half a window
     use_shifted_time_window       in every second layer
     Layers
@@ -72,9 +93,10 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
     decomposition_kernel_size
     linear_window,                autoregression over that many past values (0: none), shared by sensors
     linear_shared_weights
-    Other
-    autoregressive_training       build a step-causal decoder; forecasting with it is not implemented
-    scheduled_sampling_k          speed of its scheduled sampling, see `inverse_sigmoid_ratio`
+    Strategy
+    autoregressive_training       forecast step by step (see above) instead of all steps at once
+    scheduled_sampling,           what the decoder reads in autoregressive training, and how slowly the truth
+    scheduled_sampling_k          is withdrawn: half of it is left after k log k optimiser steps
     seed                          source of the random features
     ============================  =======================================================================
 
@@ -86,6 +108,8 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         >>> model.predict(torch.rand(2, 40, 1), torch.randn(2, 40, 49), torch.rand(2, 20, 1)).shape
         torch.Size([2, 20, 49])
     """
+
+    truth_ratio: Tensor
 
     def __init__(
         self,
@@ -141,9 +165,12 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         linear_window: int = 0,
         linear_shared_weights: bool = False,
         autoregressive_training: bool = False,
+        scheduled_sampling: ScheduledSampling = "sequential",
         scheduled_sampling_k: float = 1000.0,
+        attention_class: str = "favorcast.kernels.FavorAttention",
         seed: int = 0,
     ) -> None:
+        arguments = dict(locals())
         super().__init__(
             d_x=d_x,
             d_y_context=d_y_context,
@@ -169,89 +196,87 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         global_mean = global_mean.tolist() if isinstance(global_mean, Tensor) else global_mean
         global_std = global_std.tolist() if isinstance(global_std, Tensor) else global_std
         self.save_hyperparameters()
-        if not scheduled_sampling_k > 0:
-            raise ValueError(f"scheduled_sampling_k must be positive: got {scheduled_sampling_k}")
+        check_strategy(autoregressive_training, scheduled_sampling, scheduled_sampling_k, normalization_type)
         if mask_missing and (downsample_convs_embedding or downsample_convs_block):
             raise ValueError(
                 "mask_missing cannot be used with downsampling convolutions, which mix missing and other steps: "
                 "set mask_missing=False, or downsample_convs_embedding=0 and downsample_convs_block=0"
             )
         self.mask_missing = mask_missing
+        self.scheduled_sampling: ScheduledSampling = scheduled_sampling
         self.scheduled_sampling_k = scheduled_sampling_k
         self.redraw_interval = redraw_interval
+        self.register_buffer(
+            "truth_ratio", torch.tensor(inverse_sigmoid_ratio(0, scheduled_sampling_k)), persistent=False
+        )
         self.model = SpatioTemporalPerformer(
-            d_y_context,
-            d_y_target,
-            d_x,
-            d_model=d_model,
-            d_ff=d_ff,
-            n_heads=n_heads,
-            d_q_k=d_q_k,
-            d_v=d_v,
-            n_encoder_layers=n_encoder_layers,
-            n_decoder_layers=n_decoder_layers,
-            start_len=start_len,
-            max_seq_len=max_seq_len,
-            time_emb_dim=time_emb_dim,
-            time_embedding=time_embedding,
-            indicator_embedding=indicator_embedding,
-            position_embedding=position_embedding,
-            downsample_convs_embedding=downsample_convs_embedding,
-            downsample_convs_block=downsample_convs_block,
-            performer_attention_kernel=performer_attention_kernel,
-            num_features=num_features,
-            features=features,
-            qk_norm=qk_norm,
-            redraw_interval=redraw_interval,
-            windows=windows,
-            use_shifted_time_window=use_shifted_time_window,
-            activation=activation,
-            normalization_type=normalization_type,
-            final_norm=final_norm,
-            data_dropout_embedding=data_dropout_embedding,
-            dropout_attn=dropout_attn,
-            dropout_qkv=dropout_qkv,
-            dropout_ff=dropout_ff,
-            autoregressive_training=autoregressive_training,
-            seed=seed,
+            attention_factory=attention_class_named(attention_class),
+            **{name: arguments[name] for name in MODEL_OPTIONS},
         )
 
     def forward_model_pass(
-        self, context_x: Tensor, context_y: Tensor, target_x: Tensor, target_y: Tensor | None = None, **kwargs: Any
+        self,
+        context_x: Tensor,
+        context_y: Tensor,
+        target_x: Tensor,
+        target_y: Tensor | None = None,
+        *,
+        signal_offset: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """Forecast in model units, (b, n, d_y_target); `target_y` is not used.
+        """Forecast in model units, (b, n, d_y_target); `target_y` is read in autoregressive training only.
 
         Raises:
             ValueError: when the context is shorter than start_len or the window longer than max_seq_len.
-            NotImplementedError: with autoregressive_training.
         """
         config = self.model.config
-        if config.autoregressive_training:
-            raise NotImplementedError(
-                "forecasting with autoregressive_training=True is not implemented yet: build the model with "
-                "autoregressive_training=False, which forecasts the whole horizon at once"
-            )
-        context_len, target_len = context_y.shape[1], target_x.shape[1]
-        if context_len < config.start_len:
+        if context_y.shape[1] < config.start_len:
             raise ValueError(
-                f"the context must hold start_len time steps: expected at least {config.start_len}, got {context_len}; "
-                "lengthen context_len or shorten start_len"
+                f"the context must hold start_len time steps: expected at least {config.start_len}, got "
+                f"{context_y.shape[1]}; lengthen context_len or shorten start_len"
             )
-        start_y = context_y[:, context_len - config.start_len :, : config.d_y_target]
-        start_x = context_x[:, context_len - config.start_len :]
-        placeholders = start_y.new_full((len(start_y), target_len, config.d_y_target), torch.nan)
+        padding = context_y.isnan() if self.mask_missing else None
+        if not config.autoregressive_training:
+            return self._forecast_one_shot(context_x, context_y, target_x, padding)
+        if signal_offset is None:
+            signal_offset = context_y.new_zeros(len(context_y), target_x.shape[1], config.d_y_target)
+        memory = self.model.encode(context_x, context_y, padding)
+        known = decoder_input(context_x, context_y, target_x, start_len=config.start_len, d_y_target=config.d_y_target)
+        has_baseline = self.linear_model is not None and self.trend_kernel_size is None
+        drift, before = split_drift(signal_offset, known.y[:, -1] if has_baseline else None)
+        if target_y is None:
+            signal = forecast_step_by_step(self.model, memory, known, lambda i, value: value + drift[:, i : i + 1])
+        else:
+            given = Given(target_y + signal_offset.detach(), drift, self.truth_ratio)
+            signal = TRAINING_FORECASTS[self.scheduled_sampling](self.model, memory, known, given)
+        return signal - before
+
+    def _forecast_one_shot(
+        self, context_x: Tensor, context_y: Tensor, target_x: Tensor, padding: Tensor | None
+    ) -> Tensor:
+        start_len, d_y_target = self.model.config.start_len, self.model.config.d_y_target
+        start = slice(context_y.shape[1] - start_len, None)
+        placeholders = context_y.new_full((len(context_y), target_x.shape[1], d_y_target), torch.nan)
         return self.model(
             context_x,
             context_y,
-            torch.cat((start_x, target_x), dim=1),
-            torch.cat((start_y, placeholders), dim=1),
-            context_padding_mask=context_y.isnan() if self.mask_missing else None,
+            torch.cat((context_x[:, start], target_x), dim=1),
+            torch.cat((context_y[:, start, :d_y_target], placeholders), dim=1),
+            context_padding_mask=padding,
         )
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Draw new random features when `redraw_interval` optimiser steps have passed."""
-        if self.redraw_interval is None:
-            return
-        for module in self.modules():
-            if isinstance(module, FavorAttention):
-                module.redraw_if_due(self.global_step)
+    def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
+        """Set the random generators, the random features and the share of truth for this optimiser step.
+
+        Not at the end of a batch: a checkpoint that a callback writes there would miss the new features.
+        """
+        super().on_train_batch_start(batch, batch_idx)
+        if self.redraw_interval is not None:
+            for module in self.modules():
+                redraw_if_due = getattr(module, "redraw_if_due", None)
+                if redraw_if_due is not None:
+                    redraw_if_due(self.global_step)
+        if self.model.config.autoregressive_training and self.scheduled_sampling != "none":
+            ratio = inverse_sigmoid_ratio(self.global_step, self.scheduled_sampling_k)
+            self.truth_ratio.fill_(ratio)
+            self.log("train/truth_ratio", ratio)

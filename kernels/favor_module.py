@@ -13,15 +13,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention_inputs import arrange_batch_first, check_sizes, with_norm
+from .attention_inputs import check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
 from .favor_attention import favor_attention
-from .feature_module import FeatureModule
 from .implied_weights import implied_weights
-from .random_features import FeatureKind, FeatureMap, RandomFeatures
+from .random_features import FeatureKind, FeatureMap
+from .state_module import StateModule
 
 
-class FavorAttention(FeatureModule):
+class FavorAttention(StateModule):
     """Multi-head attention with positive random features (FAVOR+, Choromanski et al. 2021), linear in the lengths.
 
     Takes the place of `nn.MultiheadAttention`: same constructor, call and parameter names, so its state dict loads
@@ -167,9 +167,7 @@ class FavorAttention(FeatureModule):
         Raises:
             ValueError: inputs that do not fit, or a mask that linear attention cannot apply.
         """
-        query, key, value, batched = arrange_batch_first(
-            query, key, value, widths=(self.embed_dim, self.kdim, self.vdim), batch_first=self.batch_first
-        )
+        query, key, value, is_batched = self._arrange(query, key, value)
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
         causal = self.is_causal or is_causal
         if attn_mask is not None and not is_causal:
@@ -179,15 +177,11 @@ class FavorAttention(FeatureModule):
         if causal:
             options["tokens_per_step"] = self.tokens_per_step
         heads = self._project(query, key, value)
-        features = RandomFeatures(self.projection, self.log_weight, self._paired)
-        merged = rearrange(favor_attention(*heads, features, **options), "b h t e -> b t (h e)")
-        output = self.out_proj(F.dropout(merged, self.dropout, self.training))
-        weights = implied_weights(*heads[:2], features, **options) if need_weights else None
+        output = self._as_given(self._merge_heads(favor_attention(*heads, self._drawn, **options)), is_batched)
+        weights = implied_weights(*heads[:2], self._drawn, **options) if need_weights else None
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
-        if not batched:
-            return output.squeeze(0), None if weights is None else weights.squeeze(0)
-        return (output if self.batch_first else output.transpose(0, 1)), weights
+        return output, weights if weights is None or is_batched else weights.squeeze(0)
 
     @classmethod
     def from_multihead_attention(cls, attention: nn.MultiheadAttention, **favor: Any) -> Self:

@@ -66,23 +66,25 @@ def test_levels_must_be_finite_and_not_negative(level):
         InputAugmentation(frequency_noise_level=level)
 
 
-def test_only_the_context_values_change_and_anew_at_each_access():
+def test_only_the_context_values_change_and_anew_at_each_visit():
     windows = SimulationTorchDataset(SimulationTimeSeries(data=waves(300)), "train", 20, 5)
     augmented = AugmentedWindows(windows, InputAugmentation(0.1, 0.05), seed=3)
-    original, first, second = windows[4], augmented[4], augmented[4]
+    original, first, second = windows[4], augmented[4], augmented[4 + len(windows)]
     assert len(augmented) == len(windows)
     for part in (0, 2, 3):
         assert torch.equal(first[part], original[part])
+        assert torch.equal(second[part], original[part])
     assert not torch.equal(first[1], original[1])
     assert not torch.equal(first[1], second[1])
     assert torch.equal(original[1], windows[4][1])
 
 
-def test_the_same_seed_draws_the_same_perturbations():
+def test_a_perturbation_follows_from_seed_and_visit_alone():
     windows = SimulationTorchDataset(SimulationTimeSeries(data=waves(300)), "train", 20, 5)
-    augmented = AugmentedWindows(windows, InputAugmentation(0.1), seed=3)
-    first = augmented[0][1]
-    augmented.reseed(3)
-    assert torch.equal(augmented[0][1], first)
-    augmented.reseed(4)
-    assert not torch.equal(augmented[0][1], first)
+    augmented, again, other = (AugmentedWindows(windows, InputAugmentation(0.1), seed) for seed in (3, 3, 4))
+    visits = [augmented[visit][1] for visit in range(5)]
+    for visit in reversed(range(5)):
+        assert torch.equal(again[visit][1], visits[visit])
+        assert not torch.equal(other[visit][1], visits[visit])
+    noise = [visit - windows[i][1] for i, visit in enumerate(visits)]
+    assert not any(torch.allclose(noise[0], each, atol=1e-3) for each in noise[1:])

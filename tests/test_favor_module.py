@@ -330,3 +330,72 @@ def test_a_causal_layer_still_refuses_a_mask_it_cannot_apply() -> None:
         layer(x, x, x, attn_mask=band)
     everything = torch.zeros(5, 5, dtype=torch.bool)
     assert torch.equal(layer(x, x, x, attn_mask=everything)[0], layer(x, x, x)[0])
+
+
+# states
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("batch_first", [False, True], ids=["length-first", "batch-first"])
+def test_attending_to_a_summary_equals_forward(widths, batch_first):
+    attention = layer(**WIDTHS[widths], batch_first=batch_first, features="favor++")
+    query, key, value = torch.randn(3, 5, 8), torch.randn(3, 7, attention.kdim), torch.randn(3, 7, attention.vdim)
+    mask = torch.zeros(3, 7, dtype=torch.bool)
+    mask[1, 4:] = True
+    if not batch_first:
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    state = attention.summarize(key, value, mask)
+    assert state.value.shape == (3, 2, attention.num_features, attention.value_head_dim)
+    torch.testing.assert_close(attention.attend(query, state), attention(query, key, value, mask)[0])
+
+
+@pytest.mark.parametrize("feature_map", ["exponential", "relu", "elu"])
+@pytest.mark.parametrize("sizes", [[6], [1, 2, 3], [1] * 6], ids=str)
+@pytest.mark.parametrize("tokens_per_step", [1, 3])
+def test_streaming_in_pieces_equals_causal_forward(tokens_per_step, sizes, feature_map):
+    attention = layer(is_causal=True, tokens_per_step=tokens_per_step, feature_map=feature_map, qk_norm=True)
+    x = torch.randn(2, 6 * tokens_per_step, 8)
+    mask = torch.zeros(x.shape[:2], dtype=torch.bool)
+    mask[0, 1 : tokens_per_step + 1] = True
+    state, outputs = None, []
+    for piece, hidden in zip(*(part.split([n * tokens_per_step for n in sizes], 1) for part in (x, mask)), strict=True):
+        output, state = attention.stream(piece, piece, piece, state, hidden)
+        outputs.append(output)
+    torch.testing.assert_close(torch.cat(outputs, 1), attention(x, x, x, mask)[0])
+
+
+def test_streaming_sends_gradients_to_the_steps_before():
+    attention = layer(is_causal=True)
+    x = torch.randn(1, 2, 8, requires_grad=True)
+    _, state = attention.stream(x[:, :1], x[:, :1], x[:, :1])
+    output, _ = attention.stream(x[:, 1:], x[:, 1:], x[:, 1:], state)
+    (gradient,) = torch.autograd.grad(output.square().sum(), x)
+    (expected,) = torch.autograd.grad(attention(x, x, x)[0][:, 1:].square().sum(), x)
+    assert (gradient != 0).all()
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_summary_and_a_stream_of_unbatched_inputs_count_as_a_batch_of_one():
+    attention = layer(is_causal=True)
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(attention.attend(x[-1:], attention.summarize(x, x)), attention(x, x, x)[0][-1:])
+    torch.testing.assert_close(attention.stream(x, x, x)[0], attention(x, x, x)[0])
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "message"),
+    [(4, 4, "multiple of tokens_per_step = 3, got 4 tokens"), (3, 6, "got 3 queries and 6 keys")],
+)
+def test_a_stream_of_broken_steps_is_refused(queries, keys, message):
+    attention = layer(is_causal=True, tokens_per_step=3)
+    with pytest.raises(ValueError, match=message):
+        attention.stream(torch.randn(1, queries, 8), torch.randn(1, keys, 8), torch.randn(1, keys, 8))
+
+
+def test_a_stream_of_nothing_leaves_the_state_as_it_was():
+    attention = layer(is_causal=True)
+    x = torch.randn(1, 4, 8)
+    _, state = attention.stream(x, x, x)
+    output, after = attention.stream(x[:, :0], x[:, :0], x[:, :0], state)
+    assert output.shape == (1, 0, 8)
+    torch.testing.assert_close(after, state)

@@ -103,7 +103,7 @@ def test_more_forecasters_than_styles_can_be_drawn():
 
 
 def test_a_horizon_of_one_step_can_be_drawn():
-    one = Score(*({name: np.atleast_1d(value)[:1] for name, value in scope.items()} for scope in score(1.0)))
+    one = Score(*({name: np.atleast_1d(value)[:1] for name, value in scope.items()} for scope in score(1.0)[:3]))
     rendered(plot_errors(Report({"persistence": one}, ["u_0"], windows=1)))
 
 

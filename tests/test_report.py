@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from favorcast.forecasting.dynamics_metrics import DynamicsErrors
 from favorcast.forecasting.metrics import ForecastErrors
 from favorcast.forecasting.report import CSV_COLUMNS, Report, Score, metric_rows, score_table, with_unit, write_metrics
 
@@ -49,6 +50,19 @@ def test_every_number_equals_its_definition(report, parts):
 def test_rows_cover_each_forecaster_position_and_metric_once(report):
     keys = [row[:4] for row in metric_rows(report)]
     assert len(keys) == len(set(keys)) == 2 * (1 + 4 + 2) * 3
+
+
+def test_rows_of_the_dynamics_are_in_the_units_of_the_report(parts):
+    target, model, _ = parts
+    errors, dynamics = ForecastErrors(), DynamicsErrors()
+    errors.update(model, target)
+    dynamics.update(model, target)
+    both = Report({"persistence": Score.of(errors, dynamics)}, ["u_0", "u_1"], windows=5, time_step=0.25)
+    rows = {row[3]: row[4] for row in metric_rows(both) if row[1] == "overall"}
+    expected = {name: value.item() for name, value in dynamics.compute().items()}
+    assert rows["valid_time"] == pytest.approx(0.25 * expected["valid_steps"])
+    assert rows["spectral_error"] == pytest.approx(expected["spectral_error"])
+    assert rows["frequency_error"] == pytest.approx(expected["frequency_error"], nan_ok=True)
 
 
 def test_persistence_has_no_skill_over_itself(report):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from favorcast.forecasting.st_transformer import DecoderLayer, EncoderLayer, SpatioTemporalPerformer
+from favorcast.forecasting.st_transformer import DecoderLayer, EncoderLayer, SoftmaxAttention, SpatioTemporalPerformer
 from favorcast.kernels import FavorAttention
 
 D_Y_CONTEXT, D_Y_TARGET, D_X, CONTEXT_LEN, TARGET_LEN = 5, 3, 2, 8, 4
@@ -28,30 +28,6 @@ def batch(start_len=0, context_len=CONTEXT_LEN, target_len=TARGET_LEN, b=2):
     y = torch.randn(b, context_len + target_len, D_Y_CONTEXT, generator=generator)
     start = context_len - start_len
     return x[:, :context_len], y[:, :context_len], x[:, start:], y[:, start:, :D_Y_TARGET].clone()
-
-
-class SoftmaxAttention(nn.Module):
-    """Exact softmax attention with FavorAttention's constructor and forward."""
-
-    def __init__(self, embed_dim, num_heads, *, head_dim, value_head_dim, is_causal, tokens_per_step, seed, **options):
-        super().__init__()
-        self.num_heads, self.is_causal, self.tokens_per_step, self.seed = num_heads, is_causal, tokens_per_step, seed
-        self.query = nn.Linear(embed_dim, num_heads * head_dim)
-        self.key = nn.Linear(embed_dim, num_heads * head_dim)
-        self.value = nn.Linear(embed_dim, num_heads * value_head_dim)
-        self.out = nn.Linear(num_heads * value_head_dim, embed_dim)
-
-    def forward(self, query, key, value, key_padding_mask=None):
-        mask = None
-        if self.is_causal:
-            step = torch.arange(query.shape[1]) // self.tokens_per_step
-            mask = step <= step.unsqueeze(-1)
-        q, k, v = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection, x in ((self.query, query), (self.key, key), (self.value, value))
-        )
-        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(output.transpose(1, 2).flatten(-2)), None
 
 
 @pytest.mark.parametrize("autoregressive", [False, True])
@@ -332,13 +308,59 @@ def test_seed_fixes_the_random_features_whatever_the_global_generator():
 
 
 def test_any_module_with_the_interface_can_be_the_attention():
-    model = build(attention_factory=SoftmaxAttention, autoregressive_training=True)
-    attentions = [module for module in model.modules() if isinstance(module, SoftmaxAttention)]
-    assert len(attentions) == 12
-    assert len({attention.seed for attention in attentions}) == 12
+    seeds = []
+
+    class Counted(SoftmaxAttention):
+        def __init__(self, *, seed, **options):
+            super().__init__(**options)
+            seeds.append(seed)
+
+    model = build(attention_factory=Counted, autoregressive_training=True)
+    attentions = [module for module in model.modules() if isinstance(module, Counted)]
+    assert len(attentions) == len(set(seeds)) == 12
     assert [a.tokens_per_step for a in attentions if a.is_causal] == [1, D_Y_TARGET] * 2
     assert not any(isinstance(module, FavorAttention) for module in model.modules())
     assert model(*batch()).isfinite().all()
+
+
+def test_an_attention_that_cannot_be_continued_is_refused_for_a_step_causal_decoder():
+    class Forward(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+
+    build(attention_factory=Forward)
+    with pytest.raises(ValueError, match="Forward has no summarize, attend, stream"):
+        build(attention_factory=Forward, autoregressive_training=True)
+
+
+@pytest.mark.parametrize("attention", [FavorAttention, SoftmaxAttention])
+@pytest.mark.parametrize("padded", [False, True], ids=["complete", "padded"])
+@pytest.mark.parametrize("sizes", [[6], [3, 1, 1, 1], [1, 2, 3]], ids=str)
+def test_decoding_piece_by_piece_equals_decoding_all_steps_at_once(sizes, padded, attention):
+    model = build(autoregressive_training=True, attention_factory=attention).eval()
+    context_x, context_y, x, y = batch(start_len=2)
+    y[0, 3, 1] = torch.nan
+    padding = torch.zeros(context_y.shape, dtype=torch.bool)
+    padding[0, :5] = padding[1, :, 4] = padded
+    memory = model.encode(context_x, context_y, padding)
+    states, forecasts, start = None, [], CONTEXT_LEN - 2
+    summary = model.summarize(memory)
+    for size in sizes:
+        steps = slice(sum(f.shape[1] for f in forecasts), None)
+        forecast, states = model.stream(summary, x[:, steps][:, :size], y[:, steps][:, :size], start, states)
+        forecasts.append(forecast)
+        start += size
+    exact = model.decode(memory, x, y, CONTEXT_LEN - 2)
+    torch.testing.assert_close(torch.cat(forecasts, 1), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_states_of_the_decoder_do_not_grow_with_the_steps():
+    model = build(autoregressive_training=True, max_seq_len=100).eval()
+    memory = model.summarize(model.encode(*batch()[:2]))
+    _, states = model.stream(memory, torch.zeros(2, 1, D_X), torch.zeros(2, 1, D_Y_TARGET), CONTEXT_LEN)
+    _, later = model.stream(memory, torch.zeros(2, 50, D_X), torch.zeros(2, 50, D_Y_TARGET), 9, states)
+    sizes, later_sizes = ([t.shape for layer in each for part in layer for t in part] for each in (states, later))
+    assert sizes == later_sizes
 
 
 def test_calls_leave_nothing_behind():

@@ -162,12 +162,6 @@ def test_hyper_parameters_are_the_constructor_arguments_in_plain_types():
     assert {type(value) for value in model.hparams.values()} <= {int, float, str, bool, list, type(None)}
 
 
-def test_autoregressive_training_builds_but_says_that_it_cannot_forecast_yet():
-    model = build(autoregressive_training=True)
-    with pytest.raises(NotImplementedError, match="autoregressive_training=False"):
-        model.predict(*windows()[:3])
-
-
 # arguments
 
 ANCESTOR = """
@@ -194,7 +188,7 @@ def test_every_option_of_the_model_is_an_argument_and_reaches_it():
         "data_dropout_embedding": 0.3, "dropout_attn": 0.3, "dropout_qkv": 0.3, "dropout_ff": 0.3,
         "autoregressive_training": True, "seed": 5,
     }  # fmt: skip
-    config = build(**changed).model.config
+    config = build(**changed, scheduled_sampling="parallel").model.config
     assert {name: getattr(config, name) for name in changed} == changed
     given = {field.name for field in dataclasses.fields(PerformerConfig)} - {"attention_factory"}
     assert given == set(changed) | set(SMALL)
@@ -255,7 +249,7 @@ def projections(model: SpatioTemporalPerformer_Forecaster) -> list[Tensor]:
     return [value.clone() for name, value in model.named_buffers() if "projection" in name]
 
 
-@pytest.mark.parametrize(("accumulate", "epochs", "redraws"), [(1, 1, True), (3, 1, False), (3, 2, True)])
+@pytest.mark.parametrize(("accumulate", "epochs", "redraws"), [(1, 1, True), (3, 2, False), (3, 3, True)])
 def test_features_are_redrawn_every_interval_of_optimiser_steps(accumulate: int, epochs: int, redraws: bool):
     model = build(redraw_interval=2)
     before = projections(model)

@@ -76,29 +76,31 @@ class InputAugmentation:
 
 
 class AugmentedWindows(Dataset[Window]):
-    """Wrap training windows so that each access draws a new perturbation of the context's sensor values.
+    """Wrap training windows so that each visit draws a perturbation of the context's sensor values.
+
+    Visit number v is to window v % count, where count is the number of windows; its perturbation follows from the seed
+    and v alone, whichever process loads it and whenever.
 
     Args:
         windows: the windows.
-        augmentation: what to apply.
-        seed: seed of the perturbations; a loader's worker replaces it with its own through `reseed`.
+        augmentation: what to apply; None leaves the windows as they are.
+        seed: seed of the perturbations.
     """
 
-    def __init__(self, windows: SimulationTorchDataset, augmentation: InputAugmentation, seed: int = 0):
+    def __init__(self, windows: SimulationTorchDataset, augmentation: InputAugmentation | None, seed: int = 0):
         self.windows = windows
         self.augmentation = augmentation
-        self._generator = Generator().manual_seed(seed)
-
-    def reseed(self, seed: int) -> None:
-        """Start the perturbations anew from a seed."""
-        self._generator.manual_seed(seed)
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> Window:
-        context_x, context_y, target_x, target_y = self.windows[index]
-        return context_x, self.augmentation(context_y, self._generator), target_x, target_y
+    def __getitem__(self, visit: int) -> Window:
+        context_x, context_y, target_x, target_y = self.windows[visit % len(self.windows)]
+        if self.augmentation is not None:
+            generator = Generator().manual_seed((self.seed * 1_000_003 + visit) % 2**63)
+            context_y = self.augmentation(context_y, generator)
+        return context_x, context_y, target_x, target_y
 
 
 def _count(data: Tensor) -> Tensor:

@@ -4,15 +4,17 @@ b batch, l context_len, n target_len: each batch is (context_x (b, l, d_x), cont
 target_x (b, n, d_x), target_y (b, n, d_y_target)), float32, missing sensor values NaN.
 """
 
-from typing import Literal
+from math import ceil
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from .augmentation import AugmentedWindows, InputAugmentation
 from .series import SimulationTimeSeries
+from .training_order import EpochOrder, TrainingLoader, visits_made
 from .windows import SimulationTorchDataset, Window
 
 
@@ -111,15 +113,14 @@ class DataModule(pl.LightningDataModule):
         return self.series.training_statistics()
 
     def train_dataloader(self) -> DataLoader[Window]:
-        """Load the training windows in a new random order each epoch, the same for the same seed."""
-        # Epoch: a loader built later in a run (reloading, resuming) must not repeat the order of the first epoch.
-        # Rank: processes that share the windows must not share the perturbations.
-        epoch, rank = (self.trainer.current_epoch, self.trainer.global_rank) if self.trainer else (0, 0)
-        seed = self.seed + epoch + (rank << 32)
-        windows: Dataset[Window] = self._windows["train"]
-        if self.augmentation is not None:
-            windows = AugmentedWindows(self._windows["train"], self.augmentation, seed)
-        return self._loader(windows, shuffle=True, seed=seed)
+        """Load the training windows in a new random order each epoch, the same for the same seed (see EpochOrder)."""
+        trainer = self.trainer
+        windows = AugmentedWindows(self._windows["train"], self.augmentation, self.seed)
+        replicas, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        batches = ceil(ceil(len(windows) / replicas) / self.batch_size)
+        skip = visits_made(trainer, self.batch_size, batches)
+        order = EpochOrder(windows, self.seed, num_replicas=replicas, rank=rank, skip=skip)
+        return TrainingLoader(windows, sampler=order, **self._loading())
 
     def val_dataloader(self) -> DataLoader[Window]:
         """Load the validation windows in order."""
@@ -133,22 +134,14 @@ class DataModule(pl.LightningDataModule):
         """Load the windows of prediction_split in order."""
         return self._loader(self.windows(self.prediction_split))
 
-    def _loader(self, windows: Dataset[Window], *, shuffle: bool = False, seed: int = 0) -> DataLoader[Window]:
-        return DataLoader(
-            windows,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            generator=torch.Generator().manual_seed(seed),
-            num_workers=self.num_workers,
-            worker_init_fn=_seed_worker,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=False,
-        )
+    def _loader(self, windows: Dataset[Window]) -> DataLoader[Window]:
+        return DataLoader(windows, **self._loading())
 
-
-def _seed_worker(worker_id: int) -> None:
-    """Give each loader process its own perturbations: torch derives the worker's seed from the loader's generator."""
-    worker = get_worker_info()
-    if worker is not None and isinstance(worker.dataset, AugmentedWindows):
-        worker.dataset.reseed(worker.seed)
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": torch.Generator(),  # of workers' seeds: the global generator stays untouched
+        }

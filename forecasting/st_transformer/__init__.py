@@ -9,6 +9,7 @@ from .feed_forward import FeedForward
 from .layer_config import LayerConfig
 from .performer_config import PerformerConfig
 from .position import LearnedPosition, PeriodicPosition
+from .softmax_attention import SoftmaxAttention
 from .spatiotemporal_performer import SpatioTemporalPerformer
 from .time2vec import Time2Vec
 from .time_windows import TimeWindows
@@ -28,6 +29,7 @@ __all__ = [
     "Memory",
     "PerformerConfig",
     "PeriodicPosition",
+    "SoftmaxAttention",
     "SpatioTemporalPerformer",
     "Time2Vec",
     "TimeWindows",

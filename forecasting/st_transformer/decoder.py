@@ -1,14 +1,29 @@
-"""Decoder: target tokens and memory to forecast tokens.
+"""Decoder: target tokens and memory to forecast tokens, all steps at once or a few at a time.
 
 Dimension key: b batch, t decoder steps, n target sensors, s memory steps, N context sensors, d model width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from .attention import Memory
 from .layer_config import LayerConfig
+
+
+class LayerMemory(NamedTuple):
+    """The memory as one layer's cross-attentions see it: states of a size that does not depend on its length."""
+
+    local: Any
+    joint: Any
+
+
+class LayerState(NamedTuple):
+    """What one layer's self-attentions have seen so far."""
+
+    local: Any
+    joint: Any
 
 
 class DecoderLayer(nn.Module):
@@ -54,16 +69,40 @@ class DecoderLayer(nn.Module):
         )
         return tokens + self.feed_forward(self.feed_forward_norm(tokens))
 
+    def summarize(self, memory: Memory) -> LayerMemory:
+        """Reduce the memory to what `stream` reads of it."""
+        return LayerMemory(
+            self.local_cross_attention.summarize(memory.per_sensor, memory.per_sensor_padding),
+            self.global_cross_attention.summarize(memory.joint, memory.joint_padding),
+        )
+
+    def stream(self, tokens: Tensor, memory: LayerMemory, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
+        """Map the tokens (b, t, n, d) of the next t steps as forward maps all steps; causal layers only."""
+        seen = (None, None) if state is None else state
+        local, seen_local = self.local_self_attention.stream(self.local_self_norm(tokens), seen[0])
+        tokens = tokens + local
+        joint, seen_joint = self.global_self_attention.stream(self.global_self_norm(tokens), seen[1])
+        tokens = tokens + joint
+        tokens = tokens + self.local_cross_attention.attend(self.local_cross_norm(tokens), memory.local)
+        tokens = tokens + self.global_cross_attention.attend(self.global_cross_norm(tokens), memory.joint)
+        return tokens + self.feed_forward(self.feed_forward_norm(tokens)), LayerState(seen_local, seen_joint)
+
 
 class Decoder(nn.Module):
     """Apply decoder layers, then the final norm.
+
+    A causal decoder gives the same output, up to rounding, for all steps at once and for a few steps at a time:
+
+        decoder(tokens, memory) == cat(decoder.stream(first, summary), decoder.stream(rest, summary, states))
 
     Args:
         layers: the decoder layers.
         final_norm: normalisation of the result, or nn.Identity.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], final_norm: nn.Module) -> None:
+    layers: Any  # nn.ModuleList of DecoderLayer
+
+    def __init__(self, layers: Iterable[DecoderLayer], final_norm: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm
@@ -73,3 +112,23 @@ class Decoder(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, memory)
         return self.final_norm(tokens)
+
+    def summarize(self, memory: Memory) -> list[LayerMemory]:
+        """Reduce the memory to what `stream` reads of it, once for each layer."""
+        return [layer.summarize(memory) for layer in self.layers]
+
+    def stream(
+        self, tokens: Tensor, memory: Sequence[LayerMemory], states: Sequence[LayerState] | None = None
+    ) -> tuple[Tensor, list[LayerState]]:
+        """Map the tokens (b, t, n, d) of the next t steps to (b, t, n, d), at a cost independent of those before.
+
+        Args:
+            tokens: of whole time steps.
+            memory: from `summarize`.
+            states: from the call for the steps before; None at the start.
+        """
+        after = []
+        for i, layer in enumerate(self.layers):
+            tokens, state = layer.stream(tokens, memory[i], None if states is None else states[i])
+            after.append(state)
+        return self.final_norm(tokens), after

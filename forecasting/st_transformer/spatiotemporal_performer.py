@@ -3,20 +3,21 @@
 Dimension key: b batch, l context steps, n target steps, d_x time covariates, N sensors, d model width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attention import build_memory
-from .decoder import Decoder, DecoderLayer
+from .attention import Memory, TokenAttention, build_memory
+from .decoder import Decoder, DecoderLayer, LayerMemory, LayerState
 from .downsampling import DownsampleConv
 from .embedding import TokenEmbedding
 from .encoder import Encoder, EncoderLayer
 from .performer_config import PerformerConfig
 from .position import LearnedPosition, PeriodicPosition
 from .time_windows import TimeWindows
+from .window_shapes import check_context, check_target
 
 HEAD_STD = 0.02
 
@@ -33,7 +34,9 @@ class SpatioTemporalPerformer(nn.Module):
     The first `start_len` decoder steps repeat the end of the context, the others are placeholders (value 0, not
     given): target values never enter. With `autoregressive_training` they do, and the decoder's self-attention hides
     later steps: the output of a step depends on the decoder's inputs up to and including that step, so a caller who
-    trains with the truth shifts it by one step. Batch norm in training mode still mixes steps in its statistics.
+    trains with the truth shifts it by one step. What is learned then is the change: a forecast is the value read at its
+    step (0 where missing) plus the output of the head, and an untrained model repeats the last value. Batch norm in
+    training mode still mixes steps in its statistics.
 
     Args:
         d_y_context: sensors in the context; the first `d_y_target` of them are the targets.
@@ -66,6 +69,8 @@ class SpatioTemporalPerformer(nn.Module):
         )
         self.encoder = build_encoder(config, seeds)
         self.decoder = build_decoder(config, seeds)
+        if config.autoregressive_training:
+            check_streaming(self.decoder)
         self.head = nn.Linear(config.d_model, 1)
         # Forecasts start near 0, the mean of normalised data, so that a linear model beside this one leads at first.
         nn.init.normal_(self.head.weight, std=HEAD_STD)
@@ -96,18 +101,66 @@ class SpatioTemporalPerformer(nn.Module):
             ValueError: shapes that do not fit together, or more steps than max_seq_len.
         """
         config = self.config
-        check_shapes(config, context_x, context_y, target_x, target_y, context_padding_mask)
+        check_context(config, context_x, context_y, context_padding_mask)
+        check_target(config, len(context_y), target_x, target_y)
+        if target_y.shape[1] <= config.start_len:
+            raise ValueError(
+                f"target_x and target_y must have start_len + n steps with n >= 1: got {target_y.shape[1]} steps, "
+                f"start_len={config.start_len}"
+            )
         if not config.autoregressive_training:
             placeholders = torch.full_like(target_y[:, config.start_len :], torch.nan)
             target_y = torch.cat((target_y[:, : config.start_len], placeholders), dim=1)
-
-        context_tokens = self.downsampling(self.embedding(context_x, context_y))
-        memory_tokens = self.encoder(context_tokens, context_padding_mask)
-        memory = build_memory(memory_tokens, config.d_y_target, context_padding_mask)
+        memory = self.encode(context_x, context_y, context_padding_mask)
         # The decoder continues the encoder's count of positions, so start steps have their place in the context.
-        target_tokens = self.embedding(target_x, target_y, start=context_y.shape[1] - config.start_len)
-        forecast_tokens = self.decoder(target_tokens, memory)[:, config.start_len :]
-        return self.head(forecast_tokens).squeeze(-1)
+        return self.decode(memory, target_x, target_y, context_y.shape[1] - config.start_len)[:, config.start_len :]
+
+    def encode(self, context_x: Tensor, context_y: Tensor, context_padding_mask: Tensor | None = None) -> Memory:
+        """Encode a context into what the decoder attends to; arguments as in forward, checked there."""
+        tokens = self.encoder(self.downsampling(self.embedding(context_x, context_y)), context_padding_mask)
+        return build_memory(tokens, self.config.d_y_target, context_padding_mask)
+
+    def decode(self, memory: Memory, x: Tensor, y: Tensor, start: int) -> Tensor:
+        """Decode t steps at once, (b, t, d_y_target).
+
+        Args:
+            memory: from `encode`.
+            x: (b, t, d_x) time covariates of the steps.
+            y: (b, t, d_y_target) what the decoder reads at each step; NaN means not given.
+            start: position of the first step, counted from the start of the context.
+        """
+        return self._read_out(self.decoder(self.embedding(x, y, start=start), memory), y)
+
+    def summarize(self, memory: Memory) -> list[LayerMemory]:
+        """Reduce the memory to what `stream` reads of it, once for each decoder layer."""
+        return self.decoder.summarize(memory)
+
+    def stream(
+        self,
+        memory: Sequence[LayerMemory],
+        x: Tensor,
+        y: Tensor,
+        start: int,
+        states: Sequence[LayerState] | None = None,
+    ) -> tuple[Tensor, list[LayerState]]:
+        """Decode the next t steps after those behind `states`, at a cost that does not depend on how many these are.
+
+        Over all calls together this is `decode`, up to rounding; it needs autoregressive_training.
+
+        Args:
+            memory: from `summarize`.
+            x, y, start: as in `decode`, of these steps alone.
+            states: from the call before; None at the start.
+
+        Returns:
+            (forecast (b, t, d_y_target), states after these steps).
+        """
+        tokens, states = self.decoder.stream(self.embedding(x, y, start=start), memory, states)
+        return self._read_out(tokens, y), states
+
+    def _read_out(self, tokens: Tensor, y: Tensor) -> Tensor:
+        output = self.head(tokens).squeeze(-1)
+        return output + torch.where(y.isnan(), 0.0, y) if self.config.autoregressive_training else output
 
 
 def attention_seeds(seed: int) -> Iterator[int]:
@@ -157,50 +210,15 @@ def build_decoder(config: PerformerConfig, seeds: Iterator[int]) -> Decoder:
     return Decoder(layers, config.build_norm() if config.final_norm else nn.Identity())
 
 
-def check_shapes(
-    config: PerformerConfig,
-    context_x: Tensor,
-    context_y: Tensor,
-    target_x: Tensor,
-    target_y: Tensor,
-    context_padding_mask: Tensor | None,
-) -> None:
-    """Raise unless the inputs of forward fit the configuration and each other."""
-    inputs = {"context_x": context_x, "context_y": context_y, "target_x": target_x, "target_y": target_y}
-    for name, tensor in inputs.items():
-        if tensor.dim() != 3:
-            raise ValueError(f"{name} must have 3 dimensions (batch, time, column), got shape {tuple(tensor.shape)}")
-    batch, context_len, _ = context_y.shape
-    decoder_len = target_y.shape[1]
-    expected = {
-        "context_x": (batch, context_len, config.d_x),
-        "context_y": (batch, context_len, config.d_y_context),
-        "target_x": (batch, decoder_len, config.d_x),
-        "target_y": (batch, decoder_len, config.d_y_target),
-    }
-    for name, tensor in inputs.items():
-        if tuple(tensor.shape) != expected[name]:
-            raise ValueError(f"{name} must have shape {expected[name]}, got {tuple(tensor.shape)}")
-    if decoder_len <= config.start_len:
-        raise ValueError(
-            f"target_x and target_y must have start_len + n steps with n >= 1: got {decoder_len} steps, "
-            f"start_len={config.start_len}"
-        )
-    if context_len < max(config.start_len, 1):
-        raise ValueError(f"the context must have at least {max(config.start_len, 1)} steps, got {context_len}")
-    if context_padding_mask is not None:
-        check_padding(config, context_y, context_padding_mask)
-
-
-def check_padding(config: PerformerConfig, context_y: Tensor, context_padding_mask: Tensor) -> None:
-    """Raise unless the padding mask can be honoured."""
-    if context_padding_mask.dtype != torch.bool or context_padding_mask.shape != context_y.shape:
-        raise ValueError(
-            f"context_padding_mask must be a bool tensor of context_y's shape {tuple(context_y.shape)}, got "
-            f"{context_padding_mask.dtype} of shape {tuple(context_padding_mask.shape)}"
-        )
-    if config.downsample_convs_embedding or config.downsample_convs_block:
-        raise ValueError(
-            "context_padding_mask cannot be used with downsampling convolutions, which mix padded and other steps; "
-            "set downsample_convs_embedding=0 and downsample_convs_block=0"
-        )
+def check_streaming(decoder: Decoder) -> None:
+    """Raise unless every attention of the decoder can be continued step by step."""
+    for module in decoder.modules():
+        if not isinstance(module, TokenAttention):
+            continue
+        missing = [name for name in ("summarize", "attend", "stream") if not hasattr(module.attention, name)]
+        if missing:
+            raise ValueError(
+                "autoregressive_training decodes step by step, with the attention's methods summarize, attend and "
+                f"stream: {type(module.attention).__name__} has no {', '.join(missing)}; give it these methods (see "
+                "FavorAttention), or build the model with autoregressive_training=False"
+            )

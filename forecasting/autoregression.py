@@ -1,0 +1,157 @@
+"""Forecasting step by step: the decoder reads the value of the step before, given or forecast.
+
+b batch, l context_len, s start_len, n target_len, d d_y_target; all values in model units.
+
+At decoder step i the model reads the covariates of that step and the values of the step before, so that forecasts can
+be made all at once when the values are known, and one after the other when they are not:
+
+    decoder_x     start_x[0] ... start_x[s-1]            target_x[0]   target_x[1]  ...  target_x[n-1]
+    decoder_y     context_y[l-s-1] ... context_y[l-2]    context_y[l-1]  fed[0]     ...  fed[n-2]
+    forecast      (dropped)                              y[0]          y[1]         ...  y[n-1]
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .sampling import ScheduledSampling, draw_given
+from .st_transformer import Memory, SpatioTemporalPerformer
+
+
+class DecoderInput(NamedTuple):
+    """What a decoder knows before its first forecast.
+
+    Attributes:
+        x: (b, s + n, d_x) covariates of the start steps and the targets.
+        y: (b, s + 1, d) values of the step before each start step and before the first target; NaN where missing.
+        position: of the first start step, counted from the start of the context.
+    """
+
+    x: Tensor
+    y: Tensor
+    position: int
+
+    @property
+    def start_len(self) -> int:
+        """Number of start steps s."""
+        return self.y.shape[1] - 1
+
+
+def decoder_input(
+    context_x: Tensor, context_y: Tensor, target_x: Tensor, *, start_len: int, d_y_target: int
+) -> DecoderInput:
+    """Cut the decoder's input out of a window; the step before a context that is all start steps is missing."""
+    context_len = context_y.shape[1]
+    targets = context_y[..., :d_y_target]
+    if start_len == context_len:
+        targets = torch.cat((torch.full_like(targets[:, :1], torch.nan), targets), dim=1)
+    return DecoderInput(
+        torch.cat((context_x[:, context_len - start_len :], target_x), dim=1),
+        targets[:, targets.shape[1] - start_len - 1 :],
+        context_len - start_len,
+    )
+
+
+def forecast_given(model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, values: Tensor) -> Tensor:
+    """Forecast all n steps at once from the values before each of them, (b, n, d).
+
+    Args:
+        model: with a step-causal decoder.
+        memory: of the context.
+        known: what precedes the first forecast.
+        values: (b, n - 1, d) what the decoder reads at the steps after the first; NaN where missing.
+    """
+    return model.decode(memory, known.x, torch.cat((known.y, values), dim=1), known.position)[:, known.start_len :]
+
+
+def forecast_step_by_step(
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, feed: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Forecast n steps one after the other, (b, n, d), each at the same cost.
+
+    The memory is summarised once for each layer, and what the decoder has read is kept as states of constant size.
+
+    Args:
+        model: with a step-causal decoder.
+        memory: of the context.
+        known: what precedes the first forecast.
+        feed: maps (step i, forecast (b, 1, d) of that step) to what the decoder reads at step i + 1, (b, 1, d).
+    """
+    first = known.start_len + 1
+    summary = model.summarize(memory)
+    forecast, states = model.stream(summary, known.x[:, :first], known.y, known.position)
+    forecasts = [forecast[:, -1:]]
+    for i in range(first, known.x.shape[1]):
+        values = feed(i - first, forecasts[-1])
+        forecast, states = model.stream(summary, known.x[:, i : i + 1], values, known.position + i, states)
+        forecasts.append(forecast)
+    return torch.cat(forecasts, dim=1)
+
+
+def split_drift(offset: Tensor, last: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the increments of the baseline and the baseline one step before, both (b, n, d).
+
+    The decoder forecasts changes. With o the baseline that its forecast f is added to, and r what it reads,
+
+        r[t] = f[t-1] + o[t-1]        decoder output c[t] = r[t] + change[t]        f[t] = c[t] - o[t-1]
+
+    so that c plus the drift o[t] - o[t-1] continues the signal, and without any change the baseline is followed.
+
+    Args:
+        offset: (b, n, d) the baseline o, zero where there is none.
+        last: (b, d) o before the first step: the last value of the context, NaN where missing; None for zero.
+    """
+    first = torch.zeros_like(offset[:, 0]) if last is None else torch.where(last.isnan(), 0.0, last)
+    before = torch.cat((first.unsqueeze(1), offset[:, :-1]), dim=1)
+    return offset - before, before
+
+
+class Given(NamedTuple):
+    """What training adds to a window.
+
+    Attributes:
+        truth: (b, n, d) the signal that continues the context, NaN where missing.
+        drift: (b, n, d) what a forecast lacks to continue the context, see `split_drift`.
+        ratio: 0-d, how often the truth is read.
+    """
+
+    truth: Tensor
+    drift: Tensor
+    ratio: Tensor
+
+
+def teacher_forced_forecast(
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given
+) -> Tensor:
+    """Forecast each step from the truth of the step before, all in parallel."""
+    return forecast_given(model, memory, known, given.truth[:, :-1])
+
+
+def two_pass_forecast(model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given) -> Tensor:
+    """Forecast from the truth, then again from a mixture of truth and first forecasts; gradients flow through both.
+
+    Mihaylova & Martins 2019 (Scheduled Sampling for Transformers), section 3, with a draw for each step.
+    """
+    own = (teacher_forced_forecast(model, memory, known, given) + given.drift)[:, :-1]
+    truth = given.truth[:, :-1]
+    return forecast_given(model, memory, known, torch.where(draw_given(truth, given.ratio), truth, own))
+
+
+def sampled_forecast(model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given) -> Tensor:
+    """Forecast step by step from the truth or the model's own forecast; gradients flow through the forecasts."""
+    is_given = draw_given(given.truth, given.ratio)
+
+    def feed(i: int, forecast: Tensor) -> Tensor:
+        step = slice(i, i + 1)
+        return torch.where(is_given[:, step], given.truth[:, step], forecast + given.drift[:, step])
+
+    return forecast_step_by_step(model, memory, known, feed)
+
+
+TRAINING_FORECASTS: dict[ScheduledSampling, Callable[..., Tensor]] = {
+    "none": teacher_forced_forecast,
+    "parallel": two_pass_forecast,
+    "sequential": sampled_forecast,
+}
