@@ -169,6 +169,20 @@ def _suffix_gradients(
     return suffix
 
 
+class Trace(NamedTuple):
+    """What the scan of the queries leaves for the keys' gradients: D (b, h g, t), and the anchors before each chunk.
+
+    The anchors are (chunks b, h, m); the statistics are those of the forward.
+    """
+
+    statistics: Statistics
+    weighted_output: Tensor
+    anchors: Tensor
+
+    def described(self) -> tuple[tuple[Vectors, Vectors, Vectors], Vectors, Vectors]:
+        return self.statistics.described(), vectors_of(self.weighted_output), vectors_of(self.anchors)
+
+
 class _Scan(NamedTuple):
     """The gradients of short steps, by a scan over chunks in each direction."""
 
@@ -185,16 +199,19 @@ class _Scan(NamedTuple):
         states = None
         if count > 1 or initial is not None or d_state is not None:
             states = prefix_states(self.tensors, self.space, self.impl, self.plan, None)
-        statistics = Statistics(self.results.softmax, self.results.softmax.new_empty(0, query.shape[1]))
-        weighted_output = torch.empty_like(self.results.softmax[0])
         chunks = ceil_div(query.shape[-2], self.plan.chunk or 1)
-        anchors = torch.empty((chunks * key.shape[0], key.shape[1], m), dtype=torch.float32, device=key.device)
+        trace = Trace(
+            Statistics(self.results.softmax, self.results.softmax.new_empty(0, query.shape[1])),
+            torch.empty_like(self.results.softmax[0]),
+            torch.empty((chunks * key.shape[0], key.shape[1], m), dtype=torch.float32, device=key.device),
+        )
         of_queries, of_keys = (self._parameter_sums(parameter_gradients) for _ in range(2))
-        d_query = self._query_side(d_output, states, statistics, weighted_output, anchors, of_queries[0])
+        d_query = self._query_side(d_output, states, trace, of_queries[0])
         suffix = None
         if states is not None:
             received = None
             if count > 1 or initial is not None:
+                statistics, weighted_output, _ = trace
                 landmarks = Hop(
                     states.value,
                     statistics=statistics,
@@ -203,17 +220,16 @@ class _Scan(NamedTuple):
                     segments=self.plan.segments,
                 )
                 received = landmark_gradient(query, d_output, landmarks, self.space, self.impl)
-            arguments = (self.tensors, self.results, self.space, self.plan)
-            suffix = _suffix_gradients(received, d_state, states, *arguments)
-        d_key, d_value = self._key_side(d_output, suffix, statistics, weighted_output, anchors, of_keys)
+            suffix = _suffix_gradients(received, d_state, states, self.tensors, self.results, self.space, self.plan)
+        d_key, d_value = self._key_side(d_output, suffix, trace, of_keys)
         d_initial = None if suffix is None else suffix.d_initial
-        parameters = no_parameters(weighted_output)
+        parameters = no_parameters(trace.weighted_output)
         if of_queries[0] is not None and of_keys[0] is not None and of_keys[1] is not None:
-            of_queries, projection, log_weight = (
+            through_queries, through_keys, log_weight = (
                 x.unflatten(0, (count, -1)).unflatten(2, (key.shape[1], -1)).sum((0, 3))
                 for x in (of_queries[0], *of_keys)
             )
-            parameters = to_parameters(of_queries + projection, log_weight, self.space)
+            parameters = to_parameters(through_queries + through_keys, log_weight, self.space)
         return CausalGradients(d_query, d_key, d_value, d_initial, parameters)
 
     def _parameter_sums(self, wanted: bool) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -229,12 +245,10 @@ class _Scan(NamedTuple):
         self,
         d_output: Tensor,
         states: State | None,
-        statistics: Statistics,
-        weighted_output: Tensor,
-        anchors: Tensor,
+        trace: Trace,
         d_projection: Tensor | None,
     ) -> Tensor:
-        """Return dq; fills D and the anchors before each chunk."""
+        """Return dq; fills the trace."""
         query, value = self.tensors.query, self.tensors.value
         d_query = torch.empty_like(query)
         launch = causal_launch("causal_query_gradient", self.tensors, self.space, self.impl)
@@ -244,9 +258,7 @@ class _Scan(NamedTuple):
             Running.empty(self.plan, query, self.space.projection.shape[-2], value.shape[-1]).described(),
             rows_of(self.results.output),
             rows_of(d_output),
-            statistics.described(),
-            vectors_of(weighted_output),
-            vectors_of(anchors),
+            *trace.described(),
             rows_of(d_query),
             None if d_projection is None else rows_of(d_projection),
             *described_cut(self.tensors, self.plan, self.tokens_per_step),
@@ -263,9 +275,7 @@ class _Scan(NamedTuple):
         self,
         d_output: Tensor,
         suffix: Suffix | None,
-        statistics: Statistics,
-        weighted_output: Tensor,
-        anchors: Tensor,
+        trace: Trace,
         sums: tuple[Tensor, Tensor] | tuple[None, None],
     ) -> tuple[Tensor, Tensor]:
         """Return dk and dv."""
@@ -287,9 +297,7 @@ class _Scan(NamedTuple):
             None if suffix is None else suffix.described(),
             Running.empty(self.plan, query, self.space.projection.shape[-2], value.shape[-1]).described(),
             rows_of(d_output),
-            statistics.described(),
-            vectors_of(weighted_output),
-            vectors_of(anchors),
+            *trace.described(),
             rows_of(d_key),
             rows_of(d_value),
             None if d_projection is None else rows_of(d_projection),

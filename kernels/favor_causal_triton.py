@@ -97,11 +97,12 @@ def causal_plan(tensors: CausalTensors, space: FeatureSpace, impl: str, tokens_p
 
 def causal_launch(kernel: str, tensors: CausalTensors, space: FeatureSpace, impl: str) -> Launch:
     """Return how to launch a kernel that walks over chunks."""
-    constants = shared_constants(space, tensors.query, space.projection.shape[-2], tensors.value.shape[-1], impl)
+    constants = causal_constants(tensors, space, impl)
     return launch_of(kernel, constants, tensors.query.shape[-2], tensors.query.device)
 
 
 def causal_constants(tensors: CausalTensors, space: FeatureSpace, impl: str) -> dict[str, Any]:
+    """Return the compile-time values of a kernel that walks over chunks, but for its tiles."""
     return shared_constants(space, tensors.query, space.projection.shape[-2], tensors.value.shape[-1], impl)
 
 
