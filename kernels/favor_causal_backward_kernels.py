@@ -26,16 +26,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .favor_backward_kernels import key_shift, query_terms, usable_tokens
+from .favor_backward_kernels import query_terms
 from .favor_causal_kernels import (
     absorb_keys,
     exponents_of_keys,
     exponents_of_queries,
     features_of_part,
+    load_chunk,
     load_running,
     lower_state,
     next_part,
     open_segment,
+    project_chunk,
     store_running,
     visible_pairs,
 )
@@ -120,14 +122,12 @@ def _causal_query_gradient_kernel(
     for start in range(first, last, chunk):
         filled = tl.minimum(chunk, last - start)
         chunk_place = start // chunk * batch_count + batch
-        rows = start + local
-        exists = local < filled
+        rows, exists = start + local, local < filled
         seen = seen_keys(mask, batch, rows, start + filled)
-        raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)
-        k = usable_tokens(raw, True, FEATURE_MAP)  # [C, D]
-        bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
-        v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
-        q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [C, D]
+        k, bias, v, q = load_chunk(
+            query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+            FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
+        )  # fmt: skip
         do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
         o = load_tile(output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E)
         weighted = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
@@ -140,8 +140,7 @@ def _causal_query_gradient_kernel(
             features = tile + tl.arange(0, BLOCK_M)
             keep = features < FEATURES
             w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
-            of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)  # [C, D] @ [D, M]
-            of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)
+            of_keys, of_queries = project_chunk(k, q, w, PRECISION)
             exponent = exponents_of_keys(of_keys, gain, bias, keep, FEATURE_MAP)
             logits = exponents_of_queries(of_queries, gain, log_weight, head, features, keep, FEATURE_MAP)
             anchor, total, sums = load_running(running, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
@@ -296,14 +295,12 @@ def _causal_key_gradient_kernel(
         start = first + (chunks - 1 - back) * chunk
         filled = tl.minimum(chunk, last - start)
         chunk_place = start // chunk * batch_count + batch
-        rows = start + local
-        exists = local < filled
+        rows, exists = start + local, local < filled
         seen = seen_keys(mask, batch, rows, start + filled)
-        raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)
-        k = usable_tokens(raw, True, FEATURE_MAP)  # [C, D]
-        bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
-        v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
-        q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [C, D]
+        k, bias, v, q = load_chunk(
+            query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+            FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
+        )  # fmt: skip
         do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
         weighted = load_vector(weighted_output, batch, query_head, rows, exists, 0.0)
         minus_max, inverse = query_terms(statistics, batch, query_head, rows, exists)
@@ -317,15 +314,13 @@ def _causal_key_gradient_kernel(
             features = tile + tl.arange(0, BLOCK_M)
             keep = features < FEATURES
             w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
-            if (
-                tl.float32 == OPERAND
-            ):  # loaded again for each tile: their TF32 parts would be kept in registers, and spill
-                k = usable_tokens(load_tile(key, batch, head, rows, seen, DIM, BLOCK_D), True, FEATURE_MAP)
-                v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)
-                q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
+            if tl.float32 == OPERAND:  # again: kept over the tiles, their TF32 parts would spill
+                k, bias, v, q = load_chunk(
+                    query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+                    FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
+                )  # fmt: skip
                 do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)
-            of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)  # [C, D] @ [D, M]
-            of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)
+            of_keys, of_queries = project_chunk(k, q, w, PRECISION)
             exponent = exponents_of_keys(of_keys, gain, bias, keep, FEATURE_MAP)
             logits = exponents_of_queries(of_queries, gain, log_weight, head, features, keep, FEATURE_MAP)
             before = load_vector(anchors, chunk_place, head, features, keep, UNSEEN)

@@ -47,6 +47,27 @@ HEADROOM = tl.constexpr(60.0)  # bits a key may exceed its anchor by: 2^20 such 
 
 
 @triton.jit
+def load_chunk(
+    query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+    FEATURE_MAP: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    """Load keys [C, D] with the bias of their exponents [C], values [C, E] and queries [C, D]."""
+    raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)
+    bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
+    v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)
+    q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
+    return usable_tokens(raw, True, FEATURE_MAP), bias, v, q
+
+
+@triton.jit
+def project_chunk(k, q, w, PRECISION: tl.constexpr):
+    """Return w . k and w . q, [C, D] @ [D, M] each."""
+    of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)
+    return of_keys, tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)
+
+
+@triton.jit
 def exponents_of_keys(projected, gain, bias, keep, FEATURE_MAP: tl.constexpr):
     """Return c [C, M], -inf for keys that are not seen and features that are not there."""
     return tl.where(keep[None, :], exponent_of(projected, gain, bias[:, None], FEATURE_MAP), float("-inf"))
@@ -224,14 +245,12 @@ def _causal_attend_kernel(
     first, last = segment_bounds(segment, segment_length, token_count)
     for start in range(first, last, chunk):
         filled = tl.minimum(chunk, last - start)
-        rows = start + local
-        exists = local < filled
+        rows, exists = start + local, local < filled
         seen = seen_keys(mask, batch, rows, start + filled)
-        raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)
-        k = usable_tokens(raw, True, FEATURE_MAP)  # [C, D]
-        bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
-        v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
-        q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [C, D]
+        k, bias, v, q = load_chunk(
+            query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+            FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
+        )  # fmt: skip
         top = tl.full([BLOCK_C], UNSEEN, tl.float32)
         den = tl.zeros([BLOCK_C], tl.float32)
         num = tl.zeros([BLOCK_C, BLOCK_E], tl.float32)
@@ -240,8 +259,7 @@ def _causal_attend_kernel(
             features = tile + tl.arange(0, BLOCK_M)
             keep = features < FEATURES
             w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
-            of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)  # [C, D] @ [D, M]
-            of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)
+            of_keys, of_queries = project_chunk(k, q, w, PRECISION)
             exponent = exponents_of_keys(of_keys, gain, bias, keep, FEATURE_MAP)
             logits = exponents_of_queries(of_queries, gain, log_weight, head, features, keep, FEATURE_MAP)
             anchor, total, sums = load_running(running, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
