@@ -51,6 +51,13 @@ WITHOUT_PRODUCTS = (
     "_suffix_gradients_kernel",
 )
 DEFECTIVE, UNFINISHED = 1, 3
+IN_PLACE = (
+    "_prefix_states_kernel",
+    "_causal_attend_kernel",
+    "_causal_query_gradient_kernel",
+    "_causal_key_gradient_kernel",
+)
+"""Kernels that overwrite what they have read: without a barrier, one warp may overtake another."""
 SHORT, LONG = 256, 4096
 """Tokens of the launches: a single launch for both hops, and enough for the keys to be split."""
 
@@ -103,6 +110,7 @@ class Launch:
     registers: int
     stack: int
     shared: int
+    barriers: int
     tensor_instructions: dict[str, int]
 
     @property
@@ -121,6 +129,8 @@ class Launch:
             found.append(f"{self.stack} bytes of stack")
         if self.shared > limit:
             found.append(f"{self.shared} bytes of shared memory, the limit is {limit}")
+        if self.kernel in IN_PLACE and not self.barriers:
+            found.append("no barrier between its loads and its stores")
         if self.case.op != "decomposition" and not self.tensor_instructions and self.kernel not in WITHOUT_PRODUCTS:
             found.append("no tensor-core instruction")
         return found
@@ -189,6 +199,7 @@ def describe(case: Case, launch: CompiledLaunch) -> Launch:
         registers=registers,
         stack=stack,
         shared=compiled.metadata.shared,
+        barriers=text.count("bar.sync"),
         tensor_instructions={name: count for name, count in counts.items() if count},
     )
 

@@ -29,13 +29,24 @@ def key_padding(mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
     return hidden
 
 
-def recognise_attention_mask(mask: Tensor, queries: int, keys: int, tokens_per_step: int, masks: int = 1) -> bool:
-    """Return whether a mask, or each of `masks` stacked ones, is causal (True) or hides nothing (False).
+def recognise_attention_mask(
+    mask: Tensor, shape: tuple[int, int, int], tokens_per_step: int, *, is_known: bool = False
+) -> bool:
+    """Return whether a mask is causal (True) or hides nothing (False).
+
+    Args:
+        mask: (t, s), or (b h, t, s).
+        shape: the latter.
+        tokens_per_step: of causality.
+        is_known: the caller says that it is causal; only its shape is looked at.
 
     Raises:
         ValueError: for any other mask.
     """
-    if mask.shape in ((queries, keys), (masks, queries, keys)):
+    _, queries, keys = shape
+    if mask.shape in (shape, shape[1:]):
+        if is_known:
+            return True
         hidden = mask if mask.dtype == torch.bool else _hidden_entries(mask, "attn_mask")
         if hidden is not None:
             causal = ~visibility(queries, keys, tokens_per_step, mask.device)

@@ -21,6 +21,12 @@ TAKEN_FROM_THE_LAYER = (
 )
 """Arguments of FavorAttention that a conversion reads off the softmax layer."""
 
+PARAMETERS = {
+    *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),
+    *("out_proj.weight", "out_proj.bias"),
+}
+"""Parameters of a softmax layer that FavorAttention has as well."""
+
 
 class AttentionLeft(NamedTuple):
     """A softmax attention that was not replaced, and why."""
@@ -121,7 +127,7 @@ def convert(attention: nn.MultiheadAttention, layer_class: type[Layer], favor: d
         dtype=weight.dtype,
         **favor,
     ).to_empty(device=weight.device)
-    for name, parameter in attention.named_parameters():
+    for name, parameter in attention.named_parameters(remove_duplicate=False):
         owner, _, own_name = name.rpartition(".")
         setattr(layer.get_submodule(owner), own_name, parameter)
     if layer.log_temperature is not None:
@@ -176,5 +182,8 @@ def _obstacle(attention: nn.MultiheadAttention) -> str | None:
         return "add_bias_kv=True adds a learnt key and value, which FavorAttention does not have"
     if attention.add_zero_attn:
         return "add_zero_attn=True adds a zero key, which FavorAttention does not have"
+    others = {name for name, _ in attention.named_parameters(remove_duplicate=False)} - PARAMETERS
+    if others:
+        return f"it is pruned or parametrised ({', '.join(sorted(others))}); make its weights plain parameters first"
     hooks = [name for name, found in vars(attention).items() if name.endswith("hooks") and found]
     return f"it has hooks, which would be lost ({', '.join(hooks)})" if hooks else None

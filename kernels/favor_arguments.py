@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import get_args
 
 import torch
@@ -111,6 +112,16 @@ def check_attend(query: Tensor, heads: int, value_dim: int, space: FeatureSpace)
         )
 
 
+def as_state(state: object) -> tuple[Tensor, Tensor]:
+    """Return (log_normalizer, value) of a state."""
+    if isinstance(state, tuple) and len(state) == 2 and all(isinstance(x, Tensor) for x in state):
+        return state
+    raise ValueError(
+        "the state must be a FavorState, as summarize, merge and stream_attention return it, got "
+        f"{type(state).__name__}"
+    )
+
+
 def check_state(log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace) -> None:
     """Check a state against the features."""
     m = space.projection.shape[-2]
@@ -139,8 +150,12 @@ def check_batch(query: Tensor, name: str, other: Tensor) -> None:
 
 def check_steps(tokens_per_step: int) -> None:
     """Check that steps have a whole number of tokens."""
-    if tokens_per_step < 1 or tokens_per_step != int(tokens_per_step):
-        raise ValueError(f"tokens_per_step must be a whole number of at least 1, got {tokens_per_step}")
+    try:
+        is_count = operator.index(tokens_per_step) >= 1
+    except TypeError:
+        is_count = False
+    if not is_count:
+        raise ValueError(f"tokens_per_step must be a whole number of at least 1, got {tokens_per_step!r}")
 
 
 def check_stretch(query: Tensor, key: Tensor, tokens_per_step: int) -> None:

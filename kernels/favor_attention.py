@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from . import favor_autograd as favor_autograd  # registers the gradients
 from .favor_arguments import (
+    as_state,
     check_attend,
     check_batch,
     check_keys,
@@ -50,7 +51,8 @@ class FavorState(NamedTuple):
 
     Attributes:
         log_normalizer: L_r = logsumexp_s e_sr, (b, h, m), float32; -inf where no key has been seen.
-        value: V_r = sum_s softmax_s(e_sr) v_s, (b, h, m, e), float32; zero where no key has been seen.
+        value: V_r = sum_s softmax_s(e_sr) v_s, (b, h, m, e), float32; zero where no key has been seen, and without
+            meaning where the log-weight is -inf.
     """
 
     log_normalizer: Tensor
@@ -176,7 +178,7 @@ def stream_attention(
     check_batch(query, "key", key)
     check_stretch(query, key, tokens_per_step)
     if state is not None:
-        state = FavorState(*state)
+        state = FavorState(*as_state(state))
         check_state(*state, space)
         check_batch(query, "state", state.log_normalizer)
         check_opening(state, key, value)
@@ -242,7 +244,7 @@ def attend(
     Raises:
         ValueError: as in `favor_attention`, or a state that does not fit the features.
     """
-    log_normalizer, state_value = state
+    log_normalizer, state_value = as_state(state)
     space = feature_space(features, feature_map, scale, query, log_normalizer)
     check_state(log_normalizer, state_value, space)
     check_attend(query, log_normalizer.shape[1], state_value.shape[-1], space)

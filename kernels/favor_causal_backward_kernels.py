@@ -80,9 +80,13 @@ def query_gradient_chunk(
 
 @triton.jit
 def share_of_rows(logits, anchor, inside, minus_max, inverse):
-    """Return alpha [C, M] = exp2(a + M - x) / den of the rows in a part, zero for the others; at most 2 / den."""
+    """Return alpha [C, M] = exp2(a + M - x) / den of the rows in a part, zero for the others.
+
+    An anchor found again may be one above the forward's, where a sum rounds to the other side of a power of two; phi
+    then is half. The bound is there for products that overflow.
+    """
     shifted = tl.where(inside[:, None], logits + anchor[None, :] + minus_max[:, None], float("-inf"))
-    return tl.exp2(tl.minimum(shifted, 0.0, propagate_nan=tl.PropagateNan.ALL)) * inverse[:, None]
+    return tl.exp2(tl.minimum(shifted, 8.0, propagate_nan=tl.PropagateNan.ALL)) * inverse[:, None]
 
 
 @triton.jit
@@ -181,6 +185,7 @@ def add_to_projection(
     """Add sum_n d_nr x_n of a chunk to the program's own rows [M, D] in memory."""
     d_w = load_tile(d_projection, place, query_head, features, keep, DIM, BLOCK_D)
     d_w = tl.dot(tl.trans(d_projected), tokens.to(d_projected.dtype), d_w, input_precision=PRECISION)
+    tl.debug_barrier()  # all threads have loaded what is overwritten
     store_tile(d_projection, place, query_head, features, keep, d_w, DIM, BLOCK_D)
 
 
@@ -240,6 +245,7 @@ def store_received(
     received, anchor, shift, rows, place, head, features, keep, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr
 ):  # fmt: skip
     row_tiles, shifts, anchors = received
+    tl.debug_barrier()  # all threads have loaded what is overwritten
     store_vector(anchors, place, head, features, keep, anchor)
     store_vector(shifts, place, head, features, keep, shift)
     store_tile(row_tiles, place, head, features, keep, rows, VALUE_DIM, BLOCK_E)
@@ -333,8 +339,9 @@ def _causal_key_gradient_kernel(
             d_sum += tl.sum(d_exponent, 1)
             d_projected = feature_slope(d_exponent, of_keys, gain, FEATURE_MAP)
             if d_log_weight is not None:
-                so_far = load_vector(d_log_weight, place, query_head, features, keep, 0.0)
-                store_vector(d_log_weight, place, query_head, features, keep, so_far + tl.sum(d_exponent, 0))
+                so_far = load_vector(d_log_weight, place, query_head, features, keep, 0.0) + tl.sum(d_exponent, 0)
+                tl.debug_barrier()  # all threads have loaded what is overwritten
+                store_vector(d_log_weight, place, query_head, features, keep, so_far)
             d_projected = d_projected.to(OPERAND)
             d_k = tl.dot(d_projected, w.to(OPERAND), d_k, input_precision=PRECISION)  # [C, M] @ [M, D]
             if d_projection is not None:

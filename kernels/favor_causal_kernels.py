@@ -172,6 +172,7 @@ def store_running(
     bump = tl.where(total > 0, tl.ceil(tl.log2(tl.where(total > 0, total, 1.0))), 0.0)
     shrink = tl.exp2(-bump)
     sums_rows, anchor_vectors, total_vectors = running
+    tl.debug_barrier()  # all threads have loaded what is overwritten
     store_vector(anchor_vectors, place, head, features, keep, anchor + bump)
     store_vector(total_vectors, place, head, features, keep, total * shrink)
     store_tile(sums_rows, place, head, features, keep, sums * shrink[:, None], VALUE_DIM, BLOCK_E)
@@ -194,8 +195,8 @@ def open_segment(
             top = load_vector(row_max, place, head, features, keep, UNSEEN)
             total = load_vector(row_sum, place, head, features, keep, 0.0)
             average += load_tile(value, place, head, features, keep, VALUE_DIM, BLOCK_E)
-        anchor = tl.where(total > 0, tl.ceil(top), UNSEEN)
-        total = tl.where(total > 0, total * tl.exp2(top - anchor), 0.0)
+        anchor = tl.where(total != 0, tl.ceil(top), UNSEEN)
+        total = tl.where(total != 0, total * tl.exp2(top - anchor), 0.0)
         store_running(
             running, anchor, total, average * total[:, None], place, query_head, features, keep, VALUE_DIM, BLOCK_E
         )
@@ -213,10 +214,10 @@ def close_segment(
         features = start + tl.arange(0, BLOCK_M)
         keep = (features < ALL_FEATURES) & writes
         anchor, total, sums = load_running(running, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-        logarithm = anchor * LN_2 + tl.log(tl.where(total > 0, total, 1.0))
+        logarithm = anchor * LN_2 + tl.log(tl.where(total != 0, total, 1.0))
         if log_weight is not None:
             logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
-        logarithm = tl.where(total > 0, logarithm, float("-inf"))
+        logarithm = tl.where(total != 0, logarithm, float("-inf"))
         store_vector(log_normalizer, batch, head, features, keep, logarithm)
         store_tile(value, batch, head, features, keep, sums * inverse_of(total)[:, None], VALUE_DIM, BLOCK_E)
 

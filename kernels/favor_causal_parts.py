@@ -121,7 +121,7 @@ def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
     state = torch.zeros((size, m, e + 1), dtype=inputs.dtype, device=value.device)
     if initial is not None:
         log_normalizer, value = (x[inputs.group.batch, inputs.group.heads].flatten(0, 1) for x in initial)
-        known = log_normalizer > -torch.inf
+        known = log_normalizer != -torch.inf  # NaN is a state that has seen a NaN
         anchor = torch.where(known, log_normalizer.to(inputs.dtype), anchor)
         state[..., :e] = torch.where(known.unsqueeze(-1), value, 0.0)
         state[..., e] = known
@@ -131,8 +131,9 @@ def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
 def closing(anchor: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Return (L (G, m), V (G, m, e)) of sums relative to an anchor; (-inf, 0) where no key was seen."""
     total = state[..., -1]
-    log_normalizer = torch.where(total > 0, anchor + torch.where(total > 0, total, 1.0).log(), -torch.inf)
-    return log_normalizer, state[..., :-1] / torch.where(total > 0, total, 1.0).unsqueeze(-1)
+    seen = total != 0
+    log_normalizer = torch.where(seen, anchor + torch.where(seen, total, 1.0).log(), -torch.inf)
+    return log_normalizer, state[..., :-1] / torch.where(seen, total, 1.0).unsqueeze(-1)
 
 
 def state_after(inputs: CausalInputs, part: Part) -> Tensor:

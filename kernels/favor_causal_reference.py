@@ -197,7 +197,7 @@ class _BackwardScan:
         (log_normalizer, value), (d_log_normalizer, d_value) = (
             [x[group.batch, group.heads].flatten(0, 1).to(dtype) for x in pair] for pair in (state, d_state)
         )
-        known = log_normalizer > -torch.inf
+        known = log_normalizer != -torch.inf
         d_log_normalizer = d_log_normalizer - (value * d_value).sum(-1)
         received = torch.cat([d_value, d_log_normalizer.unsqueeze(-1)], -1)
         self.received = torch.where(known.unsqueeze(-1), received, 0.0)

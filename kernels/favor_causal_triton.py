@@ -6,7 +6,7 @@ Dimension key: b batch, h key heads, g query heads per key head, t tokens, d hea
     of at most a chunk's tokens       [_summarize_kernel of all segments but the last, _prefix_states_kernel,]
                                       _causal_attend_kernel
     longer                            _summarize_kernel of each step, _prefix_states_kernel, _attend_kernel
-    one of at most 256 tokens         _short_kernel: a step of decoding
+    one of at most 256 tokens         _short_kernel, a step of decoding, where `is_short` takes it
 
 Short steps are walked over chunk by chunk, in as many segments as fill the device. Long ones see all of themselves, so
 that each reads one state, which its queries and those of full attention do alike. States are kept between the launches

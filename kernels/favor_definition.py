@@ -55,7 +55,7 @@ def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space:
     value = value.to(exponents.dtype)
     if mask is not None:
         value = value.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
-    seen = (exponents > -torch.inf).any(-2, keepdim=True)
+    seen = (exponents != -torch.inf).any(-2, keepdim=True)
     exponents = torch.where(seen, exponents, 0.0)
     weights = torch.where(seen, exponents.softmax(-2), 0.0)
     log_normalizer = torch.where(seen.squeeze(-2), exponents.logsumexp(-2), -torch.inf)
@@ -65,7 +65,7 @@ def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space:
 def attend_definition(query: Tensor, log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace) -> Tensor:
     """Return o (b, h g, t, e) of hop 2, in the dtype of the state."""
     logits = query_exponents(query, log_normalizer.shape[1], space)
-    seen = (log_normalizer > -torch.inf).any(-1)[..., None, None, None]
+    seen = (log_normalizer != -torch.inf).any(-1)[..., None, None, None]
     logits = logits + torch.where(seen[..., 0, 0], log_normalizer, 0.0)[..., None, None, :]
     weights = torch.where(seen, logits.softmax(-1), 0.0)
     return rearrange(weights @ state_value.unsqueeze(-3), "b h g t e -> b (h g) t e")
@@ -97,7 +97,7 @@ def causal_definition(
     value = value.unsqueeze(-3)
     if initial is not None:
         log_normalizer, state_value = (x.to(value.dtype)[:, :, None] for x in initial)
-        known = (log_normalizer > -torch.inf).unsqueeze(-2)
+        known = (log_normalizer != -torch.inf).unsqueeze(-2)
         bias = torch.where(known, log_normalizer.unsqueeze(-2), 0.0)
         log_attention = torch.cat([log_attention, query_side + bias], -1)
         visible = torch.cat([visible, known.expand_as(query_side)], -1)
@@ -111,7 +111,7 @@ def causal_definition(
 def joined_definition(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the state (L, V) of two disjoint sets of keys: L = logaddexp(L1, L2), V = sum_i V_i exp(L_i - L)."""
     highest = torch.maximum(first[0], second[0]).detach()
-    seen = highest > -torch.inf
+    seen = highest != -torch.inf
     shift = torch.where(seen, highest, 0.0)
     one, other = ((log_normalizer - shift).exp() for log_normalizer, _ in (first, second))
     total = torch.where(seen, one + other, 1.0)

@@ -45,11 +45,13 @@ from .favor_tiles import (
 
 @triton.jit
 def relative_maximum(log_normalizer, log_weight, head, features, keep):
-    """Return log2(e) (L - c) [M] of a state, and UNSEEN where it has seen no key."""
+    """Return log2(e) (L - c) [M] of a state, and UNSEEN where it has seen no key or no key counts (c = -inf)."""
+    seen = log_normalizer != float("-inf")
     if log_weight is not None:
         weight = load_vector(log_weight, head * 0, head, features, keep, 0.0)
-        log_normalizer = tl.where(log_normalizer > float("-inf"), log_normalizer - weight, log_normalizer)
-    return tl.where(log_normalizer > float("-inf"), log_normalizer * LOG2_E, UNSEEN)
+        seen = seen & (weight != float("-inf"))
+        log_normalizer = tl.where(seen, log_normalizer - weight, 0.0)
+    return tl.where(seen, log_normalizer * LOG2_E, UNSEEN)
 
 
 @triton.jit
@@ -63,9 +65,9 @@ def open_state(initial, log_weight, batch, head, features, keep, VALUE_DIM: tl.c
         value, log_normalizer = initial
         logarithm = load_vector(log_normalizer, batch, head, features, keep, float("-inf")).to(tl.float32)
         top = relative_maximum(logarithm, log_weight, head, features, keep)
-        total = tl.where(logarithm > float("-inf"), 1.0, 0.0)
+        total = tl.where(top == UNSEEN, 0.0, 1.0)
         average = load_tile(value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(tl.float32)
-        return top, total, tl.where((total > 0)[:, None], average, 0.0)
+        return top, total, tl.where((total == 0)[:, None], 0.0, average)
 
 
 @triton.jit
@@ -106,7 +108,7 @@ def summarize_tile(
 @triton.jit
 def log_normalizer_of(top, total, log_weight, head, features, keep):
     """Return L [M] = ln sum_s exp(e_sr), -inf where no key was seen."""
-    logarithm = tl.where(total > 0, top * LN_2 + tl.log(tl.where(total > 0, total, 1.0)), float("-inf"))
+    logarithm = tl.where(total == 0, float("-inf"), top * LN_2 + tl.log(tl.where(total == 0, 1.0, total)))
     if log_weight is not None:
         logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
     return logarithm

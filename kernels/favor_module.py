@@ -159,7 +159,8 @@ class FavorAttention(StateModule):
             attn_mask: only a causal mask, (t, s) or (b h, t, s), bool or float, or one that hides nothing; step-causal
                 with this layer's tokens_per_step. Recognised by value unless is_causal says so. Any other raises.
             average_attn_weights: average the weights over the heads.
-            is_causal: attend causally; attn_mask, if also given, is taken to be the causal one.
+            is_causal: attend causally; attn_mask, if also given, is taken to be the causal one (looked at where
+                tokens_per_step > 1: the causal masks of PyTorch's containers are by tokens).
 
         Returns:
             (output in query's layout, None or the weights (b, t, s) or (b, h, t, s)).
@@ -170,9 +171,11 @@ class FavorAttention(StateModule):
         query, key, value, is_batched = self._arrange(query, key, value)
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
         causal = self.is_causal or is_causal
-        if attn_mask is not None and not is_causal:
-            masks = query.shape[0] * self.num_heads
-            causal |= recognise_attention_mask(attn_mask, query.shape[1], key.shape[1], self.tokens_per_step, masks)
+        if attn_mask is not None:
+            shape = (query.shape[0] * self.num_heads, query.shape[1], key.shape[1])
+            # containers pass is_causal for masks that are causal by tokens, which need not be those of this layer
+            is_known = is_causal and self.tokens_per_step == 1
+            causal |= recognise_attention_mask(attn_mask, shape, self.tokens_per_step, is_known=is_known)
         options: dict[str, Any] = {"feature_map": self.feature_map, "key_padding_mask": padding, "is_causal": causal}
         if causal:
             options["tokens_per_step"] = self.tokens_per_step
@@ -236,6 +239,7 @@ class FavorAttention(StateModule):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Keep what softmax attention does not have, as it stands, when the state dict is that of a softmax layer."""
         is_softmax = any(prefix + name in state_dict for name in ("in_proj_weight", "q_proj_weight"))
+        is_softmax &= prefix + "log_temperature" not in state_dict  # which a softmax layer never has
         if is_softmax and prefix + "projection" not in state_dict:
             own = dict(self._feature_tensors())
             if self.log_temperature is not None:

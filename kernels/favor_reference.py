@@ -83,7 +83,7 @@ def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: 
             sums += torch.bmm(share, load_values(value, mask, group, rows, dtype))
             highest = raised
         total = sums[..., e:]
-        store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total > 0, total, 1.0))
+        store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total == 0, 1.0, total))
         for target, column in ((log_normalizer, highest + total.log()), (row_max, highest), (row_sum, total)):
             store_tokens(target.unsqueeze(-1), group, slice(None), column)
     return KeySummary(log_normalizer, state_value, row_max, row_sum)

@@ -46,6 +46,7 @@ def _prefix_states_kernel(
         part_top = load_vector(row_max, place, head, features, exists, UNSEEN)
         part_total = load_vector(row_sum, place, head, features, exists, 0.0)
         part_average = load_tile(value, place, head, features, exists, VALUE_DIM, BLOCK_E).to(tl.float32)
+        tl.debug_barrier()  # all threads have loaded what is overwritten
         if not INCLUSIVE:
             store_state(
                 state, log_weight, top, total, average * total[:, None], place, head, features, keep,
@@ -98,7 +99,7 @@ def _suffix_gradients_kernel(
         rows += load_tile(d_final_value, batch, head, features, keep, VALUE_DIM, BLOCK_E)
         d_weight += load_vector(d_final_log, batch, head, features, keep, 0.0)
         shift += d_weight - tl.sum(rows * v, 1)
-        known = logarithm > float("-inf")
+        known = logarithm != float("-inf")
         rows = tl.where(known[:, None], rows, 0.0)
         shift = tl.where(known, shift, 0.0)
         d_weight = tl.where(known, d_weight, 0.0)
@@ -122,7 +123,7 @@ def _suffix_gradients_kernel(
             own_shift -= load_vector(received_weighted, part, head, features, keep, 0.0)
         d_weight += tl.sum(own_rows * v, 1) + own_shift
         shrink = tl.exp2(tl.minimum(state_top - top, 0.0))
-        inverse = inverse_of(total) if anchors is None else tl.where(total > 0, 1.0, 0.0)
+        inverse = inverse_of(total) if anchors is None else tl.where(total == 0, 0.0, 1.0)
         rows = rows * shrink[:, None] + own_rows * inverse[:, None]
         shift = shift * shrink + own_shift * inverse
         top = state_top

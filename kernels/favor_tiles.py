@@ -64,21 +64,21 @@ def row_pointers(x, batch, head, rows):
 
 
 @triton.jit
-def tile_of_segment(index, count, segment_length, segments, BLOCK: tl.constexpr):
-    """Return (rows [BLOCK], which of them exist, segment, rest of index) of a tile that lies within one segment."""
-    tiles = tl.maximum(tl.cdiv(segment_length, BLOCK), 1)
-    tile, index = index % tiles, index // tiles
-    segment, index = index % segments, index // segments
-    local = tile * BLOCK + tl.arange(0, BLOCK)
-    rows = segment * segment_length + local
-    return rows, (local < segment_length) & (rows < count), segment, index
-
-
-@triton.jit
 def segment_bounds(segment, segment_length, count):
     """Return the first token of a segment and the one behind its last."""
     start = segment * segment_length
     return start, tl.minimum(start + segment_length, count)
+
+
+@triton.jit
+def tile_of_segment(index, count, segment_length, segments, BLOCK: tl.constexpr):
+    """Return (rows [BLOCK], which of them exist, segment, rest of index) of a tile that lies within one segment."""
+    tiles = tl.cdiv(segment_length, BLOCK)
+    tile, index = index % tiles, index // tiles
+    segment, index = index % segments, index // segments
+    start, end = segment_bounds(segment, segment_length, count)
+    rows = start + tile * BLOCK + tl.arange(0, BLOCK)
+    return rows, rows < end, segment, index
 
 
 @triton.jit

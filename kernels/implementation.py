@@ -18,19 +18,18 @@ MAX_DIM = 256
 HAS_TRITON = find_spec("triton") is not None
 
 
-def resolve_impl(impl: str, *tensors: Tensor, reference_only: str | None = None) -> str:
+def resolve_impl(impl: str, *tensors: Tensor) -> str:
     """Return the schedule to run; only "auto" chooses, an explicit choice is honoured or refused.
 
     Args:
         impl: what the caller asked for.
         tensors: that the kernels would read.
-        reference_only: names a computation without a GPU kernel.
     """
     if impl not in get_args(Impl):
         raise ValueError(f"unknown impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
     if impl == "reference" or (impl == "auto" and not tensors[0].is_cuda):
         return "reference"
-    obstacle = _obstacle(tensors, reference_only)
+    obstacle = _obstacle(tensors)
     if obstacle is None:
         return "triton" if impl == "auto" else impl
     if impl == "auto":
@@ -38,10 +37,8 @@ def resolve_impl(impl: str, *tensors: Tensor, reference_only: str | None = None)
     raise ValueError(f"impl={impl!r} cannot be honoured: {obstacle}; use impl='auto' or impl='reference'")
 
 
-def _obstacle(tensors: tuple[Tensor, ...], reference_only: str | None) -> str | None:
+def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
     """Say what keeps the GPU kernels from running on these tensors, or None."""
-    if reference_only is not None:
-        return f"{reference_only} has no GPU kernel in this version of favorcast"
     if not HAS_TRITON:
         return "triton is not installed"
     if any(x.dtype == torch.float64 for x in tensors):

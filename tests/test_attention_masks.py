@@ -21,17 +21,17 @@ def as_float(mask: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("form", [lambda m: m, as_float], ids=["bool", "float"])
 @pytest.mark.parametrize(("t", "s", "step"), [(5, 5, 1), (1, 1, 1), (3, 7, 1), (7, 3, 1), (8, 8, 2), (7, 7, 3)])
 def test_a_causal_mask_is_recognised(form, t, s, step):
-    assert recognise_attention_mask(form(causal_mask(t, s, step)), t, s, step) is True
+    assert recognise_attention_mask(form(causal_mask(t, s, step)), (1, t, s), step) is True
 
 
 def test_pytorchs_own_causal_mask_is_recognised():
     mask = nn.Transformer.generate_square_subsequent_mask(6)
-    assert recognise_attention_mask(mask, 6, 6, 1) is True
+    assert recognise_attention_mask(mask, (1, 6, 6), 1) is True
 
 
 @pytest.mark.parametrize("mask", [torch.zeros(4, 4, dtype=torch.bool), torch.zeros(4, 4)], ids=["bool", "float"])
 def test_a_mask_that_hides_nothing_is_full_attention(mask):
-    assert recognise_attention_mask(mask, 4, 4, 1) is False
+    assert recognise_attention_mask(mask, (1, 4, 4), 1) is False
 
 
 OTHER_MASKS = {
@@ -51,12 +51,12 @@ OTHER_MASKS = {
 @pytest.mark.parametrize("name", OTHER_MASKS)
 def test_any_other_mask_is_refused(name):
     with pytest.raises(ValueError, match="linear attention cannot apply any other mask"):
-        recognise_attention_mask(OTHER_MASKS[name], 4, 4, 1)
+        recognise_attention_mask(OTHER_MASKS[name], (1, 4, 4), 1)
 
 
 def test_integer_masks_are_refused():
     with pytest.raises(ValueError, match="attn_mask must be bool or floating point"):
-        recognise_attention_mask(causal_mask(4, 4).int(), 4, 4, 1)
+        recognise_attention_mask(causal_mask(4, 4).int(), (1, 4, 4), 1)
     with pytest.raises(ValueError, match="key_padding_mask must be bool or floating point"):
         key_padding(torch.zeros(2, 4, dtype=torch.uint8), 2, 4)
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from favorcast.kernels import AttentionLeft, FavorAttention, multihead_state_dict, replace_attention
 
@@ -208,3 +209,30 @@ def test_training_goes_on_with_the_optimiser_made_before():
     model(torch.randn(5, 2, 8))[0].square().mean().backward()
     optimiser.step()
     assert not torch.equal(layer.in_proj_weight, before)
+
+
+def test_weights_tied_within_a_layer_stay_tied() -> None:
+    attention = nn.MultiheadAttention(16, 2, kdim=8, vdim=8)
+    attention.v_proj_weight = attention.k_proj_weight
+    model = nn.ModuleDict({"attention": attention})
+    replace_attention(model)
+    layer = model["attention"]
+    assert isinstance(layer, FavorAttention)
+    assert layer.k_proj_weight is layer.v_proj_weight is attention.v_proj_weight
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: prune.l1_unstructured(layer.out_proj, "weight", 0.5),
+        lambda layer: parametrizations.weight_norm(layer.out_proj),
+        lambda layer: prune.l1_unstructured(layer, "in_proj_weight", 0.5),
+    ],
+    ids=["pruned", "parametrised", "pruned-inputs"],
+)
+def test_pruned_and_parametrised_layers_are_left(change) -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)})
+    change(model["attention"])
+    report = replace_attention(model)
+    assert not report.replaced
+    assert "pruned or parametrised" in report.left[0].reason

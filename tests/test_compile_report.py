@@ -57,7 +57,7 @@ def compile_report(monkeypatch: pytest.MonkeyPatch) -> Any:
 def compiled(compile_report: Any, case: Any = None, **changes: object) -> Any:
     """Return a launch without defects, but for the changes."""
     case = case or compile_report.Case("favor", 90, "bfloat16", (64, 256, "hyperbolic"))
-    good = {"tiles": {}, "num_warps": 4, "num_stages": 2, "registers": 255, "stack": 0, "shared": 1024}
+    good = {"tiles": {}, "num_warps": 4, "num_stages": 2, "registers": 255, "stack": 0, "shared": 1024, "barriers": 0}
     return compile_report.Launch(case, "_attend_kernel", **{**good, "tensor_instructions": {"mma.sync": 1}, **changes})
 
 

@@ -62,7 +62,6 @@ BAD_INPUTS = {
         "the kernels take bfloat16, float16 and float32, got float64",
     ),
     "triton with a wide value": ({"impl": "triton", "value": ones(2, 2, 7, 257)}, "dims up to 256, got 257"),
-    "causal triton": ({"impl": "triton", "is_causal": True}, "causal attention has no GPU kernel"),
     "head dim of features": ({"features": draw_features(16, 8)}, r"draw_features\(num_features, 4\) makes one"),
     "heads of features": ({"features": draw_features(16, 4, num_heads=3)}, "expected 2, got 3"),
     "rank of features": ({"features": ones(1, 2, 16, 4)}, r"features must have a projection \(num_features, 4\)"),

@@ -399,3 +399,22 @@ def test_a_stream_of_nothing_leaves_the_state_as_it_was():
     output, after = attention.stream(x[:, :0], x[:, :0], x[:, :0], state)
     assert output.shape == (1, 0, 8)
     torch.testing.assert_close(after, state)
+
+
+@pytest.mark.parametrize("container", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_a_mask_by_tokens_does_not_become_one_by_steps_in_a_container(container):
+    """The containers recognise it and pass is_causal; a layer of larger steps would let the future in."""
+    model = container(8, 2, batch_first=True)
+    model.self_attn = FavorAttention(8, 2, batch_first=True, tokens_per_step=3)
+    x, mask = torch.randn(1, 9, 8), nn.Transformer.generate_square_subsequent_mask(9)
+    is_encoder = container is nn.TransformerEncoderLayer
+    options = {"src_mask": mask, "is_causal": True} if is_encoder else {"tgt_mask": mask, "tgt_is_causal": True}
+    with pytest.raises(ValueError, match="attn_mask must be a causal mask with 3 tokens a step"):
+        model(*((x,) if is_encoder else (x, x)), **options)
+
+
+def test_a_causal_mask_of_another_shape_is_refused():
+    attention = layer()
+    x = torch.randn(1, 9, 8)
+    with pytest.raises(ValueError, match="attn_mask"):
+        attention(x, x, x, attn_mask=torch.ones(3, 3, dtype=torch.bool).triu(1), is_causal=True)

@@ -145,6 +145,35 @@ def test_padding_of_a_whole_stretch_leaves_the_state_as_it_was(impl, dtype, boun
         assert not any(x.any() for x in torch.autograd.grad(output.sum() + state.value.sum(), inputs))
 
 
+@EVERY_IMPL
+@pytest.mark.parametrize("tokens_per_step", [1, 20])
+def test_a_nan_key_stays_visible_in_later_stretches(impl, dtype, bound, tokens_per_step):
+    """A state that has seen a NaN is not one that has seen nothing."""
+    q, k, v = (x.detach() for x in leaves(dtype, b=1, t=40, d=8))
+    k[0, 0, 3, 0] = torch.nan
+    features = drawn(16, 8, dtype)
+    output, state = streamed([q, k, v], [0, 20, 40], features, tokens_per_step=tokens_per_step, impl=impl)
+    assert output[0, 0, 20:].isnan().all()
+    assert output[0, 1].isfinite().all()
+    assert state.log_normalizer[0, 0].isnan().all()
+    merged = merge(summarize(k[:, :, :20], v[:, :, :20], features, impl=impl), state)
+    assert attend(q, merged, features, impl=impl)[0, 0].isnan().all()
+
+
+@RUNS_KERNELS
+@pytest.mark.parametrize("tokens_per_step", [1, 6])
+def test_a_feature_without_weight_gives_no_nan_whatever_its_state(tokens_per_step):
+    inputs = [x.detach() for x in leaves(torch.float32, t=12, d=8)]
+    features = drawn(16, 8, torch.float32)
+    state = summarize(*inputs[1:], features, impl="triton")
+    log_weight = torch.zeros(16, device=DEVICE)
+    log_weight[0] = -torch.inf
+    weighted = RandomFeatures(features.projection, log_weight)
+    output, after = stream_attention(*inputs, state, weighted, tokens_per_step=tokens_per_step, impl="triton")
+    assert output.isfinite().all()
+    assert after.value.isfinite().all()
+
+
 def test_state_and_features_have_first_and_second_derivatives():
     features = drawn(6, 3, torch.float64, kind="favor++")
     inputs = leaves(torch.float64, b=1, h=2, t=4, d=3, e=2)
@@ -189,5 +218,9 @@ def test_a_stretch_that_does_not_fit_is_refused():
         stream_attention(q[:1], k[:1], v[:1], state, features)
     with pytest.raises(ValueError, match="2 key heads and value dim 3"):
         stream_attention(q, k, v[..., :3], state, features)
+    with pytest.raises(ValueError, match="must be a FavorState, as summarize"):
+        attend(q, features, state)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="whole number of at least 1, got nan"):
+        stream_attention(q, k, v, None, features, tokens_per_step=float("nan"))
     with pytest.raises(ValueError, match="1 key heads"):
         stream_attention(q[:, :1], k[:, :1], v[:, :1], state, features)
