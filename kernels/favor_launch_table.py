@@ -34,9 +34,9 @@ arch operands  kernel                 16           32           64           128
 80   half      summarize              64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2    32x16w4s2
 80   half      attend                 128x64w4s2   128x64w4s2   128x32w4s2   64x16w4s2    64x16w4s2
 80   half      short                  64x32w4s2    64x16w4s2    64x16w4s2    -            -
-80   half      query_gradient         128x64w4s2   128x32w4s2   64x32w4s2    128x32w8s2   32x32w4s2
+80   half      query_gradient         128x64w4s2   128x32w4s2   64x32w4s2    64x32w8s2    32x32w4s2
 80   half      landmark_gradient      64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x32w4s2
-80   half      key_gradient           128x32w4s2   64x32w4s2    64x16w4s2    32x16w4s2    16x16w4s2
+80   half      key_gradient           128x32w4s2   64x32w4s2    64x16w4s2    16x16w4s2    16x16w4s2
 80   half      projection_gradient    64x64w4s2    32x32w4s2    64x32w4s2    64x32w4s2    32x16w4s2
 80   half      causal_attend          32x16w4s1    16x32w4s1    16x32w4s1    16x32w8s1    16x32w8s1
 80   half      causal_query_gradient  32x16w4s1    16x16w4s1    16x32w4s1    16x16w8s1    16x16w8s1
@@ -56,7 +56,7 @@ arch operands  kernel                 16           32           64           128
 90   half      short                  64x64w4s2    64x32w4s2    64x32w4s2    -            -
 90   half      query_gradient         128x32w4s2   128x32w4s2   256x32w8s2   128x32w8s2   32x32w4s2
 90   half      landmark_gradient      64x64w4s2    64x64w4s2    64x128w8s2   32x64w4s2    32x32w4s2
-90   half      key_gradient           128x32w4s2   128x32w8s2   128x32w8s2   16x32w4s2    16x16w4s2
+90   half      key_gradient           128x32w4s2   128x32w8s2   128x32w8s2   16x16w4s2    16x16w4s2
 90   half      projection_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
 90   half      causal_attend          64x16w4s1    64x16w4s1    64x16w4s1    16x32w4s1    16x32w8s1
 90   half      causal_query_gradient  64x16w4s1    64x16w4s1    64x16w4s1    16x32w8s1    16x16w8s1
@@ -75,7 +75,7 @@ arch operands  kernel                 16           32           64           128
 100  half      attend                 128x32w4s2   128x32w4s2   128x32w4s2   64x32w4s2    64x32w4s2
 100  half      short                  64x32w4s2    64x32w4s2    64x32w4s2    -            -
 100  half      query_gradient         128x32w4s2   128x32w4s2   64x64w4s2    128x32w4s2   64x32w4s2
-100  half      landmark_gradient      64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2
+100  half      landmark_gradient      64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x32w4s2
 100  half      key_gradient           64x32w4s2    64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2
 100  half      projection_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
 100  half      causal_attend          32x16w4s1    32x16w4s1    32x16w4s1    16x32w4s1    16x32w8s1
@@ -84,7 +84,7 @@ arch operands  kernel                 16           32           64           128
 100  wide      summarize              32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
 100  wide      attend                 64x32w4s2    64x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
 100  wide      short                  32x16w4s2    32x16w4s2    -            -            -
-100  wide      query_gradient         64x32w4s2    64x32w4s2    32x32w4s2    16x16w8s2    16x16w8s1
+100  wide      query_gradient         64x32w4s2    64x32w4s2    32x16w4s2    16x16w8s2    16x16w8s1
 100  wide      landmark_gradient      32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 100  wide      key_gradient           64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 100  wide      projection_gradient    32x64w4s2    32x32w4s2    32x16w4s2    16x16w4s2    16x16w8s1
