@@ -15,7 +15,7 @@ import torch
 from cases import Impl
 from torch import Tensor
 
-from favorcast.kernels import RandomFeatures, favor_attention, favor_module
+from favorcast.kernels import RandomFeatures, favor_attention, favor_module, state_module
 
 Attention = Callable[..., Tensor]
 
@@ -43,15 +43,16 @@ def with_impl(impl: Impl) -> Attention:
 @contextlib.contextmanager
 def implementation(impl: Impl) -> Iterator[None]:
     """Let every FavorAttention run on a fixed implementation, its states too."""
-    names = ("favor_attention", "summarize", "attend")
-    kept = {name: getattr(favor_module, name) for name in names}
-    for name, function in kept.items():
-        setattr(favor_module, name, functools.partial(function, impl=impl))
+    places = [(favor_module, "favor_attention")]
+    places += [(state_module, name) for name in ("summarize", "attend", "stream_attention")]
+    kept = [getattr(module, name) for module, name in places]
+    for (module, name), function in zip(places, kept, strict=True):
+        setattr(module, name, functools.partial(function, impl=impl))
     try:
         yield
     finally:
-        for name, function in kept.items():
-            setattr(favor_module, name, function)
+        for (module, name), function in zip(places, kept, strict=True):
+            setattr(module, name, function)
 
 
 def performer_attention() -> Attention:
