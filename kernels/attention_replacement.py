@@ -66,7 +66,8 @@ def replace_attention(
     Args:
         model: changed in place. Layers that call softmax attention as a function are not seen.
         filter: takes a layer's name and the layer; False leaves it.
-        favor: keywords of FavorAttention (num_features, features, qk_norm, seed, …) for all layers.
+        favor: keywords of FavorAttention (num_features, features, qk_norm, seed, …) for all layers. `is_causal=True`
+            makes cross-attention causal as well, where a filter does not leave it out.
 
     Returns:
         The names of what was replaced, and of what was left with the reason.

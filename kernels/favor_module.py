@@ -154,7 +154,9 @@ class FavorAttention(StateModule):
         Args:
             query: (t, b, embed_dim), (b, t, embed_dim) if batch_first, or (t, embed_dim).
             key, value: likewise with s, kdim and vdim.
-            key_padding_mask: (b, s) or (s,), bool with True = ignore, or float with 0 and -inf.
+            key_padding_mask: (b, s) or (s,), bool with True = ignore, or float with 0 and -inf. Ignored inputs are
+                projected all the same: what is not finite there stays out of the output, but not of the gradients of
+                the weights.
             need_weights: also return the implied attention weights; quadratic, for looking at short inputs.
             attn_mask: only a causal mask, (t, s) or (b h, t, s), bool or float, or one that hides nothing; step-causal
                 with this layer's tokens_per_step. Recognised by value unless is_causal says so. Any other raises.
