@@ -43,6 +43,7 @@ from .favor_causal_triton import (
     described_cut,
     described_inputs,
     prefix_states,
+    scan_block,
 )
 from .favor_launch import ceil_div, gains, next_power_of_two, operand_dtype
 from .favor_scan_kernels import _suffix_gradients_kernel
@@ -143,7 +144,7 @@ def _suffix_gradients(
         return suffix
     asked, weighted = (states.value, states.row_sum) if received is None else received
     splits = 0 if received is None else asked.shape[0] // max(1, plan.segments.count * b)
-    block = min(16, next_power_of_two(m))
+    block = scan_block(m, e)
     _suffix_gradients_kernel[(b * h * ceil_div(m, block),)](
         rows_of(asked),
         vectors_of(weighted),

@@ -164,7 +164,7 @@ def prefix_states(
     summarised = segments.count - (plan.chunk is not None)
     if summarised > 0:
         summarize_segments((key, value, mask), space, impl, states, segments._replace(count=summarised))
-    block = min(16, next_power_of_two(m))
+    block = scan_block(m, e)
     _prefix_states_kernel[(b * h * ceil_div(m, block),)](
         states.described(),
         described_state(initial),
@@ -181,6 +181,11 @@ def prefix_states(
         BLOCK_E=next_power_of_two(e),
     )
     return states
+
+
+def scan_block(num_features: int, value_dim: int) -> int:
+    """Return how many features a program carries over the segments: fewer rows of a wide value fit the registers."""
+    return min(16 if value_dim <= 64 else 8, next_power_of_two(num_features))
 
 
 def described_inputs(tensors: CausalTensors, space: FeatureSpace) -> tuple[Any, ...]:

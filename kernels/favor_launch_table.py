@@ -74,9 +74,9 @@ arch operands  kernel                 16           32           64           128
 100  half      summarize              64x64w4s2    64x32w4s2    64x64w4s2    64x64w4s2    32x16w4s2
 100  half      attend                 128x32w4s2   128x32w4s2   128x32w4s2   64x32w4s2    64x32w4s2
 100  half      short                  64x32w4s2    64x32w4s2    64x32w4s2    -            -
-100  half      query_gradient         128x32w4s2   128x32w4s2   64x64w4s2    128x32w4s2   64x32w4s2
+100  half      query_gradient         128x32w4s2   128x32w4s2   64x64w4s2    64x32w4s2    64x32w4s2
 100  half      landmark_gradient      64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x32w4s2
-100  half      key_gradient           64x32w4s2    64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2
+100  half      key_gradient           64x16w4s2    64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2
 100  half      projection_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
 100  half      causal_attend          32x16w4s1    32x16w4s1    32x16w4s1    16x32w4s1    16x32w8s1
 100  half      causal_query_gradient  32x16w4s1    32x16w4s1    32x16w4s1    16x32w8s1    16x16w8s1
@@ -96,7 +96,7 @@ arch operands  kernel                 16           32           64           128
 120  half      short                  64x32w4s2    64x16w4s2    64x16w4s2    -            -
 120  half      query_gradient         128x64w4s2   128x32w4s2   128x32w8s2   64x16w4s2    32x32w4s2
 120  half      landmark_gradient      64x64w4s2    64x32w4s2    64x64w4s2    64x32w4s2    32x32w4s2
-120  half      key_gradient           128x32w4s2   128x32w8s2   64x16w4s2    32x16w4s2    16x16w4s2
+120  half      key_gradient           128x32w4s2   128x32w8s2   64x16w4s2    16x16w4s2    16x16w4s2
 120  half      projection_gradient    64x64w4s2    64x64w4s2    64x32w4s2    64x32w4s2    16x16w4s2
 120  half      causal_attend          32x16w4s1    64x16w4s1    32x16w4s1    16x32w4s1    16x32w8s1
 120  half      causal_query_gradient  32x16w4s1    64x16w4s1    32x16w4s1    16x32w8s1    16x16w8s1
