@@ -97,6 +97,7 @@ def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_ste
     for group in head_groups(b, h, t * (1 + heads_per_key), m):
         inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
         anchor, state = opening(inputs)
+        last: Part | None = None
         weights = query_weights(space, None, group, (b, h), dtype)
         for part in causal_parts(inputs):
             block = load_queries(queries, group, part.rows, space, dtype)
@@ -114,7 +115,9 @@ def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_ste
             )
             for target, columns in ((outputs, rows[..., :e]), (maxima, rows[..., e]), (sums, rows[..., e + 1])):
                 _store_inside(target, group, part, columns)
-            anchor, state = part.anchor, state_after(inputs, part)
+            last = part
+        if last is not None:
+            anchor, state = last.anchor, state_after(inputs, last)
         for target, result in zip((log_normalizer, state_value), closing(anchor, state), strict=True):
             target[group.batch, group.heads] = result.view(target[group.batch, group.heads].shape)
     return CausalSummary(output, log_normalizer, state_value, softmax)
