@@ -5,6 +5,8 @@ Dimension key: b batch, d head dim.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -52,22 +54,25 @@ def with_norm(x: Tensor, radius: Tensor | float) -> Tensor:
 
 
 def check_sizes(
-    embed_dim: int,
-    num_heads: int,
-    dropout: float,
-    head_dim: int | None,
-    redraw_interval: int | None,
-    tokens_per_step: int,
+    embed_dim: int, num_heads: int, dropout: float, head_dim: int | None, tokens_per_step: int, **optional: int | None
 ) -> None:
-    if embed_dim < 1 or num_heads < 1:
-        raise ValueError(f"embed_dim and num_heads must be at least 1, got {embed_dim} and {num_heads}")
+    """Raise ValueError unless the sizes of a layer are whole numbers of at least 1 that fit; `optional` may be None."""
+    given = {"embed_dim": embed_dim, "num_heads": num_heads, "head_dim": head_dim, "tokens_per_step": tokens_per_step}
+    for name, size in (given | optional).items():
+        if size is not None and not (is_count(size) and size >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
     if head_dim is None and embed_dim % num_heads:
         raise ValueError(
             f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}; change one, or pass head_dim"
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-    if redraw_interval is not None and redraw_interval < 1:
-        raise ValueError(f"redraw_interval must be at least 1 optimiser step, or None for never, got {redraw_interval}")
-    if tokens_per_step < 1:
-        raise ValueError(f"tokens_per_step must be at least 1, got {tokens_per_step}")
+
+
+def is_count(size: object) -> bool:
+    """Say whether something can count: an int, or an integer of another library, such as NumPy's."""
+    try:
+        operator.index(size)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return False
+    return True

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .attention_inputs import is_count
 from .random_features import FeatureMap, FeatureSpace, RandomFeatures
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -38,8 +38,7 @@ def feature_space(
         RandomFeatures(features) if isinstance(features, Tensor) else RandomFeatures(*features)
     )
     paired = paired and not projection.requires_grad  # learnt rows need not stay paired
-    if feature_map not in get_args(FeatureMap):
-        raise ValueError(f"unknown feature_map: expected one of {', '.join(get_args(FeatureMap))}, got {feature_map!r}")
+    check_feature_map(feature_map)
     for name, x in (("the first tensor", like), ("keys", keys)):
         if x.ndim < 3:
             raise ValueError(f"{name} must be (batch, heads, length, dim), got shape {tuple(x.shape)}")
@@ -73,6 +72,22 @@ def feature_space(
         raise ValueError(f"paired features must have an even number of rows, got {projection.shape[-2]}")
     softmax_scale = head_dim**-0.5 if scale is None else float(scale)
     return FeatureSpace(projection, log_weight, softmax_scale, feature_map, paired)
+
+
+def check_feature_map(feature_map: str) -> None:
+    """Check the name of a feature map."""
+    if feature_map not in get_args(FeatureMap):
+        raise ValueError(f"unknown feature_map: expected one of {', '.join(get_args(FeatureMap))}, got {feature_map!r}")
+
+
+def check_states(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> None:
+    """Check that two states can be joined."""
+    for name, one, other in zip(("log_normalizer", "value"), first, second, strict=True):
+        if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+            raise ValueError(
+                f"states to merge must have the same {name}: got {tuple(one.shape)} {one.dtype} on {one.device} "
+                f"and {tuple(other.shape)} {other.dtype} on {other.device}"
+            )
 
 
 def check_keys(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> None:
@@ -150,11 +165,7 @@ def check_batch(query: Tensor, name: str, other: Tensor) -> None:
 
 def check_steps(tokens_per_step: int) -> None:
     """Check that steps have a whole number of tokens."""
-    try:
-        is_count = operator.index(tokens_per_step) >= 1
-    except TypeError:
-        is_count = False
-    if not is_count:
+    if not (is_count(tokens_per_step) and tokens_per_step >= 1):
         raise ValueError(f"tokens_per_step must be a whole number of at least 1, got {tokens_per_step!r}")
 
 

@@ -35,6 +35,7 @@ from .favor_arguments import (
     check_keys,
     check_opening,
     check_state,
+    check_states,
     check_steps,
     check_stretch,
     feature_space,
@@ -57,6 +58,9 @@ class FavorState(NamedTuple):
 
     log_normalizer: Tensor
     value: Tensor
+
+
+torch.serialization.add_safe_globals([FavorState])  # a saved state loads with weights_only=True
 
 
 def favor_attention(
@@ -267,14 +271,9 @@ def merge(first: FavorState, second: FavorState) -> FavorState:
         The state of the union; differentiable in both.
 
     Raises:
-        ValueError: shapes or dtypes differ.
+        ValueError: shapes, dtypes or devices differ.
     """
-    for name, one, other in zip(FavorState._fields, first, second, strict=True):
-        if one.shape != other.shape or one.dtype != other.dtype:
-            raise ValueError(
-                f"states to merge must have the same {name}: got {tuple(one.shape)} {one.dtype} "
-                f"and {tuple(other.shape)} {other.dtype}"
-            )
+    check_states(as_state(first), as_state(second))
     return FavorState(*joined_definition(first, second))
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .attention_inputs import check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
+from .favor_arguments import check_feature_map
 from .favor_attention import favor_attention
 from .implied_weights import implied_weights
 from .random_features import FeatureKind, FeatureMap
@@ -85,7 +86,9 @@ class FavorAttention(StateModule):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_sizes(embed_dim, num_heads, dropout, head_dim, redraw_interval, tokens_per_step)
+        sizes = {"kdim": kdim, "vdim": vdim, "num_features": num_features, "value_head_dim": value_head_dim}
+        check_sizes(embed_dim, num_heads, dropout, head_dim, tokens_per_step, redraw_interval=redraw_interval, **sizes)
+        check_feature_map(feature_map)
         head_dim = embed_dim // num_heads if head_dim is None else head_dim
         super().__init__(
             4 * head_dim if num_features is None else num_features,

@@ -119,3 +119,16 @@ def test_states_of_different_shapes_or_dtypes_do_not_merge():
         merge(empty_state(), empty_state(dtype=torch.float32))
     with pytest.raises(ValueError, match="same value"):
         merge(empty_state(), empty_state(e=3))
+
+
+def test_states_on_other_devices_are_not_merged():
+    with pytest.raises(ValueError, match=r"on cpu and .* on meta"):
+        merge(empty_state(), FavorState(*(x.to("meta") for x in empty_state())))
+
+
+def test_a_saved_state_loads_without_trusting_its_file(tmp_path):
+    state = summarize(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 3), draw_features(8, 4))
+    torch.save(state, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert isinstance(loaded, FavorState)
+    assert all(torch.equal(one, other) for one, other in zip(loaded, state, strict=True))
