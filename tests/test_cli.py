@@ -188,7 +188,7 @@ def test_help_says_where_the_bundled_configurations_are(capsys):
     assert str(bundled_folder()) in capsys.readouterr().out.replace("\n", "")
 
 
-@pytest.mark.parametrize("name", ["cylinder_wake", "fluidic_pinball"])
+@pytest.mark.parametrize("name", ["cylinder_wake", "fluidic_pinball", "fluidic_pinball_stepwise"])
 def test_bundled_configurations_are_accepted_by_name(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", name, "--print_config"])
