@@ -79,12 +79,13 @@ EXPLAINED |= {
 }
 EXPLAINED |= {
     ("_short_kernel", "bfloat16", 32): "a step of decoding: 8 bytes beside the state of a pair",
+    ("_short_kernel", "float32", 16): "a step of decoding: 8 bytes at the smallest tile there is",
     ("_attend_kernel", "bfloat16", 96): "a step of decoding: 8 warps on the 16 rows of its tile",
 }
 """Launches by (kernel, dtype, head dim) whose stack is known and the least of all tiles tried."""
 
-EXPLAINED_BYTES = {("causal", "float32"): 4800, ("causal", "bfloat16"): 16}
-"""The most stack that an explanation covers, by (op, dtype); 96 for all others."""
+EXPLAINED_BYTES = {"float32": 4800, "bfloat16": 16}
+"""The most stack that an explanation of the causal scans covers, by dtype; 96 for all other kernels."""
 
 
 class Case(NamedTuple):
@@ -121,7 +122,8 @@ class Launch:
     def explanation(self) -> str | None:
         """Say why a launch that spills is still the best one, if that is known."""
         known = EXPLAINED.get((self.kernel, self.case.dtype, self.case.problem[0]))
-        most = EXPLAINED_BYTES.get((self.case.op, self.case.dtype), 96)
+        is_scan = self.kernel.startswith("_causal")
+        most = EXPLAINED_BYTES.get(self.case.dtype, 96) if is_scan else 96
         return known if 0 < self.stack <= most else None
 
     @property

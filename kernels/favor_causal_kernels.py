@@ -260,6 +260,11 @@ def _causal_attend_kernel(
             features = tile + tl.arange(0, BLOCK_M)
             keep = features < FEATURES
             w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
+            if tl.float32 == OPERAND:  # again: kept over the tiles, their TF32 parts would spill
+                k, bias, v, q = load_chunk(
+                    query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+                    FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
+                )  # fmt: skip
             of_keys, of_queries = project_chunk(k, q, w, PRECISION)
             exponent = exponents_of_keys(of_keys, gain, bias, keep, FEATURE_MAP)
             logits = exponents_of_queries(of_queries, gain, log_weight, head, features, keep, FEATURE_MAP)

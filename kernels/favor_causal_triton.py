@@ -185,7 +185,7 @@ def prefix_states(
 
 def scan_block(num_features: int, value_dim: int) -> int:
     """Return how many features a program carries over the segments: fewer rows of a wide value fit the registers."""
-    return min(16 if value_dim <= 64 else 8, next_power_of_two(num_features))
+    return min(16 if value_dim <= 32 else 8 if value_dim <= 64 else 4, next_power_of_two(num_features))
 
 
 def described_inputs(tensors: CausalTensors, space: FeatureSpace) -> tuple[Any, ...]:

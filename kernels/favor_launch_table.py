@@ -48,7 +48,7 @@ arch operands  kernel                 16           32           64           128
 80   wide      landmark_gradient      32x64w4s2    32x32w4s2    32x16w4s2    32x16w4s2    16x16w8s1
 80   wide      key_gradient           64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 80   wide      projection_gradient    32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s2    16x16w8s1
-80   wide      causal_attend          16x16w4s1    16x16w4s1    16x16w8s1    16x16w8s1    16x16w8s1
+80   wide      causal_attend          16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1
 80   wide      causal_query_gradient  16x16w4s1    16x16w4s1    16x16w8s1    16x16w8s1    16x16w8s1
 80   wide      causal_key_gradient    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1
 90   half      summarize              128x128w8s2  64x64w4s2    64x128w8s2   32x64w4s2    32x16w4s2
@@ -68,9 +68,9 @@ arch operands  kernel                 16           32           64           128
 90   wide      landmark_gradient      32x64w4s2    32x64w4s2    32x64w4s2    32x16w4s2    16x16w8s1
 90   wide      key_gradient           64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 90   wide      projection_gradient    32x64w4s2    32x64w4s2    32x64w4s2    16x16w4s2    16x16w8s1
-90   wide      causal_attend          16x16w4s1    16x16w4s1    16x16w8s1    16x16w8s1    16x16w8s1
+90   wide      causal_attend          16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1
 90   wide      causal_query_gradient  16x16w4s1    16x16w4s1    16x16w8s1    16x16w8s1    16x16w8s1
-90   wide      causal_key_gradient    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1
+90   wide      causal_key_gradient    16x16w8s1    16x16w8s1    16x16w8s1    16x16w4s1    16x16w8s1
 100  half      summarize              64x64w4s2    64x32w4s2    64x64w4s2    64x64w4s2    32x16w4s2
 100  half      attend                 128x32w4s2   128x32w4s2   128x64w8s2   64x32w4s2    64x32w4s2
 100  half      short                  64x32w4s2    64x32w4s2    64x32w4s2    -            -
@@ -88,7 +88,7 @@ arch operands  kernel                 16           32           64           128
 100  wide      landmark_gradient      32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 100  wide      key_gradient           64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 100  wide      projection_gradient    32x64w4s2    32x32w4s2    32x16w4s2    16x16w4s2    16x16w8s1
-100  wide      causal_attend          16x16w4s1    16x16w4s1    16x16w8s1    16x16w8s1    16x16w8s1
+100  wide      causal_attend          16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1
 100  wide      causal_query_gradient  16x16w4s1    16x16w4s1    16x16w8s1    16x16w8s1    16x16w8s1
 100  wide      causal_key_gradient    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1
 120  half      summarize              64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
@@ -102,13 +102,13 @@ arch operands  kernel                 16           32           64           128
 120  half      causal_query_gradient  32x16w4s1    64x16w4s1    32x16w4s1    16x32w8s1    16x16w8s1
 120  half      causal_key_gradient    32x16w4s1    64x16w8s1    32x32w8s1    16x32w8s1    16x16w8s1
 120  wide      summarize              32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
-120  wide      attend                 64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s1
+120  wide      attend                 64x32w4s2    64x16w4s2    64x16w4s2    16x16w4s2    16x16w8s1
 120  wide      short                  32x16w4s2    32x16w4s2    -            -            -
 120  wide      query_gradient         64x32w4s2    64x16w4s2    32x16w4s2    16x16w8s2    16x16w8s1
 120  wide      landmark_gradient      32x64w4s2    32x32w4s2    32x16w4s2    32x16w4s2    16x16w8s1
-120  wide      key_gradient           64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
+120  wide      key_gradient           64x16w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 120  wide      projection_gradient    32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s2    16x16w8s1
-120  wide      causal_attend          16x16w4s1    16x16w4s1    16x16w8s1    16x16w8s1    16x16w8s1
+120  wide      causal_attend          16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1
 120  wide      causal_query_gradient  16x16w4s1    16x16w4s1    16x16w8s1    16x16w8s1    16x16w8s1
 120  wide      causal_key_gradient    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1    16x16w8s1
 """
