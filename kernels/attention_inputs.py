@@ -5,10 +5,10 @@ Dimension key: b batch, d head dim.
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import Tensor
+
+from .favor_arguments import check_count
 
 
 def arrange_batch_first(
@@ -59,20 +59,11 @@ def check_sizes(
     """Raise ValueError unless the sizes of a layer are whole numbers of at least 1 that fit; `optional` may be None."""
     given = {"embed_dim": embed_dim, "num_heads": num_heads, "head_dim": head_dim, "tokens_per_step": tokens_per_step}
     for name, size in (given | optional).items():
-        if size is not None and not (is_count(size) and size >= 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        if size is not None:
+            check_count(name, size)
     if head_dim is None and embed_dim % num_heads:
         raise ValueError(
             f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}; change one, or pass head_dim"
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-
-
-def is_count(size: object) -> bool:
-    """Say whether something can count: an int, or an integer of another library, such as NumPy's."""
-    try:
-        operator.index(size)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        return False
-    return True
