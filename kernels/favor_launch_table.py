@@ -82,7 +82,7 @@ arch operands  kernel                 16           32           64           128
 100  half      causal_query_gradient  32x16w4s1    32x16w4s1    32x16w4s1    16x32w8s1    16x16w8s1
 100  half      causal_key_gradient    32x16w4s1    32x16w4s1    32x32w8s1    16x32w8s1    16x16w8s1
 100  wide      summarize              32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-100  wide      attend                 64x32w4s2    64x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
+100  wide      attend                 64x32w4s2    64x32w4s2    32x16w4s2    16x16w4s2    16x16w8s1
 100  wide      short                  32x16w4s2    32x16w4s2    -            -            -
 100  wide      query_gradient         64x32w4s2    64x32w4s2    32x16w4s2    16x16w8s2    16x16w8s1
 100  wide      landmark_gradient      32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
