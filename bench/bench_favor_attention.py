@@ -55,12 +55,7 @@ FLA_SHAPES = [
 
 FORECASTING_SHAPES = [AttentionShape(32, 8, length, 32, 128) for length in (96, 192, 336, 720, 1024, 2048)]
 LONG_SHAPES = [AttentionShape(1, 8, 1 << power, 64, 256) for power in (10, 12, 14, 16, 18, 20)]
-CPU_SHAPES = [
-    AttentionShape(1, 8, 1024, 64, 256),
-    AttentionShape(1, 8, 4096, 64, 256),
-    SEED_SHAPES[0],
-    AttentionShape(1, 4, 16384, 64, 256),
-]
+CPU_SHAPES = [AttentionShape(1, 8, 1 << power, 64, 256) for power in range(8, 15)] + SEED_SHAPES[:1]
 QUICK_SHAPES = [AttentionShape(1, 2, length, 16, 64) for length in (128, 512, 2048)]
 
 SOFTMAX_LIMIT = {"cpu": 1e11, "cuda": 1.2e14}

@@ -12,6 +12,9 @@ from results_file import Row, milliseconds
 OURS = ("favorcast triton", "favorcast reference", "favorcast triton (interpreted)")
 """The yardstick of a case: the first of these that has a number."""
 
+SOFTMAX = ("sdpa", "softmax", "nn.MultiheadAttention")
+"""How the providers' names begin that compute softmax attention, or a layer or model with it inside."""
+
 Item = TypeVar("Item")
 
 
@@ -23,7 +26,7 @@ def yardstick(rows: Iterable[Row]) -> Row | None:
 
 def best_softmax(rows: Iterable[Row]) -> Row | None:
     """Return the fastest softmax attention of a case."""
-    found = [row for row in rows if row["provider"].startswith("sdpa") and milliseconds(row) is not None]
+    found = [row for row in rows if row["provider"].startswith(SOFTMAX) and milliseconds(row) is not None]
     return min(found, key=lambda row: milliseconds(row) or math.inf, default=None)
 
 

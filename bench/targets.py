@@ -146,7 +146,7 @@ def _accuracy(rows: list[Row]) -> str:
 
 LARGE_SERIES = [f"b64-l8192-c256-k{k}" for k in (3, 25, 51, 168, 1025, 4097)]
 SEED = ("b4-h8-l3920-d16-m100", "b196-h8-l80-d16-m100")
-CPU_SHAPES = ("b1-h8-l1024-d64-m256", "b1-h8-l4096-d64-m256", "b1-h4-l16384-d64-m256")
+CPU_SHAPES = ("b1-h8-l1024-d64-m256", "b1-h8-l4096-d64-m256", "b1-h8-l16384-d64-m256")
 TARGETS = [
     Target("forward, full, b8 h16 d64 m256", ">= 50 % of the roofline", _roofline("favor full", BOTH[0])),
     Target(

@@ -9,10 +9,12 @@ from typing import Any
 import machine
 import pytest
 import result_families
+import result_plots
 import result_report
 import results_file
 import revisions
 import targets
+from matplotlib.axes import Axes
 from small_bench import ROW, row
 from stopwatch import Latency
 
@@ -60,6 +62,29 @@ def test_the_crossover_is_interpolated():
     assert result_families.crossover([r for r in rows if "l1000-" in r["shape"]]) is None
     slow = [r | {"p50_ms": "1000"} if r["provider"].startswith("favorcast") else r for r in rows]
     assert result_families.crossover(slow) == math.inf
+
+
+@pytest.mark.parametrize("softmax", ["nn.MultiheadAttention", "softmax with a cache", "sdpa with a cache"])
+def test_layers_and_models_of_softmax_attention_cross_as_well(softmax: str):
+    rows = [r | {"provider": softmax if r["provider"] == "sdpa flash" else r["provider"]} for r in sweep()]
+    assert result_families.crossover(rows) == pytest.approx(2000, rel=1e-6)
+
+
+def test_a_provider_has_one_colour_in_every_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: dict[str, set[str]] = {}
+    draw = result_plots._draw
+
+    def watched(ax: Axes, *arguments: Any) -> None:
+        draw(ax, *arguments)
+        for line in ax.get_lines():
+            drawn.setdefault(str(line.get_label()), set()).add(str(line.get_color()))
+
+    monkeypatch.setattr(result_plots, "_draw", watched)
+    other = [r | {"op": "other"} for r in sweep() if r["provider"] != "sdpa efficient"]
+    result_plots.write_plots([*other, *sweep()], tmp_path / "a-gpu")
+    assert set(drawn) == {"favorcast triton", "sdpa flash", "sdpa efficient"}
+    assert all(len(colours) == 1 for colours in drawn.values())
+    assert len(set.union(*drawn.values())) == 3
 
 
 def test_the_report_shows_every_row_and_draws_the_sweep(tmp_path: Path):
