@@ -29,7 +29,8 @@ UNSEEN = {dtype: -torch.finfo(dtype).max / 2 for dtype in (torch.float32, torch.
 class Part:
     """The steps of a chunk that share an anchor; `rows` are the chunk's tokens, `inside` (G, n) those of this part.
 
-    `state` sums the keys before the part, and the part's own as well where a chunk is a single step, which sees itself.
+    `state` sums the keys before the part, and the part's own as well where a chunk is a single step, which sees itself;
+    `after` sums all keys up to the part's last.
     """
 
     rows: slice
@@ -40,6 +41,7 @@ class Part:
     slope: Tensor | None
     values: Tensor
     state: Tensor
+    after: Tensor
 
 
 class CausalTensors(NamedTuple):
@@ -74,7 +76,7 @@ class CausalInputs:
     @property
     def chunk_is_one_step(self) -> bool:
         """Whether all tokens of a chunk see each other: they then need no (n, n) product, however long the step."""
-        return self.chunk_tokens == self.tokens_per_step
+        return self.tokens_per_step >= min(self.chunk_tokens, self.tensors.key.shape[-2])
 
     def visible(self, part: Part, heads_per_key: int) -> Tensor:
         """Return the (g n, n) mask of a chunk, 1 where the key is visible to the row."""
@@ -85,7 +87,6 @@ class CausalInputs:
 def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
     """Walk over the chunks of a group, splitting where an anchor must be raised, and carry the state along."""
     weights = key_weights(inputs.space, inputs.group, inputs.plane, inputs.dtype)
-    size = inputs.group.size
     anchor, state = opening(inputs)
     key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
     length, chunk = key.shape[-2], inputs.chunk_tokens
@@ -94,23 +95,35 @@ def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
         keys = load_keys(key, mask, inputs.group, rows, inputs.space, inputs.dtype)
         exponent, slope = exponents(keys, weights, key.shape[-1], inputs.space.feature_map)
         values = load_values(value, mask, inputs.group, rows, inputs.dtype)
-        steps = torch.arange(rows.stop - rows.start, device=weights.device) // inputs.tokens_per_step
-        first = torch.zeros(size, dtype=torch.long, device=weights.device)
-        while True:
-            raised, last = _next_part(exponent, anchor, steps, first)
+        for inside, raised, phi in _shares(exponent, anchor, inputs.tokens_per_step):
             if raised is not anchor:
                 state = state * (anchor - raised).exp().unsqueeze(-1)
                 anchor = raised
-            whole = bool((first == 0).all() and (last > steps[-1]).all())
-            inside = None if whole else (steps >= first.unsqueeze(1)) & (steps < last.unsqueeze(1))
-            phi = exponent - anchor.unsqueeze(1)
-            phi = (phi if inside is None else phi.masked_fill_(~inside.unsqueeze(-1), -torch.inf)).exp_()
             after = state + torch.bmm(phi.transpose(1, 2), values)  # baddbmm adds token by token, and drifts
-            yield Part(rows, inside, anchor, keys, phi, slope, values, after if inputs.chunk_is_one_step else state)
+            visible = after if inputs.chunk_is_one_step else state
+            yield Part(rows, inside, anchor, keys, phi, slope, values, visible, after)
             state = after
-            if bool((last > steps[-1]).all()):
-                break
-            first = last
+
+
+def _shares(exponent: Tensor, anchor: Tensor, tokens_per_step: int) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]:
+    """Split a chunk of exponents (G, n, m) where the anchor must be raised; yields (inside, anchor, phi) of each part.
+
+    A chunk that raises nothing is one part, whose `inside` is None and whose anchor is the one that was given.
+    """
+    excess = exponent - anchor.unsqueeze(1)
+    if bool(excess.amax() <= HEADROOM):
+        yield None, anchor, excess.exp_()
+        return
+    size, n, _ = exponent.shape
+    steps = torch.arange(n, device=exponent.device) // tokens_per_step
+    first = torch.zeros(size, dtype=torch.long, device=exponent.device)
+    while bool((first <= steps[-1]).any()):
+        anchor, last = _next_part(exponent, anchor, steps, first)
+        whole = bool((first == 0).all() and (last > steps[-1]).all())
+        inside = None if whole else (steps >= first.unsqueeze(1)) & (steps < last.unsqueeze(1))
+        phi = exponent - anchor.unsqueeze(1)
+        yield inside, anchor, (phi if inside is None else phi.masked_fill_(~inside.unsqueeze(-1), -torch.inf)).exp_()
+        first = last
 
 
 def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
@@ -123,7 +136,9 @@ def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
         log_normalizer, value = (x[inputs.group.batch, inputs.group.heads].flatten(0, 1) for x in initial)
         known = log_normalizer != -torch.inf  # NaN is a state that has seen a NaN
         anchor = torch.where(known, log_normalizer.to(inputs.dtype), anchor)
-        state[..., :e] = torch.where(known.unsqueeze(-1), value, 0.0)
+        state[..., :e] = value
+        if not bool(known.all()):  # where all are, a decoding step is spared a pass over the state
+            state[..., :e].masked_fill_(~known.unsqueeze(-1), 0.0)
         state[..., e] = known
     return anchor, state
 
@@ -134,13 +149,6 @@ def closing(anchor: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     seen = total != 0
     log_normalizer = torch.where(seen, anchor + torch.where(seen, total, 1.0).log(), -torch.inf)
     return log_normalizer, state[..., :-1] / torch.where(seen, total, 1.0).unsqueeze(-1)
-
-
-def state_after(inputs: CausalInputs, part: Part) -> Tensor:
-    """Return the sums of all keys up to a part's last, relative to its anchor."""
-    if inputs.chunk_is_one_step:
-        return part.state
-    return part.state + torch.bmm(part.phi.transpose(1, 2), part.values)
 
 
 def _next_part(exponent: Tensor, anchor: Tensor, steps: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +178,7 @@ def _next_part(exponent: Tensor, anchor: Tensor, steps: Tensor, first: Tensor) -
 
 
 def rebuild_part(inputs: CausalInputs, rows: slice, inside: Tensor | None, anchor: Tensor, weights: Tensor) -> Part:
-    """Rebuild a part for the reverse scan; its state is not needed there and left empty."""
+    """Rebuild a part for the reverse scan; its states are not needed there and left empty."""
     key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
     keys = load_keys(key, mask, inputs.group, rows, inputs.space, inputs.dtype)
     exponent, slope = exponents(keys, weights, key.shape[-1], inputs.space.feature_map)
@@ -178,4 +186,5 @@ def rebuild_part(inputs: CausalInputs, rows: slice, inside: Tensor | None, ancho
     if inside is not None:
         exponent.masked_fill_(~inside.unsqueeze(-1), -torch.inf)
     values = load_values(value, mask, inputs.group, rows, inputs.dtype)
-    return Part(rows, inside, anchor, keys, exponent.exp_(), slope, values, anchor.new_empty(0))
+    none = anchor.new_empty(0)
+    return Part(rows, inside, anchor, keys, exponent.exp_(), slope, values, none, none)

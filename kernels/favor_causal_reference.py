@@ -59,7 +59,6 @@ from .favor_causal_parts import (
     closing,
     opening,
     rebuild_part,
-    state_after,
 )
 from .favor_reference import (
     ParameterGradients,
@@ -96,7 +95,6 @@ def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_ste
     heads_per_key = queries.shape[2]
     for group in head_groups(b, h, t * (1 + heads_per_key), m):
         inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
-        anchor, state = opening(inputs)
         last: Part | None = None
         weights = query_weights(space, None, group, (b, h), dtype)
         for part in causal_parts(inputs):
@@ -116,9 +114,8 @@ def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_ste
             for target, columns in ((outputs, rows[..., :e]), (maxima, rows[..., e]), (sums, rows[..., e + 1])):
                 _store_inside(target, group, part, columns)
             last = part
-        if last is not None:
-            anchor, state = last.anchor, state_after(inputs, last)
-        for target, result in zip((log_normalizer, state_value), closing(anchor, state), strict=True):
+        final = opening(inputs) if last is None else (last.anchor, last.after)
+        for target, result in zip((log_normalizer, state_value), closing(*final), strict=True):
             target[group.batch, group.heads] = result.view(target[group.batch, group.heads].shape)
     return CausalSummary(output, log_normalizer, state_value, softmax)
 
