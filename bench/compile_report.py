@@ -87,6 +87,12 @@ EXPLAINED |= {
 EXPLAINED_BYTES = {"float32": 4800, "bfloat16": 16}
 """The most stack that an explanation of the causal scans covers, by dtype; 96 for all other kernels."""
 
+TILES_CHOSEN_WITH = "3.7."
+"""The release of Triton whose compiler the tiles were chosen with; others allocate registers a little differently."""
+
+OTHER_COMPILER_BYTES = 96
+"""The most stack that is not a defect with another release."""
+
 
 class Case(NamedTuple):
     """What is launched: FAVOR attention of (head dim, features, kind), or a decomposition of (windows, masked)."""
@@ -124,7 +130,11 @@ class Launch:
         known = EXPLAINED.get((self.kernel, self.case.dtype, self.case.problem[0]))
         is_scan = self.kernel.startswith("_causal")
         most = EXPLAINED_BYTES.get(self.case.dtype, 96) if is_scan else 96
-        return known if 0 < self.stack <= most else None
+        if known and 0 < self.stack <= most:
+            return known
+        if 0 < self.stack <= OTHER_COMPILER_BYTES and not triton.__version__.startswith(TILES_CHOSEN_WITH):
+            return f"the tiles were chosen with Triton {TILES_CHOSEN_WITH}x"
+        return None
 
     @property
     def defects(self) -> list[str]:

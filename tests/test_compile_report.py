@@ -61,7 +61,9 @@ def compiled(compile_report: Any, case: Any = None, **changes: object) -> Any:
     return compile_report.Launch(case, "_attend_kernel", **{**good, "tensor_instructions": {"mma.sync": 1}, **changes})
 
 
-def test_a_spill_fails_the_report(compile_report: Any):
+def test_a_spill_fails_the_report(compile_report: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compile_report.triton, "__version__", "3.7.1")
+
     def launch(**changes: object) -> Any:
         return compiled(compile_report, **changes)
 
@@ -70,6 +72,9 @@ def test_a_spill_fails_the_report(compile_report: Any):
     assert launch(shared=2**20).defects == ["1048576 bytes of shared memory, the limit is 232448"]
     assert launch(tensor_instructions={}).defects == ["no tensor-core instruction"]
     assert "2 launches for sm_90: 1 DEFECTIVE" in compile_report.verdict([launch(), launch(stack=8)], [90])
+    monkeypatch.setattr(compile_report.triton, "__version__", "3.8.0")  # another compiler: a few bytes are expected
+    assert not launch(stack=8).defects
+    assert launch(stack=104).defects
 
 
 def test_a_report_that_ran_out_of_time_goes_on(
