@@ -264,11 +264,15 @@ def received_by(carry, place, steps, seen, earlier, later, smallest, length, CAU
 
 @triton.jit(do_not_specialize=["length", "time_tiles", "reach"])
 def _adjoint_kernel(
-    signal, d_seasonal, mask, d_x, length, channel_count, time_tiles, reach,
+    d_trend, d_seasonal, weights, mask, d_x, length, channel_count, time_tiles, reach,
     MODES: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sum for a tile of values what the outputs give them."""
+    """Sum for a tile of values what the outputs give them: h weights, or with a mask the shares in place of weights."""
     SIZES: tl.constexpr = len(MODES)
+    # Made here: Triton 3.6 loses the constants of a tuple of tuples that is a kernel's argument.
+    signal = (d_trend, d_seasonal, None, weights)
+    if mask is not None:
+        signal = (None, None, None, weights)
     place, first = place_of(channel_count, time_tiles, GROUPS * GROUP, BLOCK_C)
     gradients = ()
     for size in tl.static_range(SIZES):
@@ -278,7 +282,7 @@ def _adjoint_kernel(
             part = spread[r]
             if mask is None:
                 part *= 1.0 / (reach[2 * size] + reach[2 * size + 1] + 1)
-                if signal[3] is None and SIZES > 1:
+                if weights is None and SIZES > 1:
                     part *= 1.0 / SIZES
             added = added + (part if size == 0 else gradients[r] + part,)
         gradients = added

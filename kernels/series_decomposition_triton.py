@@ -163,25 +163,24 @@ def decompose_backward_triton(
     if x is not None and d_weights is not None:
         _differentiate_weights(d_weights, d_seasonal, d_trend, x, mask, sizes, causal, launch)
     extent = (*_extent(like, launch), _reaches(sizes, causal))
-    signal = (series_of(d_trend), series_of(d_seasonal), None, series_of(weights))
-    carry = None
+    shares, carry = weights, None
     if mask is not None:
-        signal = (None, None, None, series_of(_scratch(like, len(sizes))))
-        carry = _scratch(like, 1)
+        shares, carry = _scratch(like, len(sizes)), _scratch(like, 1)
         _share_kernel[_grid(like, launch)](
             series_of(mask),
             series_of(weights),
             series_of(d_trend),
             series_of(d_seasonal),
-            signal[-1],
+            series_of(shares),
             series_of(carry),
             *extent,
             MODES=launch.modes,
             **launch.options,
         )
     _adjoint_kernel[_grid(like, launch)](
-        signal,
+        series_of(d_trend),
         series_of(d_seasonal),
+        series_of(shares),
         series_of(mask),
         series_of(d_x),
         *extent,
