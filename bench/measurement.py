@@ -127,7 +127,7 @@ def _timed_rows(module: BenchModule, case: Case, passes: Passes, ready: dict[str
     for name, timed in ready.items():
         values = {"status": "ok", "message": no_graph.get(name, ""), "error": f"{timed.error:.1e}"}
         values |= _latency_columns("", eager[name]) | _latency_columns("graph_", replayed.get(name))
-        values["peak_mib"] = "" if timed.peak is None else f"{timed.peak:.1f}"
+        values["peak_mib"] = "" if timed.peak is None else f"{timed.peak:.4g}"
         values |= _rates(module, case, passes, timed.provider, replayed.get(name, eager[name]), bench)
         rows.append(_row(case, passes, timed.provider, bench, values))
         bench.report(rows[-1])
