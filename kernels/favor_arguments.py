@@ -29,14 +29,18 @@ def feature_space(
     features: RandomFeatures | Tensor, feature_map: str, scale: float | None, like: Tensor, keys: Tensor
 ) -> FeatureSpace:
     """Bundle and check the features; `like` has the head dim, `keys` the key heads in dimension 1."""
-    if not isinstance(features, (Tensor, tuple)):
+    if not isinstance(features, Tensor) and not (isinstance(features, tuple) and 1 <= len(features) <= 3):
         raise ValueError(
             f"features must be RandomFeatures or a projection tensor, got {type(features).__name__}; "
             "draw_features(num_features, head_dim) makes them"
         )
     projection, log_weight, paired = (
-        RandomFeatures(features) if isinstance(features, Tensor) else RandomFeatures(*features)
+        RandomFeatures(features) if isinstance(features, Tensor) else RandomFeatures(*features[:3])
     )
+    for name, x in (("the projection", projection), ("the first tensor", like), ("keys", keys)):
+        _check_is_tensor(name, x)
+    if log_weight is not None:
+        _check_is_tensor("log_weight", log_weight)
     paired = paired and not projection.requires_grad  # learnt rows need not stay paired
     check_feature_map(feature_map)
     for name, x in (("the first tensor", like), ("keys", keys)):
@@ -107,6 +111,7 @@ def check_keys(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSp
     _same_device(("value", value), ("key", key))
     if mask is None:
         return
+    _check_is_tensor("key_padding_mask", mask)
     if mask.dtype != torch.bool or mask.shape != (b, s):
         raise ValueError(
             f"key_padding_mask must be a bool tensor [{b}, {s}], True = ignore, got {mask.dtype} {list(mask.shape)}"
@@ -204,7 +209,13 @@ def check_opening(state: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> N
     _same_device(("the state", state_value), ("key", key))
 
 
+def _check_is_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+
+
 def _check_tensor(name: str, x: Tensor) -> None:
+    _check_is_tensor(name, x)
     if x.ndim != 4:
         raise ValueError(f"{name} must be (batch, heads, length, dim), got shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:

@@ -60,7 +60,7 @@ class FavorState(NamedTuple):
     value: Tensor
 
 
-torch.serialization.add_safe_globals([FavorState])  # a saved state loads with weights_only=True
+torch.serialization.add_safe_globals([FavorState, RandomFeatures])  # saved ones load with weights_only=True
 
 
 def favor_attention(
@@ -317,7 +317,7 @@ def softmax_error(
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast as `scaled_dot_product_attention` does under autocast; projection and states keep their precision."""
     device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)

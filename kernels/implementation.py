@@ -66,7 +66,7 @@ def in_own_context(function: Callable[..., Any]) -> Callable[..., Any]:
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):  # kernels are launched on the current device
                 return run(*args)
-        if torch.is_autocast_enabled(device.type):
+        if device.type != "meta" and torch.is_autocast_enabled(device.type):
             with torch.autocast(device.type, enabled=False):
                 return function(*args)
         return function(*args)

@@ -48,13 +48,13 @@ def linear_mask(
     Raises:
         ValueError: a cache that holds more keys than have been seen (StaticCache).
     """
-    from transformers import masking_utils
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-    if mask_function not in (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function):
+    if mask_function not in (causal_mask_function, bidirectional_mask_function):
         rest = {**options, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         sizes: tuple[Any, ...] = (batch_size, q_length, kv_length, q_offset, kv_offset)  # which it takes as tensors too
-        return masking_utils.sdpa_mask(*sizes, mask_function, attention_mask, local_size, **rest)  # pyright: ignore[reportCallIssue]
-    is_causal = mask_function is masking_utils.causal_mask_function
+        return sdpa_mask(*sizes, mask_function, attention_mask, local_size, **rest)  # pyright: ignore[reportCallIssue]
+    is_causal = mask_function is causal_mask_function
     if is_causal and (isinstance(q_offset, Tensor) or kv_length + kv_offset != q_length + q_offset):
         raise ValueError(
             f"the keys must end with the queries: expected {q_length} new keys at the end, got a cache of {kv_length}; "

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from favor_textbook import qkv
 
-from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, summarize
+from favorcast.kernels import (
+    FavorAttention,
+    FavorState,
+    RandomFeatures,
+    attend,
+    draw_features,
+    favor_attention,
+    summarize,
+)
 
 FEATURES = draw_features(16, 4, generator=torch.Generator().manual_seed(1))
 
@@ -69,6 +78,15 @@ BAD_INPUTS = {
     "half features": ({"features": FEATURES.projection.half()}, "features never run in half"),
     "log weight": ({"features": RandomFeatures(FEATURES.projection, ones(15))}, r"projection's \(16,\), got \(15,\)"),
     "device of features": ({"features": FEATURES.projection.to("meta")}, "must be on the device"),
+    "numpy query": ({"query": np.ones((2, 2, 7, 4), np.float32)}, "must be a torch.Tensor, got ndarray"),
+    "no key": ({"key": None}, "keys must be a torch.Tensor, got NoneType"),
+    "value list": ({"value": [1.0]}, "value must be a torch.Tensor, got list"),
+    "mask list": ({"key_padding_mask": [[True]]}, "key_padding_mask must be a torch.Tensor, got list"),
+    "four features": (
+        {"features": (*FEATURES, 1)},
+        "features must be RandomFeatures or a projection tensor, got tuple",
+    ),
+    "projection list": ({"features": ([1.0],)}, "the projection must be a torch.Tensor, got list"),
     "device of mask": ({"key_padding_mask": ones(2, 7).bool().to("meta")}, "must be on the device"),
 }
 
@@ -79,6 +97,16 @@ def test_what_does_not_fit_is_refused_with_the_expected_and_the_given(case):
     arguments = dict(zip(("query", "key", "value"), qkv(dtype=torch.float32), strict=True), features=FEATURES)
     with pytest.raises(ValueError, match=message):
         favor_attention(**{**arguments, **changes})
+
+
+def test_meta_tensors_give_shapes():
+    query, key, value = (x.to("meta") for x in qkv(t=5, s=7, e=3, dtype=torch.float32))
+    output = favor_attention(query, key, value, RandomFeatures(FEATURES.projection.to("meta")))
+    assert output.is_meta
+    assert output.shape == (2, 2, 5, 3)
+    layer = FavorAttention(16, 2, batch_first=True, device="meta")
+    x = torch.empty(2, 5, 16, device="meta")
+    assert layer(x, x, x)[0].shape == x.shape
 
 
 @pytest.mark.parametrize("impl", ["triton", "triton-ieee"])

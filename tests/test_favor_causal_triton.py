@@ -224,7 +224,8 @@ def test_padding_may_hold_anything_and_blind_queries_get_zeros(tokens_per_step):
 def test_empty_and_single_lengths_are_legal(length, batch, tokens_per_step):
     inputs = qkv(b=batch, t=length, d=16, dtype=torch.float32)
     options = {"is_causal": True, "tokens_per_step": tokens_per_step}
-    assert_close(*both(inputs, draw_features(32, 16), **options), torch.float32)
+    results = both(inputs, draw_features(32, 16), **options)
+    assert_close(*results, torch.float32, factor=4)  # the gradients of one key are differences of equals
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

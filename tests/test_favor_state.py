@@ -6,7 +6,7 @@ import pytest
 import torch
 from favor_textbook import qkv
 
-from favorcast.kernels import FavorState, attend, draw_features, favor_attention, merge, summarize
+from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
 from favorcast.kernels.favor_definition import summarize_definition
 from favorcast.kernels.random_features import FeatureSpace
 
@@ -132,3 +132,9 @@ def test_a_saved_state_loads_without_trusting_its_file(tmp_path):
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
     assert isinstance(loaded, FavorState)
     assert all(torch.equal(one, other) for one, other in zip(loaded, state, strict=True))
+    features = draw_features(8, 4)
+    torch.save(features, tmp_path / "features.pt")
+    found = torch.load(tmp_path / "features.pt", weights_only=True)
+    assert isinstance(found, RandomFeatures)
+    assert torch.equal(found.projection, features.projection)
+    assert found[1:] == features[1:]

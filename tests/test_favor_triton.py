@@ -152,7 +152,8 @@ def test_padding_may_hold_anything_and_blind_queries_get_zeros(dtype, schedule):
 @pytest.mark.parametrize("batch", [0, 2])
 def test_empty_and_single_lengths_are_legal(t, s, batch, schedule):
     inputs = qkv(b=batch, t=t, s=s, d=16, dtype=torch.float32)
-    assert_close(*both(inputs, draw_features(32, 16)), torch.float32)
+    results = both(inputs, draw_features(32, 16))
+    assert_close(*results, torch.float32, factor=4)  # the gradients of one key are differences of equals
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -58,6 +58,22 @@ def test_pickled_objects_are_refused(tmp_path, suffix):
         read_series(path)
 
 
+def test_a_damaged_archive_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", dataset=np.arange(2000.0).reshape(1000, 2))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[8000] ^= 0xFF
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz is damaged: Bad CRC"):
+        read_series(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("sampling_time", ["abc", [1.0, 2.0]])
+def test_a_sampling_time_is_one_number(tmp_path, sampling_time):
+    np.savez(tmp_path / "a.npz", dataset=np.zeros((3, 1)), sampling_time=np.array(sampling_time))
+    with pytest.raises(ValueError, match=r"a\.npz: sampling_time must be one number, got"):
+        read_series(tmp_path / "a.npz")
+
+
 def test_a_file_that_is_no_numpy_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"a\.npy must be a plain numeric NumPy file"):
         read_series(write(tmp_path / "a.npy", "hello"))

@@ -220,6 +220,8 @@ def _read_npz(path: Path) -> SensorRecord:
             raise ValueError(f"{path} must hold the key 'dataset' (rows, columns); its keys are {archive.files}")
         try:
             found = {key: archive[key] for key in ("dataset", *SensorRecord._fields[1:]) if key in archive.files}
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is damaged: {error}; write it again, or copy it again from its source") from error
         except ValueError as error:
             raise ValueError(
                 f"{path} holds pickled objects, which are refused: {error}; save plain arrays of numbers and text"
@@ -228,12 +230,18 @@ def _read_npz(path: Path) -> SensorRecord:
         found["dataset"],
         found["columns"].tolist() if "columns" in found else None,
         timestamps=found.get("timestamps"),
-        sampling_time=float(found["sampling_time"]) if "sampling_time" in found else None,
+        sampling_time=_number(found["sampling_time"], f"{path}: sampling_time") if "sampling_time" in found else None,
         time_unit=str(found["time_unit"]) if "time_unit" in found else None,
         unit=str(found["unit"]) if "unit" in found else None,
         coordinates=found.get("coordinates"),
         source=str(path),
     )
+
+
+def _number(value: np.ndarray, name: str) -> float:
+    if value.size != 1 or value.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must be one number, got {value.dtype} of shape {value.shape}")
+    return float(value.item())
 
 
 def _load_parquet(path: Path) -> Any:
