@@ -56,7 +56,7 @@ def inputs(case: Case, device: torch.device) -> dict[str, Tensor]:
 def providers(case: Case, device: torch.device) -> list[Provider]:
     """Return the implementations to compare; the first is the yardstick."""
     found = [
-        Provider(name, _ours(impl, case), tolerance=OUR_TOLERANCE[case.dtype])
+        Provider(name, _ours(impl, case), tolerance=OUR_TOLERANCE[case.dtype], waits=impl == "reference")
         for name, impl in our_implementations(device).items()
     ]
     return [*found, Provider("sdpa with a cache", _softmax, target="softmax")]

@@ -74,7 +74,7 @@ def providers(case: Case, device: torch.device) -> list[Provider]:
     """Return what to compare; the first is the yardstick."""
     tolerance = ROUNDING[case.dtype]
     found = [
-        Provider(name, _with_states(case, FavorAttention, impl), tolerance=tolerance)
+        Provider(name, _with_states(case, FavorAttention, impl), tolerance=tolerance, waits=impl == "reference")
         for name, impl in our_implementations(device).items()
     ]
     skip = "seconds a step" if case.shape.length > LONGEST_WITHOUT_STATES else None

@@ -85,6 +85,7 @@ class Provider:
         group: "core", or "peers" for those that take long to compile or may fail.
         passes: what it can do.
         skip: why it is not run on this case, if so: said in the table.
+        waits: whether it waits for the device within a call, which no CUDA graph can hold: it is not captured then.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Provider:
     group: Literal["core", "peers"] = "core"
     passes: tuple[Passes, ...] = PASSES
     skip: str | None = None
+    waits: bool = False
 
 
 class Expected(NamedTuple):

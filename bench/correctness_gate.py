@@ -46,13 +46,18 @@ def timed_call(prepared: Prepared, passes: Passes, exact: Expected) -> Callable[
                 prepared.call()
 
         return forward
-    upstream = tuple(torch.randn_like(gradient) for gradient in exact.upstream)
+    upstream = tuple(_noise_like(gradient) for gradient in exact.upstream)
     wanted = list(prepared.leaves.values())
 
     def training() -> None:
         torch.autograd.grad(_as_tuple(prepared.call()), wanted, upstream)
 
     return training
+
+
+def _noise_like(x: Tensor) -> Tensor:
+    """Draw from a generator of its own: torch 2.11 cannot use the default one after a failed capture."""
+    return torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(3), dtype=x.dtype, device=x.device)
 
 
 def _check(what: str, got: tuple[Tensor, ...], wanted: Iterable[tuple[tuple, Tensor]], tolerance: float) -> float:

@@ -13,8 +13,7 @@ if [ $# -lt 1 ]; then
   sed -n '2,10s/^# \{0,1\}//p' "$0"
   exit 2
 fi
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
+mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(tests bench peers compile profile)
@@ -30,7 +29,7 @@ ln -sfn "$root/kernels" "$out/path/favorcast/kernels"
 ln -sfn "$root/forecasting" "$out/path/favorcast/forecasting"
 export PYTHONPATH="$out/path${PYTHONPATH:+:$PYTHONPATH}" # this checkout's sources, whatever is installed
 
-sources=$("$python" -c 'import sys; sys.path.insert(0, "bench"); import machine; print(machine.commit(machine.ROOT))') || exit 2
+sources=$("$python" -c 'import sys; sys.path.insert(0, "bench"); import machine; print(machine.commit(machine.ROOT, "bench", "tests"))') || exit 2
 if [ -e "$out/sources" ] && [ "$(cat "$out/sources")" != "$sources" ]; then
   echo "$out is about $(cat "$out/sources"), this checkout is $sources: every part runs again"
   rm -f "$out"/*.done
@@ -57,8 +56,10 @@ part_tests() {
 }
 
 part_bench() {
-  [ -e "$out/host_cost.done" ] || { "$python" bench/host_cost.py --output "$out/results" && touch "$out/host_cost.done"; } || return 1
-  run_bench --group core
+  local failed=0
+  [ -e "$out/host_cost.done" ] || { "$python" bench/host_cost.py --output "$out/results" && touch "$out/host_cost.done"; } || failed=1
+  run_bench --group core || return
+  return $failed
 }
 
 part_peers() { run_bench --group peers; }
@@ -127,6 +128,9 @@ if [ -d "$out/results" ]; then "$python" bench/run.py --report --output "$out/re
   printf '\n== summary\n'
   printf '%s\n' "${summary[@]}"
   grep -hE '^(FAILED|ERROR) ' "$out"/tests.log 2> /dev/null
-  [ ! -d "$out/results" ] || "$python" bench/run.py --failures --output "$out/results"
 } | tee "$out/summary.txt"
+if [ -d "$out/results" ]; then
+  "$python" bench/run.py --failures --output "$out/results" | tee -a "$out/summary.txt"
+  [ "${PIPESTATUS[0]}" -eq 0 ] || worst=1
+fi
 exit $worst

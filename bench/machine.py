@@ -9,11 +9,13 @@ import importlib.util
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("*.py", "*.sh", "*.yaml")
 
 
 def description(device: torch.device) -> dict[str, str]:
@@ -72,16 +74,25 @@ def ptxas_version() -> str:
     return found.group(1) if found else ""
 
 
-def commit(root: Path) -> str:
-    """Return the commit of a checkout, with "-dirty" if it was edited; of a plain copy, a hash of the package."""
+def commit(root: Path, *parts: str) -> str:
+    """Return the commit of a checkout, with a hash of the sources if they were edited; of a plain copy, that hash.
+
+    The sources are those of the package, and of other folders that are named.
+    """
+    parts = ("kernels", "forecasting", *parts)
     found = _output("git", "-C", str(root), "rev-parse", "--short=10", "HEAD")
     if found and Path(_output("git", "-C", str(root), "rev-parse", "--show-toplevel")).resolve() == root:
-        edited = _output("git", "-C", str(root), "status", "--porcelain", "--", "kernels", "forecasting")
-        return found + ("-dirty" if edited else "")
+        patterns = [f"{part}/{name}" for part in parts for name in SOURCES]
+        edited = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=all", "--", *patterns)
+        return f"{found}-dirty-{_digest(root, parts)[:6]}" if edited else found
+    return "source-" + _digest(root, parts)
+
+
+def _digest(root: Path, parts: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for path in sorted((*root.glob("kernels/**/*.py"), *root.glob("forecasting/**/*.py"))):
+    for path in sorted(path for part in parts for name in SOURCES for path in root.glob(f"{part}/**/{name}")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return "source-" + digest.hexdigest()[:10]
+    return digest.hexdigest()[:10]
 
 
 def _output(*command: str) -> str:

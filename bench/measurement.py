@@ -19,7 +19,18 @@ from roofline import Peaks, limit_of
 from stopwatch import Clock, Latency, capture, interleaved, peak_mib, rounds_for, warm_up
 from torch import Tensor
 
-STICKY = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
+STICKY = (
+    "illegal memory access",
+    "illegal instruction",
+    "invalid program counter",
+    "invalid address space",
+    "misaligned address",
+    "hardware stack error",
+    "device-side assert",
+    "unspecified launch failure",
+    "launch timed out",
+    "uncorrectable ECC",
+)
 """Errors after which a CUDA context answers nothing but errors: the process has to end."""
 
 SLOWEST_MS = 10_000.0
@@ -78,7 +89,7 @@ def measure(module: BenchModule, case: Case, bench: Bench) -> list[Row]:
                 continue
             try:
                 if provider.target not in exact and provider.skip is None:
-                    exact[provider.target] = module.expected(case, inputs, provider.target)
+                    exact[provider.target] = _expected(module, case, inputs, provider.target, bench)
                 ready[provider.name] = _prepare(provider, case, passes, inputs, exact.get(provider.target), bench)
             except Failure as failure:
                 rows.append(_row(case, passes, provider, bench, {"status": failure.status, "message": failure.message}))
@@ -87,6 +98,16 @@ def measure(module: BenchModule, case: Case, bench: Bench) -> list[Row]:
         ready.clear()
         _free(bench.device)
     return rows
+
+
+def _expected(module: BenchModule, case: Case, inputs: dict[str, Tensor], target: str, bench: Bench) -> Expected:
+    """Return the exact result; where it cannot be had, in memory for one, only its own providers have no number."""
+    try:
+        return module.expected(case, inputs, target)
+    except Exception as error:
+        refuse_if_broken(error)
+        _free(bench.device)
+        raise Failure("failed", "the exact result: " + first_line(error)) from error
 
 
 def _prepare(
@@ -109,7 +130,7 @@ def _prepare(
     except ModuleNotFoundError as error:
         raise Failure("absent", first_line(error)) from error
     except Exception as error:  # whatever a peer raises is its result
-        _refuse_if_broken(error)
+        refuse_if_broken(error)
         _free(bench.device)
         refused = isinstance(error, ValueError) and REFUSAL in str(error)
         raise Failure("absent" if refused else "failed", first_line(error)) from error
@@ -121,7 +142,7 @@ def _timed_rows(module: BenchModule, case: Case, passes: Passes, ready: dict[str
     calls = {name: timed.call for name, timed in ready.items()}
     rounds = rounds_for({name: timed.estimate_ms for name, timed in ready.items()}, bench.budget_ms)
     eager = interleaved(calls, rounds, bench.clock)
-    graphs, no_graph = _captured(calls, bench)
+    graphs, no_graph = _captured(ready, bench)
     replayed = interleaved(graphs, rounds, bench.clock)
     rows = []
     for name, timed in ready.items():
@@ -134,19 +155,22 @@ def _timed_rows(module: BenchModule, case: Case, passes: Passes, ready: dict[str
     return rows
 
 
-def _captured(calls: dict[str, Callable[[], Any]], bench: Bench) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+def _captured(ready: dict[str, _Timed], bench: Bench) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """Return the calls as graph replays, and why those that cannot be captured cannot."""
     graphs: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
     if not bench.graphs or bench.device.type != "cuda":
         return graphs, failed
-    for name, call in calls.items():
+    for name, timed in ready.items():
+        if timed.provider.waits:
+            failed[name] = "no CUDA graph: it waits for the device within a call"
+            continue
         try:
-            graphs[name] = capture(call, bench.device).replay
+            graphs[name] = capture(timed.call, bench.device).replay
             graphs[name]()
             torch.cuda.synchronize(bench.device)
         except Exception as error:  # whatever a peer raises is its result
-            _refuse_if_broken(error)
+            refuse_if_broken(error)
             graphs.pop(name, None)
             failed[name] = "no CUDA graph: " + first_line(error)
             _free(bench.device)
@@ -194,7 +218,8 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
-def _refuse_if_broken(error: BaseException) -> None:
+def refuse_if_broken(error: BaseException) -> None:
+    """Raise BrokenDeviceError if an error leaves the CUDA context of this process unusable."""
     if any(sign in str(error) for sign in STICKY):
         raise BrokenDeviceError(first_line(error)) from error
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 Row = dict[str, str]
 
-KEY = ["op", "provider", "shape", "dtype", "pass", "device", "threads", "torch", "triton", "ptxas", "commit"]
+MACHINE = ["device", "threads", "torch", "triton", "ptxas", "commit"]
+KEY = ["op", "provider", "shape", "dtype", "pass", *MACHINE]
 VALUES = [
     "status",  # ok, wrong, failed, absent, skipped
     "message",
@@ -27,18 +28,33 @@ VALUES = [
 ]
 FIELDS = [*KEY[:5], *VALUES, *KEY[5:], "driver", "python", "date"]
 
+NUMBERS = [name for name in VALUES if name not in ("status", "message", "bound")]
 FIRST_FORMAT = {"op", "shape", "provider", "p20_ms", "p50_ms", "p80_ms", "ratio_to_peer", "max_error", "threads", "cpu"}
 """Columns of the files of version 0.1."""
 
 
+class ResultFileError(ValueError):
+    """A file that cannot be read as results: it is left as it is."""
+
+
 def read(path: Path) -> list[Row]:
-    """Return the rows of a result file, also of one in version 0.1's format; none if there is no file."""
+    """Return the rows of a result file, also of one in version 0.1's format; none if there is no file.
+
+    Raises:
+        ResultFileError: it is no result file, or holds something else where a number should be.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        first_format = set(reader.fieldnames or ()) >= FIRST_FORMAT
-        return [_from_first_format(row) if first_format else {f: row.get(f) or "" for f in FIELDS} for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns = set(reader.fieldnames or ())
+            if not (columns >= FIRST_FORMAT or columns >= {*KEY, "status"}):
+                raise ResultFileError(f"{path} is no result file: expected the columns {FIELDS}, got {sorted(columns)}")
+            convert = _from_first_format if columns >= FIRST_FORMAT else _complete
+            return [_checked(convert(row), path, reader.line_num) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultFileError(f"{path} is no result file: {error}") from error
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:
@@ -75,6 +91,19 @@ def milliseconds(row: Row) -> float | None:
 
 def _key(row: Row) -> tuple[str, ...]:
     return tuple(row[field] for field in KEY)
+
+
+def _complete(row: dict[str, str]) -> Row:
+    return {field: row.get(field) or "" for field in FIELDS}
+
+
+def _checked(row: Row, path: Path, line: int) -> Row:
+    for field in NUMBERS:
+        try:
+            float(row[field] or 0)
+        except ValueError:
+            raise ResultFileError(f"{path}, line {line}: {field} should be a number, got {row[field]!r}") from None
+    return row
 
 
 def _from_first_format(row: dict[str, str]) -> Row:

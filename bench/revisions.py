@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,14 @@ class Side:
 
 def compare(revision: str, pattern: str, *, quick: bool, device: torch.device) -> int:
     """Print one line a case and pass; returns 1 if this checkout fails anywhere, 4 if it is slower, else 0."""
+    found = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"],
+        check=False,
+        stdout=subprocess.DEVNULL,
+    )
+    if found.returncode != 0:
+        raise OSError(f"--compare {revision}: git knows no such revision here")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which removes the worktree
     options = ["quick" if quick else "gpu" if device.type == "cuda" else "cpu", pattern, str(device)]
     with tempfile.TemporaryDirectory(prefix="favorcast-compare-") as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
@@ -79,8 +88,11 @@ def compare(revision: str, pattern: str, *, quick: bool, device: torch.device) -
         for index, root in enumerate(roots.values()):
             sides.append(Side(root, folder / f"path{index}", options))
             stack.callback(sides[-1].close)
+        cases = sides[0].ask(request="cases")
+        if not cases:
+            raise OSError(f"no '<op> <shape> <dtype>' matches --op {pattern!r}")
         print(f"{'case':62s} {revision[:14]:>14s} {'this checkout':>14s}  ratio")
-        verdicts = [_compare_case(sides[0], sides[1], case, quick) for case in sides[0].ask(request="cases")]
+        verdicts = [_compare_case(sides[0], sides[1], case, quick) for case in cases]
     slower = verdicts.count("slower")
     print(f"{len(verdicts)} compared, {slower} slower by more than {100 * (THRESHOLD - 1):.0f} %")
     if "failed" in verdicts:
@@ -136,6 +148,8 @@ class Worker:
         from run import selected
 
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device.index or 0)
         self.bench = Bench(self.device, clock_of(self.device), Peaks(1, 1, 1, "unused"), {})
         self.cases = selected(scale, pattern)  # pyright: ignore[reportArgumentType]
         self.call: Any = None
@@ -178,7 +192,7 @@ class Worker:
                 continue
             call = timed_call(prepared, passes, exact)
             warm_up(call, self.bench.clock)
-            return self._captured(call)
+            return self._captured(call) if not provider.waits else (call, False)
         raise failure
 
     def _captured(self, call: Any) -> tuple[Any, bool]:

@@ -7,8 +7,8 @@
     python bench/run.py --compare main       this checkout against another revision, interleaved; above 5 % is flagged
 
 Order: correctness gate (no number from a wrong result), warm-up, then all providers of a case in turn, again and again,
-in one process on the same inputs. Exit codes: 0; 1 something of ours is wrong or failed; 3 --budget-seconds is spent,
-run again with --resume; 4 --compare has found this checkout slower.
+in one process on the same inputs. Exit codes: 0; 1 something of ours is wrong or failed; 2 the command cannot be
+carried out; 3 --budget-seconds is spent, run again with --resume; 4 --compare has found this checkout slower.
 """
 
 from __future__ import annotations
@@ -26,22 +26,34 @@ from types import ModuleType
 import torch
 from cases import DTYPE_NAMES, Case, Provider, Scale
 from machine import description, file_stem
-from measurement import Bench, BrokenDeviceError, first_line, measure
-from results_file import Row, append, latest, read
+from measurement import Bench, BrokenDeviceError, first_line, measure, refuse_if_broken
+from results_file import MACHINE, ResultFileError, Row, append, latest, read
 from roofline import peaks_of
 from stopwatch import clock_of
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 OURS = "favorcast"
-WRONG, UNFINISHED = 1, 3
+WRONG, IMPOSSIBLE, UNFINISHED = 1, 2, 3
 BROKEN = ("wrong", "failed")
 QUICK_BUDGET_MS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benches, or one of the commands on results and revisions; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return _command(options)
+    except (ResultFileError, ImpossibleError, OSError) as error:
+        parser.exit(IMPOSSIBLE, f"{parser.prog}: error: {error}\n")
+
+
+class ImpossibleError(ValueError):
+    """What was asked for cannot be done."""
+
+
+def _command(options: argparse.Namespace) -> int:
     if options.report:
         from result_report import write_reports
 
@@ -55,11 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return compare(options.compare, options.op, quick=options.quick, device=_device(options))
     device = torch.device("cpu") if options.quick and options.device is None else _device(options)
+    bench, cases = _bench(options, device), selected(_scale(options, device), options.op)
+    if not any(bench.wanted(provider) for module, case in cases for provider in module.providers(case, device)):
+        raise ImpossibleError(
+            f"nothing to run: no '<op> <shape> <dtype>' matches --op {options.op!r}, or none of its providers matches "
+            f"--provider {options.provider!r} and --group {options.group}"
+        )
     folder = options.output or (Path(tempfile.mkdtemp(prefix="favorcast-bench-")) if options.quick else RESULTS)
     path = folder / f"{file_stem(device)}.csv"
-    scale: Scale = "quick" if options.quick else "gpu" if device.type == "cuda" else "cpu"
-    bench = _bench(options, device)
-    code = run(bench, selected(scale, options.op), path, resume=options.resume, budget_seconds=options.budget_seconds)
+    append(path, [])  # where nothing can be written is known before anything is measured
+    code = run(bench, cases, path, resume=options.resume, budget_seconds=options.budget_seconds)
     if options.quick:
         from result_report import write_reports
 
@@ -98,16 +115,19 @@ def run(
     bench.report = _print_row
     begin, worst = time.monotonic(), 0
     _print_header(bench)
-    done = _identities(read(path)) if resume else set()
+    before = read(path) if resume else []
+    done, broken = _identities(before), _identities([row for row in before if _is_ours_broken(row)])
     for number, (module, case) in enumerate(cases):
         names = [p.name for p in module.providers(case, bench.device) if bench.wanted(p)]
-        if not names or all(_identity(str(case), name, bench.machine) in done for name in names):
+        identities = [_identity(str(case), name, bench.machine) for name in names]
+        if all(identity in done for identity in identities):
+            worst = WRONG if any(identity in broken for identity in identities) else worst
             continue
         if time.monotonic() - begin > budget_seconds:
             print(f"{len(cases) - number} cases are left; run again with --resume", file=sys.stderr)
-            return worst or UNFINISHED
+            return UNFINISHED if resume else worst or UNFINISHED  # --resume finds what is wrong in the rows
         try:
-            rows = measure(module, case, bench)  # pyright: ignore[reportArgumentType] - a module is its own protocol
+            rows = _measured(module, case, bench)
         except BrokenDeviceError as error:
             append(path, _broken_rows(bench, case, names, str(error), path))
             print(f"{case}: the device is unusable, {error}", file=sys.stderr)
@@ -117,13 +137,30 @@ def run(
             print(f"{case}: {first_line(error)}", file=sys.stderr)
             worst = WRONG
         append(path, rows)
-        if any(row["provider"].startswith(OURS) and row["status"] in BROKEN for row in rows):
+        if any(_is_ours_broken(row) for row in rows):
             worst = WRONG
     return worst
 
 
+def _measured(module: ModuleType, case: Case, bench: Bench) -> list[Row]:
+    """Measure a case; any error after which the device answers nothing else is a BrokenDeviceError."""
+    try:
+        return measure(module, case, bench)  # pyright: ignore[reportArgumentType] - a module is its own protocol
+    except BrokenDeviceError:
+        raise
+    except Exception as error:
+        refuse_if_broken(error)
+        raise
+
+
+def _is_ours_broken(row: Row) -> bool:
+    return row["provider"].startswith(OURS) and row["status"] in BROKEN
+
+
 def print_failures(folder: Path) -> int:
     """Print the latest rows that have no number because something went wrong; returns 1 if one is ours."""
+    if not folder.is_dir():
+        raise ImpossibleError(f"there is no folder {folder}")
     rows = [row for path in sorted(folder.glob("*.csv")) for row in latest(read(path))]
     broken = [row for row in rows if row["status"] in BROKEN]
     for row in broken:
@@ -144,7 +181,31 @@ def _bench(options: argparse.Namespace, device: torch.device) -> Bench:
 
 
 def _device(options: argparse.Namespace) -> torch.device:
-    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Return the device asked for, made the current one: streams, events and graphs belong to that."""
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ImpossibleError(f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(device.index or 0)
+    return device
+
+
+def _scale(options: argparse.Namespace, device: torch.device) -> Scale:
+    return "quick" if options.quick else "gpu" if device.type == "cuda" else "cpu"
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+    return text
+
+
+def _known_device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:<number>, got {text!r}")
+    return text
 
 
 def _identities(rows: list[Row]) -> set[tuple[str, ...]]:
@@ -152,7 +213,7 @@ def _identities(rows: list[Row]) -> set[tuple[str, ...]]:
 
 
 def _identity(case: str, provider: str, machine: Row) -> tuple[str, ...]:
-    return (case, provider, *(machine[field] for field in ("device", "torch", "triton", "commit")))
+    return (case, provider, *(machine.get(field, "") for field in MACHINE))
 
 
 def _broken_rows(bench: Bench, case: Case, providers: Sequence[str], message: str, path: Path) -> list[Row]:
@@ -189,9 +250,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", action="store_true", help="render the result files of --output")
     parser.add_argument("--failures", action="store_true", help="list what is wrong or failed in --output")
     parser.add_argument("--compare", metavar="REVISION", help="measure a revision of git and this checkout in turn")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    parser.add_argument("--op", default="", metavar="REGEX", help="cases to run, by op, shape and dtype")
-    parser.add_argument("--provider", default="", metavar="REGEX", help="providers to run, by name")
+    parser.add_argument("--device", type=_known_device, help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--op", default="", type=_regex, metavar="REGEX", help="cases to run, by op, shape and dtype")
+    parser.add_argument("--provider", default="", type=_regex, metavar="REGEX", help="providers to run, by name")
     parser.add_argument("--group", choices=("all", "core", "peers"), default="all", help="providers to run, by group")
     parser.add_argument("--output", type=Path, help="folder of the result files (default bench/results)")
     parser.add_argument("--budget-ms", type=float, default=600.0, help="timing of one case and pass (default 600)")

@@ -117,9 +117,12 @@ def capture(call: Call, device: torch.device) -> torch.cuda.CUDAGraph:
         call()
     torch.cuda.current_stream(device).wait_stream(side)
     torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    finally:
+        torch.cuda.set_stream(stream)  # torch leaves the capture's own one current if the capture fails
     return graph
 
 

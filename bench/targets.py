@@ -9,6 +9,7 @@ no number: "not yet measured".
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ UNMEASURED = "not yet measured"
 MAIN = "b8-h16-l{}-d64-m256"
 LENGTHS = (1024, 4096, 16384)
 BOTH = ("forward", "forward+backward")
+KERNELS = "favorcast triton"
 
 
 class Target(NamedTuple):
@@ -67,6 +69,11 @@ def _case(rows: list[Row], op: str, shape: str, passes: str, dtype: str = "bfloa
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
+def _ours(rows: list[Row]) -> Row | None:
+    """Return the kernels' row, also where only the reference has a number; on a CPU the reference's."""
+    return yardstick([row for row in rows if row["provider"] == KERNELS] or [row for row in rows if row["threads"]])
+
+
 def _times(peer: Row | None, ours: Row | None) -> str:
     """Return how many times faster we are, e.g. "5.2x"; empty if either has no number."""
     if peer is None or ours is None:
@@ -84,7 +91,7 @@ def _joined(parts: dict[str, str]) -> str:
 
 def _roofline(op: str, passes: str) -> Callable[[list[Row]], str]:
     def reading(rows: list[Row]) -> str:
-        found = {length: yardstick(_case(rows, op, MAIN.format(length), passes)) for length in LENGTHS}
+        found = {length: _ours(_case(rows, op, MAIN.format(length), passes)) for length in LENGTHS}
         return _joined({f"L={n}": f"{row['roofline_percent']} %" for n, row in found.items() if row is not None})
 
     return reading
@@ -93,11 +100,13 @@ def _roofline(op: str, passes: str) -> Callable[[list[Row]], str]:
 def _against_softmax(op: str, passes: str) -> Callable[[list[Row]], str]:
     def reading(rows: list[Row]) -> str:
         cases = {length: _case(rows, op, MAIN.format(length), passes) for length in LENGTHS}
-        parts = {f"L={n}": _times(best_softmax(case), yardstick(case)) for n, case in cases.items()}
+        parts = {f"L={n}": _times(best_softmax(case), _ours(case)) for n, case in cases.items()}
         members = [r for r in rows if family(r) == (op, "b8-h16-d64-m256", "bfloat16", passes)]
-        at = crossover(members)
+        at = crossover([r for r in members if r["provider"] == KERNELS or not r["provider"].startswith("favorcast")])
         if at is not None:
-            parts["crossover"] = f"{at:.0f} tokens" if at else f"below {min(LENGTHS)} tokens"
+            parts["crossover"] = f"below {min(LENGTHS)} tokens"
+            if at > 0:
+                parts["crossover"] = f"{at:.0f} tokens" if at < math.inf else "not reached"
         return _joined(parts)
 
     return reading
@@ -111,14 +120,14 @@ def _against(op: str, shapes: Sequence[str], peers: Sequence[str], passes: Seque
                 case = _case(rows, op, shape, one, dtype)
                 for peer in peers:
                     found = best_softmax(case) if peer == "sdpa" else _named(case, peer)
-                    parts[f"{peer}, {shape}, {one}"] = _times(found, yardstick(case))
+                    parts[f"{peer}, {shape}, {one}"] = _times(found, _ours(case))
         return _joined(parts)
 
     return reading
 
 
 def _million_tokens(rows: list[Row]) -> str:
-    found = yardstick(_case(rows, "favor full", f"b1-h8-l{1 << 20}-d64-m256", BOTH[1]))
+    found = _ours(_case(rows, "favor full", f"b1-h8-l{1 << 20}-d64-m256", BOTH[1]))
     return "" if found is None else f"{found['peak_mib']} MiB at 1M tokens, {found['p50_ms']} ms"
 
 
@@ -131,14 +140,14 @@ def _decomposition(rows: list[Row]) -> str:
     parts = {}
     for row in rows:
         large = row["op"] == "decomposition" and row["shape"] in LARGE_SERIES
-        if large and row["provider"] == "favorcast triton" and row["roofline_percent"]:
+        if large and row["provider"] == KERNELS and row["roofline_percent"]:
             parts[f"{row['shape']}, {row['dtype']}, {row['pass']}"] = f"{row['roofline_percent']} %"
     return _joined(parts)
 
 
 def _accuracy(rows: list[Row]) -> str:
     case = _case(rows, "favor full", MAIN.format(4096), BOTH[1])
-    ours, peer = yardstick(case), _named(case, "torch two-hop")
+    ours, peer = _ours(case), _named(case, "torch two-hop")
     if ours is None or peer is None:
         return ""
     return f"{float(ours['error']) / float(peer['error']):.2g}x ({ours['error']} against {peer['error']})"

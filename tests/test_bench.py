@@ -107,10 +107,86 @@ def test_a_case_that_fails_as_a_whole_leaves_earlier_numbers_alone(tmp_path: Pat
     module = ModuleWith(ours())
     assert run.run(described, [(module, TINY)], path) == 0
     module.listed.append(Provider("peer", lambda inputs: 1 / 0))
-    module.expected = lambda case, inputs, target: 1 / 0
+    module.inputs = lambda case, device: 1 / 0
     assert run.run(described, [(module, TINY)], path) == run.WRONG
     found = {(r["provider"], r["pass"]): r["status"] for r in results_file.read(path)}
     assert found == {(ours().name, p): "ok" for p in PASSES} | {("peer", "forward"): "failed"}
+
+
+def test_an_exact_result_that_cannot_be_had_costs_its_own_providers_only():
+    def expected(case, inputs, target):
+        if target == "softmax":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return favor.expected(case, inputs, target)
+
+    module = ModuleWith(ours(), *(p for p in favor.providers(TINY, CPU) if p.target == "softmax"))
+    module.expected = expected
+    rows = {r["provider"]: r for r in measure(module, TINY, bench()) if r["pass"] == "forward"}
+    assert rows[ours().name]["status"] == "ok"
+    assert rows["sdpa"]["status"] == "failed"
+    assert "CUDA out of memory" in rows["sdpa"]["message"]
+
+
+def test_what_was_wrong_before_is_wrong_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    described = bench()
+    described.machine.update(dict.fromkeys(results_file.MACHINE, ""))
+    module = ModuleWith(replace(wrong_by(1.5), name="favorcast triton"))
+    path = tmp_path / "x.csv"
+    assert run.run(described, [(module, TINY)], path, resume=True) == run.WRONG
+    monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("it is not measured again"))
+    assert run.run(described, [(module, TINY)], path, resume=True) == run.WRONG
+    described.machine["threads"] = "1"
+    with pytest.raises(pytest.fail.Exception):
+        run.run(described, [(module, TINY)], path, resume=True)
+
+
+def test_a_device_that_breaks_while_it_is_timed_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def breaks(*_):
+        raise RuntimeError("CUDA error: an illegal instruction was encountered")
+
+    monkeypatch.setattr(measurement, "interleaved", breaks)
+    described = bench()
+    described.machine.update(dict.fromkeys(results_file.MACHINE, ""))
+    other = replace(TINY, op=favor.CAUSAL)
+    assert run.run(described, [(ModuleWith(ours()), case) for case in (TINY, other)], tmp_path / "x.csv") == run.WRONG
+    assert {row["op"] for row in results_file.read(tmp_path / "x.csv")} == {TINY.op}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--op", "("], "is no regular expression"),
+        (["--provider", "("], "is no regular expression"),
+        (["--device", "banana"], "expected cpu, cuda or cuda:<number>"),
+        (["--quick", "--op", "nothing matches"], "nothing to run"),
+        (["--quick", "--provider", "nobody"], "nothing to run"),
+        (["--device", "cuda:99"], "CUDA devices"),
+        (["--compare", "no-such-revision"], "git knows no such revision"),
+        (["--failures", "--output", "no/such/folder"], "there is no folder"),
+        (["--quick", "--output", "/dev/null/folder"], "Not a directory"),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_is_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        run.main(arguments)
+    assert ended.value.code == run.IMPOSSIBLE
+    assert message in capsys.readouterr().err
+
+
+def test_references_that_wait_for_the_device_are_not_captured(monkeypatch: pytest.MonkeyPatch):
+    gpu = torch.device("cuda")
+    found = [(case.op, p) for m in run.modules() for case in m.cases("gpu") for p in m.providers(case, gpu) if p.waits]
+    assert {op for op, _ in found} == {favor.CAUSAL, favor.STEP_CAUSAL, "favor decode", "rollout step"}
+    assert {provider.name for _, provider in found} == {"favorcast reference"}
+    monkeypatch.setattr(measurement, "capture", lambda call, device: pytest.fail("captured"))
+    described = bench()
+    described.device = gpu
+    timed = measurement._Timed(found[0][1], lambda: None, 0.0, 1.0, None)
+    graphs, reasons = measurement._captured({"favorcast reference": timed}, described)
+    assert not graphs
+    assert "waits for the device" in reasons["favorcast reference"]
 
 
 def test_a_call_that_is_too_slow_is_said_to_be(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,24 @@ def test_targets_are_read_from_the_files_of_one_gpu(tmp_path: Path):
     assert targets.table(tmp_path, device="^a GPU").splitlines() == lines
 
 
+def test_a_target_reads_the_kernels_rows_only(tmp_path: Path):
+    shape, driver = "b8-h16-l4096-d64-m256", {"driver": "580.1"}
+    kernels = {"provider": "favorcast triton", "shape": shape, **driver}
+    others = [
+        row(shape=shape, provider="favorcast reference", p50_ms="20", roofline_percent="3", **driver),
+        row(shape=shape, provider="sdpa flash", p50_ms="40", **driver),
+    ]
+    results_file.append(tmp_path / "a-gpu.csv", [row(p50_ms="", status="wrong", **kernels), *others])
+    assert all(targets.UNMEASURED in line for line in targets.table(tmp_path).splitlines()[2:])
+    slow = [
+        row(shape=shape.replace("4096", length), provider=provider, p50_ms=ms, **driver)
+        for length in ("4096", "16384")
+        for provider, ms in (("favorcast triton", "100"), ("sdpa flash", "40"))
+    ]
+    results_file.append(tmp_path / "a-gpu.csv", slow)
+    assert "not reached (crossover)" in targets.table(tmp_path).splitlines()[3]
+
+
 def test_the_readme_lists_the_targets():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for target in targets.TARGETS:
@@ -190,3 +209,50 @@ def test_the_commit_of_a_plain_copy_is_a_hash_of_its_sources(tmp_path: Path):
     source.write_text("x = 2\n")
     assert first.startswith("source-")
     assert machine.commit(tmp_path) != first
+    assert machine.commit(tmp_path, "bench") == machine.commit(tmp_path)
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "run.py").write_text("y = 1\n")
+    assert machine.commit(tmp_path, "bench") != machine.commit(tmp_path)
+
+
+def test_every_edit_of_a_checkout_has_a_name_of_its_own(tmp_path: Path):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    (tmp_path / "kernels").mkdir()
+    source = tmp_path / "kernels" / "a.py"
+    source.write_text("x = 1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = machine.commit(tmp_path)
+    names = {clean}
+    for line in ("x = 2\n", "x = 3\n"):
+        source.write_text(line)
+        names.add(machine.commit(tmp_path))
+    assert len(names) == 3
+    assert all(name.startswith(clean) for name in names)
+    source.write_text("x = 1\n")
+    (tmp_path / "results.csv").write_text("1\n")
+    assert machine.commit(tmp_path, "bench") == clean
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage\nfoo,bar\n", "is no result file: expected the columns"),
+        (b"\xff\xfe\x00", "is no result file"),
+        (
+            ",".join(results_file.FIELDS).encode() + b"\nfavor full,a" + b"," * 6 + b"abc\n",
+            "line 2: p20_ms should be a number",
+        ),
+    ],
+    ids=["columns", "binary", "number"],
+)
+def test_a_damaged_file_is_named_and_kept(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "cpu.csv"
+    path.write_bytes(content)
+    with pytest.raises(results_file.ResultFileError, match=message):
+        results_file.append(path, [row()])
+    assert path.read_bytes() == content

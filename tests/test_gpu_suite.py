@@ -101,6 +101,25 @@ def test_an_unfinished_part_goes_on_when_called_again(suite: Suite, part: str, w
     assert "--resume" in suite.called(where)[0]
 
 
+def test_wrong_rows_fail_the_suite_whatever_the_parts_say(suite: Suite):
+    (suite.out / "results").mkdir(parents=True)
+    assert suite.run("bench", where="--failures", behaves="echo 1 wrong; exit 1") == 1
+    assert "bench: passed" in suite.output
+    assert "1 wrong" in (suite.out / "summary.txt").read_text()
+
+
+def test_the_bench_runs_although_the_host_cost_fails(suite: Suite):
+    assert suite.run("bench", where="host_cost", behaves="exit 1") == 1
+    assert suite.called("--group core")
+    assert suite.run("bench") == 0
+
+
+def test_a_folder_that_cannot_be_made_ends_the_suite(suite: Suite):
+    suite.out = Path("/dev/null/out")
+    assert suite.run("profile") == 2
+    assert not suite.calls
+
+
 def test_a_failure_is_told_and_only_what_failed_runs_again(suite: Suite):
     assert suite.run("tests", "profile", where="test_favor_triton.py", behaves="echo FAILED test_x - why; exit 1") == 1
     assert "tests: FAILED with code 1" in suite.output
