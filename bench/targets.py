@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from result_families import best_softmax, crossover, family, yardstick
+from result_families import OURS, best_softmax, crossover, family, yardstick
 from results_file import Row, latest, milliseconds, read
 
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -24,7 +24,7 @@ UNMEASURED = "not yet measured"
 MAIN = "b8-h16-l{}-d64-m256"
 LENGTHS = (1024, 4096, 16384)
 BOTH = ("forward", "forward+backward")
-KERNELS = "favorcast triton"
+KERNELS = OURS[0]
 
 
 class Target(NamedTuple):

@@ -35,7 +35,7 @@ def feature_space(
             "draw_features(num_features, head_dim) makes them"
         )
     projection, log_weight, paired = (
-        RandomFeatures(features) if isinstance(features, Tensor) else RandomFeatures(*features[:3])
+        RandomFeatures(features) if isinstance(features, Tensor) else RandomFeatures(*features)
     )
     for name, x in (("the projection", projection), ("the first tensor", like), ("keys", keys)):
         _check_is_tensor(name, x)
