@@ -32,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: when the command cannot be carried out, with a message that says why, or after --help and the like.
     """
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: --model my_module.MyForecaster is found
+        sys.path.append(os.getcwd())  # --model my_module.MyForecaster is found; installed packages come first
     try:
         with lightning_advice_hidden():
             ForecastCLI(

@@ -169,7 +169,7 @@ class RevIN(Normalization):
         count = observed.sum(dim=1, keepdim=True)
         values = torch.where(observed, context_y.detach(), 0.0)
         mean = values.sum(dim=1, keepdim=True) / count.clamp(min=1)
-        deviation = torch.where(observed, values - mean, 0.0)
-        variance = deviation.square().sum(dim=1, keepdim=True) / count.clamp(min=1) + self.eps * self.std.square()
-        std = torch.where(count > 0, variance.sqrt(), self.std)
+        deviation = torch.where(observed, values - mean, 0.0) / self.std  # of order one, whatever the unit
+        variance = deviation.square().sum(dim=1, keepdim=True) / count.clamp(min=1)
+        std = torch.where(count > 0, self.std * (variance + self.eps).sqrt(), self.std)
         return Statistics(torch.where(count > 0, mean, self.mean), std)

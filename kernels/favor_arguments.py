@@ -70,8 +70,8 @@ def feature_space(
         _same_device(("log_weight", log_weight), ("the projection", projection))
     _same_device(("the projection", projection), ("the tensors", like))
     _same_device(("keys or state", keys), ("the tensors", like))
-    if scale is not None and not (0 < scale < float("inf")):
-        raise ValueError(f"scale must be positive and finite, got {scale}")
+    if scale is not None and not _is_positive(scale):
+        raise ValueError(f"scale must be positive and finite, got {scale!r}")
     if paired and projection.shape[-2] % 2:
         raise ValueError(f"paired features must have an even number of rows, got {projection.shape[-2]}")
     softmax_scale = head_dim**-0.5 if scale is None else float(scale)
@@ -207,6 +207,13 @@ def check_opening(state: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> N
             f"got {tuple(state_value.shape)}"
         )
     _same_device(("the state", state_value), ("key", key))
+
+
+def _is_positive(number: float) -> bool:
+    try:
+        return 0 < number < float("inf")
+    except TypeError:  # no number at all
+        return False
 
 
 def _check_is_tensor(name: str, x: object) -> None:

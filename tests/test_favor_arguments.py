@@ -60,6 +60,7 @@ BAD_INPUTS = {
     "mask shape": ({"key_padding_mask": ones(2, 6).bool()}, r"bool tensor \[2, 7\], True = ignore"),
     "scale 0": ({"scale": 0.0}, "scale must be positive and finite"),
     "scale nan": ({"scale": float("nan")}, "scale must be positive and finite"),
+    "scale no number": ({"scale": "0.1"}, "scale must be positive and finite, got '0.1'"),
     "scale inf": ({"scale": float("inf")}, "scale must be positive and finite"),
     "step 0": ({"tokens_per_step": 0, "is_causal": True}, "whole number of at least 1, got 0"),
     "step 1.5": ({"tokens_per_step": 1.5, "is_causal": True}, "whole number of at least 1, got 1.5"),

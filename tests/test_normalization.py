@@ -86,15 +86,18 @@ def test_a_constant_window_is_finite_at_every_data_scale():
         assert statistics.std.item() == pytest.approx(math.sqrt(1e-5) * scale, rel=1e-3)
 
 
-def test_small_units_are_normalised_like_large_ones_once_fitted():
+@pytest.mark.parametrize("unit", [1e-30, 1e-6, 1e6, 1e30])
+def test_the_unit_of_the_values_does_not_matter_once_fitted(unit: float):
     torch.manual_seed(0)
     y = torch.randn(1, 50, 1)
     results = []
-    for scale in (1e-6, 1.0):
+    for scale in (unit, 1.0):
         norm = RevIN(1)
         norm.fit(torch.zeros(1), torch.tensor([scale]))
-        results.append(norm.normalize(y * scale, norm.statistics(y * scale, ~y.isnan())))
-    torch.testing.assert_close(results[0], results[1])
+        statistics = norm.statistics(y * scale, ~y.isnan())
+        results.append(norm.normalize(y * scale, statistics))
+        torch.testing.assert_close(norm.denormalize(results[-1], statistics), y * scale, rtol=1e-5, atol=1e-6 * scale)
+    torch.testing.assert_close(*results)
 
 
 def test_a_window_without_observations_takes_the_training_statistics():
