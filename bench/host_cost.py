@@ -2,9 +2,11 @@
 
     python bench/host_cost.py                # on a GPU: the target is 15 us for a forward call
     python bench/host_cost.py --output bench/results
+    python bench/host_cost.py --stub         # without a GPU: the kernels' calls, to a CUDA driver that does nothing
 
-On a GPU calls are launched back to back and the queue is drained between batches, so that only the host is timed. On a
-CPU the call's own work is in the number, which is then an upper bound and no more.
+On a GPU calls are launched back to back and the queue is drained between batches, so that only the host is timed. The
+stub leaves out what the driver takes for a launch (2 to 4 us), and memory is that of the CPU's allocator. On a CPU the
+call's own work is in the number, which is then an upper bound and no more.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import description, file_stem
 from results_file import Row, append
+from torch import Tensor
 from torch.nn import functional as F
 
 from favorcast.kernels import draw_features, favor_attention, series_decomposition, summarize
 
-SHAPE = (1, 1, 16, 16)
-"""b, h, l, d of the inputs; m = 32."""
+LENGTHS = (16, 1024)
+"""Of one head: both hops in one launch, and with the keys split over several programs in three."""
+
+HEAD_DIM = 16
+"""Its dim; m = 32."""
 
 BATCHES, CALLS = 15, 50
 """CALLS stay below the depth of a CUDA stream's queue (1024 launches), beyond which a launch waits for the device."""
@@ -35,44 +42,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line a call, and append them to the result file of the device if told to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--stub", action="store_true", help="launch kernels to a driver that does nothing")
     parser.add_argument("--calls", type=int, default=CALLS, help="calls a batch (default %(default)s)")
     parser.add_argument("--output", type=Path, help="folder of the result files; default: print only")
     options = parser.parse_args(arguments)
+    if options.stub and options.output:
+        parser.error("--stub measures no device: its times are printed, not added to result files")
+    impl = "auto"
+    if options.stub:
+        from stub_driver import install_stub
+
+        install_stub()
+        options.device, impl = "cpu", "triton"
     device = torch.device(options.device)
     machine = description(device)
     rows = []
-    for (op, passes, provider), call in calls(device).items():
+    for (op, length, passes, provider), call in calls(device, impl).items():
         p20, p50, p80 = host_microseconds(call, device, options.calls)
-        print(f"{op:28s} {passes:18s} {provider:20s} {p50:8.1f} us ({p20:.1f} - {p80:.1f})", flush=True)
-        rows.append(_row(machine, op, passes, provider, (p20, p50, p80)))
+        print(f"{op:28s} {length:5d} {passes:18s} {provider:10s} {p50:8.1f} us ({p20:.1f} - {p80:.1f})", flush=True)
+        rows.append(_row(machine, op, length, passes, provider, (p20, p50, p80)))
     if options.output:
         append(options.output / f"{file_stem(device)}.csv", rows)
     return 0
 
 
-def calls(device: torch.device) -> dict[tuple[str, str, str], Callable[[], Any]]:
-    """Return (op, pass, provider) to call."""
-    query, key, value = (torch.randn(SHAPE, device=device) for _ in range(3))
-    features = draw_features(32, SHAPE[-1], device=device)
-    series = torch.randn(1, 96, 16, device=device)
-    learnt = [x.clone().requires_grad_() for x in (query, key, value)]
-    upstream = torch.randn_like(query)
-
-    def training(attention: Callable[..., torch.Tensor]) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(attention(*learnt), learnt, upstream)
-
-    def favor(q, k, v):
-        return favor_attention(q, k, v, features)
-
-    return {
-        ("host cost favor_attention", "forward", "favorcast"): lambda: favor(query, key, value),
-        ("host cost favor_attention", "forward, recorded", "favorcast"): lambda: favor(*learnt),
-        ("host cost favor_attention", "forward+backward", "favorcast"): training(favor),
-        ("host cost summarize", "forward", "favorcast"): lambda: summarize(key, value, features),
-        ("host cost decomposition", "forward", "favorcast"): lambda: series_decomposition(series, 25),
-        ("host cost sdpa", "forward", "sdpa"): lambda: F.scaled_dot_product_attention(query, key, value),
-        ("host cost sdpa", "forward+backward", "sdpa"): training(F.scaled_dot_product_attention),
+def calls(device: torch.device, impl: str) -> dict[tuple[str, int, str, str], Callable[[], Any]]:
+    """Return (op, length, pass, provider) to call."""
+    features = draw_features(32, HEAD_DIM, device=device)
+    attentions = {
+        ("favor_attention", "favorcast"): lambda q, k, v: favor_attention(q, k, v, features, impl=impl),
+        ("causal", "favorcast"): lambda q, k, v: favor_attention(q, k, v, features, is_causal=True, impl=impl),
     }
+    if device.type == "cuda":  # elsewhere it would be its work that takes the time
+        attentions["sdpa", "sdpa"] = F.scaled_dot_product_attention
+    found: dict[tuple[str, int, str, str], Callable[[], Any]] = {}
+    for length in LENGTHS:
+        tensors = [torch.randn(1, 1, length, HEAD_DIM, device=device) for _ in range(3)]
+        for (op, provider), attention in attentions.items():
+            found |= {
+                (f"host cost {op}", length, passes, provider): call for passes, call in _passes(attention, tensors)
+            }
+        state = partial(summarize, *tensors[1:], features, impl=impl)
+        found["host cost summarize", length, "forward", "favorcast"] = state
+        series = torch.randn(1, length, HEAD_DIM, device=device)
+        split = partial(series_decomposition, impl=impl, kernel_size=9)
+        found["host cost decomposition", length, "forward", "favorcast"] = partial(split, series)
+    return found
+
+
+def _passes(attention: Callable[..., Tensor], tensors: list[Tensor]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield a forward call, one whose gradients are recorded, and one with its backward."""
+    learnt = [x.clone().requires_grad_() for x in tensors]
+    upstream = torch.randn_like(tensors[0])
+    yield "forward", lambda: attention(*tensors)
+    yield "forward, recorded", lambda: attention(*learnt)
+    yield "forward+backward", lambda: torch.autograd.grad(attention(*learnt), learnt, upstream)
 
 
 def host_microseconds(call: Callable[[], Any], device: torch.device, count: int) -> tuple[float, float, float]:
@@ -91,10 +115,11 @@ def host_microseconds(call: Callable[[], Any], device: torch.device, count: int)
     return deciles[1], deciles[4], deciles[7]
 
 
-def _row(machine: Row, op: str, passes: str, provider: str, microseconds: tuple[float, float, float]) -> Row:
-    b, h, length, d = SHAPE
+def _row(
+    machine: Row, op: str, length: int, passes: str, provider: str, microseconds: tuple[float, float, float]
+) -> Row:
     times = dict(zip(("p20_ms", "p50_ms", "p80_ms"), (f"{x * 1e-3:.4g}" for x in microseconds), strict=True))
-    names = {"op": op, "provider": provider, "shape": f"b{b}-h{h}-l{length}-d{d}-m32", "pass": passes}
+    names = {"op": op, "provider": provider, "shape": f"b1-h1-l{length}-d{HEAD_DIM}-m32", "pass": passes}
     return {**machine, **names, **times, "dtype": "float32", "status": "ok", "message": "host time of an eager call"}
 
 

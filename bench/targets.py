@@ -133,7 +133,7 @@ def _million_tokens(rows: list[Row]) -> str:
 
 def _host_cost(rows: list[Row]) -> str:
     found = [r for r in rows if r["op"] == "host cost favor_attention" and r["pass"] == "forward"]
-    return f"{1e3 * float(found[-1]['p50_ms']):.1f} us" if found else ""
+    return _joined({f"{r['shape']}": f"{1e3 * float(r['p50_ms']):.1f} us" for r in found})
 
 
 def _decomposition(rows: list[Row]) -> str:

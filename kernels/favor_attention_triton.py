@@ -15,9 +15,6 @@ products ("tf32x3", about float32's accuracy) or, with impl="triton-ieee", in fl
 exponents are float32. The state is float32 for `summarize`; inside `full_attention` it has the operands' dtype.
 """
 
-# Kernel parameters are annotated for the device, launches pass host values:
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -38,6 +35,7 @@ from .favor_launch import (
 )
 from .favor_reference import KeySummary, attention_output
 from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
+from .launch_plans import launch_kernel
 from .random_features import FeatureSpace
 
 SHORT_QUERIES = 256
@@ -56,9 +54,9 @@ class State(NamedTuple):
     row_sum: Tensor
 
     @classmethod
-    def empty(cls, shape: tuple[int, ...], value_dim: int, dtype: torch.dtype, device: torch.device) -> State:
+    def empty(cls, shape: tuple[int, ...], value_dim: int, device: torch.device) -> State:
         vectors = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
-        return cls(torch.empty((*shape, value_dim), dtype=dtype, device=device), *vectors)
+        return cls(torch.empty((*shape, value_dim), dtype=torch.float32, device=device), *vectors)
 
     def described(self) -> tuple[Rows, Vectors | None, Vectors, Vectors]:
         log_normalizer = None if self.log_normalizer is None else vectors_of(self.log_normalizer)
@@ -80,18 +78,30 @@ class Statistics(NamedTuple):
     anchor: Tensor
 
     @classmethod
-    def empty(cls, query: Tensor, segments: int = 1) -> Statistics:
+    def empty(cls, query: Tensor, segments: int) -> Statistics:
         b, heads, t, _ = query.shape
         softmax = torch.empty((2, b, heads, t), dtype=torch.float32, device=query.device)
         return cls(softmax, torch.empty((segments * b, heads), dtype=torch.float32, device=query.device))
+
+    @classmethod
+    def within(cls, packed: Tensor, query: Tensor) -> Statistics:
+        """View the tensor of `packed_statistics`: an operator costs the host less for one result than for two."""
+        b, heads, t, _ = query.shape
+        return cls(packed[: 2 * b * heads * t].view(2, b, heads, t), packed[2 * b * heads * t :].view(b, heads))
 
     def described(self) -> tuple[Vectors, Vectors, Vectors]:
         return vectors_of(self.softmax[0]), vectors_of(self.softmax[1]), vectors_of(self.anchor.unsqueeze(-1))
 
 
+def packed_statistics(query: Tensor) -> Tensor:
+    """Allocate the Statistics of one state a head."""
+    b, heads, t, _ = query.shape
+    return query.new_empty(b * heads * (2 * t + 1), dtype=torch.float32)
+
+
 def summarize_triton(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, impl: str) -> KeySummary:
     """Summarize keys (b, h, s, d) and values (b, h, s, e) into a float32 state."""
-    state = State.empty((*key.shape[:2], space.projection.shape[-2]), value.shape[-1], torch.float32, key.device)
+    state = State.empty((*key.shape[:2], space.projection.shape[-2]), value.shape[-1], key.device)
     _launch_summarize(key, value, mask, space, impl, state, None)
     assert state.log_normalizer is not None
     return KeySummary(state.log_normalizer, state.value, state.row_max, state.row_sum)
@@ -110,7 +120,9 @@ def summarize_segments(
     m, e = state.value.shape[-2:]
     constants = shared_constants(space, key, m, e, impl)
     launch = launch_of("summarize", constants, segments.length, key.device)
-    _summarize_kernel[(b * h * segments.count * launch.tiles,)](
+    launch_kernel(
+        _summarize_kernel,
+        b * h * segments.count * launch.tiles,
         rows_of(key),
         rows_of(value),
         mask_of(mask),
@@ -149,9 +161,11 @@ def _launch_summarize(
     splits, each = split_tokens(ceil_div(s, launch.tokens), launch.tokens, b * h * launch.tiles, key.device)
     parts = state
     if splits > 1:
-        parts = State.empty((splits * b, h, m), e, torch.float32, key.device)._replace(log_normalizer=None)
+        parts = State.empty((splits * b, h, m), e, key.device)._replace(log_normalizer=None)
     log_weight = None if space.log_weight is None else vectors_of(space.log_weight)
-    _summarize_kernel[(b * h * splits * launch.tiles,)](
+    launch_kernel(
+        _summarize_kernel,
+        b * h * splits * launch.tiles,
         rows_of(key),
         rows_of(value),
         mask_of(mask),
@@ -172,7 +186,9 @@ def _launch_summarize(
     )
     if splits > 1:
         block = min(16, next_power_of_two(m))
-        _merge_splits_kernel[(b * h * ceil_div(m, block),)](
+        launch_kernel(
+            _merge_splits_kernel,
+            b * h * ceil_div(m, block),
             parts.described(),
             log_weight,
             state.described(),
@@ -186,10 +202,21 @@ def _launch_summarize(
         )
 
 
-def attend_triton(
-    query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str, segments: Segments | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return o (b, h g, t, e) in query's dtype, and the Statistics of its softmax.
+def attend_triton(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str) -> tuple[Tensor, Tensor]:
+    """Return o (b, h g, t, e) in query's dtype, and the packed Statistics of its softmax."""
+    packed = packed_statistics(query)
+    return launch_attend(query, state, space, impl, Statistics.within(packed, query)), packed
+
+
+def launch_attend(
+    query: Tensor,
+    state: tuple[Tensor, Tensor],
+    space: FeatureSpace,
+    impl: str,
+    statistics: Statistics,
+    segments: Segments | None = None,
+) -> Tensor:
+    """Return o (b, h g, t, e) in query's dtype, and fill the statistics.
 
     With segments, the state has one for each, (segments b, h, m) and (segments b, h, m, e).
     """
@@ -198,12 +225,13 @@ def attend_triton(
     h, m, e = state_value.shape[1:]
     segments = segments or Segments.whole(t)
     output = attention_output(query, e)
-    statistics = Statistics.empty(query, segments.count)
     if b * heads * t == 0:
-        return output, statistics.softmax, statistics.anchor
+        return output
     constants = shared_constants(space, query, m, e, impl)
     launch = launch_of("attend", constants, segments.length, query.device)
-    _attend_kernel[(b * heads * segments.count * ceil_div(segments.length, launch.tokens),)](
+    launch_kernel(
+        _attend_kernel,
+        b * heads * segments.count * ceil_div(segments.length, launch.tokens),
         rows_of(query),
         rows_of(space.projection),
         vectors_of(log_normalizer),
@@ -222,48 +250,52 @@ def attend_triton(
         BLOCK_ALL=next_power_of_two(m),
         **launch.options,
     )
-    return output, statistics.softmax, statistics.anchor
+    return output
 
 
 class FullResults(NamedTuple):
-    """Output and statistics of hop 2, the state of hop 1, and the projection in the operands' dtype."""
+    """Output and packed Statistics of hop 2; L, maximum, sum (3, b, h, m) and V of hop 1; a copy of the projection.
+
+    V and the copy have the dtype in which hop 2 reads them; the copy is empty where it reads the original.
+    """
 
     output: Tensor
-    softmax: Tensor
-    anchor: Tensor
-    log_normalizer: Tensor
+    statistics: Tensor
+    normalizers: Tensor
     state_value: Tensor
-    row_max: Tensor
-    row_sum: Tensor
     projection: Tensor
 
 
 def full_attention_triton(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, impl: str
 ) -> FullResults:
-    """Run both hops; the state is kept in the dtype in which hop 2 reads it."""
-    m, e = space.projection.shape[-2], value.shape[-1]
-    state = State.empty((*key.shape[:2], m), e, torch.float32, key.device)
-    state_value, projection = operands_like(query, key, state.value, space)
-    state = state._replace(value=state_value)
-    assert state.log_normalizer is not None
+    """Run both hops."""
+    packed, normalizers, state_value, projection = full_auxiliaries(query, key, value, space)
+    statistics = Statistics.within(packed, query)
+    log_normalizer, row_max, row_sum = normalizers.unbind()
+    state = State(state_value, log_normalizer, row_max, row_sum)
     if is_short(query, key, value, space):
-        output, *statistics = short_attention((query, key, value, mask), space, impl, state)
+        output = short_attention((query, key, value, mask), space, impl, state, statistics)
     else:
         copy = projection if projection.numel() else None
         _launch_summarize(key, value, mask, space, impl, state, copy)
         operands = space if copy is None else space._replace(projection=copy)
-        output, *statistics = attend_triton(query, (state.log_normalizer, state.value), operands, impl)
-    return FullResults(output, *statistics, state.log_normalizer, state.value, state.row_max, state.row_sum, projection)
+        output = launch_attend(query, (log_normalizer, state_value), operands, impl, statistics)
+    return FullResults(output, packed, normalizers, state_value, projection)
 
 
-def operands_like(query: Tensor, key: Tensor, state_value: Tensor, space: FeatureSpace) -> tuple[Tensor, Tensor]:
-    """Allocate V, and the projection where hop 1 is to leave a copy of it, in the dtypes in which hop 2 reads them."""
-    operand = state_value.new_empty(0)
-    if query.dtype == key.dtype != torch.float32 and not is_short(query, key, state_value, space):
+def full_auxiliaries(
+    query: Tensor, key: Tensor, value: Tensor, space: FeatureSpace
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Allocate all of FullResults but the output."""
+    shape = (*key.shape[:2], space.projection.shape[-2])
+    normalizers = key.new_empty((3, *shape), dtype=torch.float32)
+    state_value = key.new_empty((*shape, value.shape[-1]), dtype=operand_dtype(query.dtype))
+    projection = key.new_empty(0)
+    if query.dtype == key.dtype != torch.float32 and not is_short(query, key, value, space):
         m = space.projection.shape[-2] // (2 if space.paired else 1)
-        operand = key.new_empty((*space.projection.shape[:-2], m, space.projection.shape[-1]))
-    return torch.empty_like(state_value, dtype=operand_dtype(query.dtype)), operand
+        projection = key.new_empty((*space.projection.shape[:-2], m, space.projection.shape[-1]))
+    return packed_statistics(query), normalizers, state_value, projection
 
 
 def is_short(query: Tensor, key: Tensor, value: Tensor, space: FeatureSpace) -> bool:
@@ -286,21 +318,26 @@ def short_attention(
     space: FeatureSpace,
     impl: str,
     state: State,
+    statistics: Statistics,
     initial: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run both hops of query, key, value and mask in one launch, behind a state (L, V) of earlier keys."""
+) -> Tensor:
+    """Run both hops of query, key, value and mask in one launch, behind a state (L, V) of earlier keys.
+
+    Returns the output, and fills state and statistics.
+    """
     query, key, value, mask = tensors
     b, heads, t, _ = query.shape
     m, e = state.value.shape[-2:]
     s, h = key.shape[-2], key.shape[1]
     output = attention_output(query, e)
-    statistics = Statistics.empty(query)
     if b * heads == 0:
-        return output, statistics.softmax, statistics.anchor
+        return output
     constants = shared_constants(space, query, m, e, impl)
     launch = launch_of("short", constants, max(t, s), query.device)
     tokens = min(launch.tokens, next_power_of_two(t))
-    _short_kernel[(b * heads * max(1, ceil_div(t, tokens)),)](
+    launch_kernel(
+        _short_kernel,
+        b * heads * max(1, ceil_div(t, tokens)),
         rows_of(query),
         rows_of(key),
         rows_of(value),
@@ -321,4 +358,4 @@ def short_attention(
         BLOCK_M=launch.features,
         **launch.options,
     )
-    return output, statistics.softmax, statistics.anchor
+    return output

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from .favor_definition import attend_definition, causal_definition, joined_definition, summarize_definition
-from .favor_ops import attend_backward_op, causal_backward_op, full_backward_op, summarize_backward_op
+from .favor_ops import (
+    attend_backward_op,
+    attend_op,
+    causal_backward_op,
+    causal_op,
+    full_backward_op,
+    full_op,
+    summarize_backward_op,
+    summarize_op,
+)
+from .operators import Operator
 from .random_features import FeatureSpace
 
 
@@ -165,8 +175,9 @@ def _define_causal(query, key, value, mask, log_normalizer, state_value, *option
     return causal_definition(query, key, value, mask, initial, space, tokens_per_step), *state
 
 
-def _register(
-    name: str,
+def _differentiate(
+    operator: Operator,
+    backward: Operator,
     gradient: Callable[..., Any],
     kept_outputs: slice,
     auxiliary_outputs: slice,
@@ -177,16 +188,15 @@ def _register(
     materialized: bool = True,
 ) -> None:
     """Register the gradient of an operator and, through its definition, that of its backward operator."""
-    torch.library.register_autograd(
-        f"favorcast::{name}", gradient, setup_context=_keep(kept_outputs, auxiliary_outputs, materialized)
-    )
-    again = _differentiate_again(define, upstream_count, input_count, gradient_positions)
-    torch.library.register_autograd(f"favorcast::{name}_backward", again, setup_context=_keep())
+    operator.differentiate(gradient, _keep(kept_outputs, auxiliary_outputs, materialized))
+    backward.differentiate(_differentiate_again(define, upstream_count, input_count, gradient_positions), _keep())
 
 
-_register("summarize", _summarize_autograd, slice(1, 4), slice(2, 4), _define_summarize, 2, 9, (0, 1, 3, 4))
-_register("attend", _attend_autograd, slice(3), slice(1, 3), _define_attend, 1, 9, (0, 1, 2, 3))
-_register("full_attention", _full_autograd, slice(8), slice(1, 8), _define_full, 1, 10, (0, 1, 2, 4, 5))
-_register(
-    "causal_attention", _causal_autograd, slice(4), slice(3, 4), _define_causal, 3, 13, (0, 1, 2, 4, 5, 6, 7), False
-)
+_differentiate(summarize_op, summarize_backward_op, _summarize_autograd, slice(1, 4), slice(2, 4), _define_summarize,
+               2, 9, (0, 1, 3, 4))  # fmt: skip
+_differentiate(attend_op, attend_backward_op, _attend_autograd, slice(2), slice(1, 2), _define_attend,
+               1, 9, (0, 1, 2, 3))  # fmt: skip
+_differentiate(full_op, full_backward_op, _full_autograd, slice(5), slice(1, 5), _define_full,
+               1, 10, (0, 1, 2, 4, 5))  # fmt: skip
+_differentiate(causal_op, causal_backward_op, _causal_autograd, slice(4), slice(3, 4), _define_causal,
+               3, 13, (0, 1, 2, 4, 5, 6, 7), False)  # fmt: skip

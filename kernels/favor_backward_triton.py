@@ -3,9 +3,6 @@
 Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
 """
 
-# Kernel parameters are annotated for the device, launches pass host values:
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import math
@@ -34,6 +31,7 @@ from .favor_launch import (
 )
 from .favor_reference import ParameterGradients
 from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
+from .launch_plans import launch_kernel
 from .random_features import FeatureSpace
 
 
@@ -91,15 +89,16 @@ def full_attention_backward_triton(
     """Differentiate `full_attention_triton`, whose results are given."""
     forward = FullResults(*results)
     operands = space if forward.projection.numel() == 0 else space._replace(projection=forward.projection)
-    state = (forward.log_normalizer, forward.state_value)
-    queries = Hop.of_queries(state, forward.output, Statistics(forward.softmax, forward.anchor))
+    log_normalizer, row_max, row_sum = forward.normalizers.unbind()
+    statistics = Statistics.within(forward.statistics, query)
+    queries = Hop.of_queries((log_normalizer, forward.state_value), forward.output, statistics)
     d_query, received = _query_side(d_output, query, queries, operands, impl)
-    keys = Hop.of_keys(forward.state_value, forward.row_max, operand_dtype(key.dtype))
-    d_log_normalizer = torch.empty_like(forward.log_normalizer) if parameter_gradients else None
-    _reduce_gradient(received, None, forward.state_value, (None, d_log_normalizer), (keys, forward.row_sum))
+    keys = Hop.of_keys(forward.state_value, row_max, operand_dtype(key.dtype))
+    d_log_normalizer = torch.empty_like(log_normalizer) if parameter_gradients else None
+    _reduce_gradient(received, None, forward.state_value, (None, d_log_normalizer), (keys, row_sum))
     d_key, d_value = _key_side(key, value, mask, keys, operands, impl)
     if d_log_normalizer is None:
-        return FullGradients(d_query, d_key, d_value, no_parameters(forward.row_max))
+        return FullGradients(d_query, d_key, d_value, no_parameters(row_max))
     parts = projection_gradient(query, d_output, None, queries, space, impl)
     parts += projection_gradient(key, value, mask, keys, space, impl)
     return FullGradients(d_query, d_key, d_value, to_parameters(parts, d_log_normalizer, space))
@@ -133,12 +132,12 @@ def attend_backward_triton(
     state: tuple[Tensor, Tensor],
     space: FeatureSpace,
     impl: str,
-    results: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor],
     parameter_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
     """Return (d_query, d_log_normalizer, d_state_value, parameter gradients); `results` are those of the forward."""
-    output, *statistics = results
-    queries = Hop.of_queries(state, output, Statistics(*statistics))
+    output, packed = results
+    queries = Hop.of_queries(state, output, Statistics.within(packed, query))
     d_query, received = _query_side(d_output, query, queries, space, impl)
     d_log_normalizer, d_state_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in state)
     _reduce_gradient(received, None, state[1], (d_state_value, d_log_normalizer), None)
@@ -172,7 +171,9 @@ def landmark_gradient(
     received = torch.empty((parts * b, h, m, e), dtype=torch.float32, device=query.device)
     received_weighted = torch.empty((parts * b, h, m), dtype=torch.float32, device=query.device)
     if received.numel():
-        _landmark_gradient_kernel[(b * h * parts * launch.tiles,)](
+        launch_kernel(
+            _landmark_gradient_kernel,
+            b * h * parts * launch.tiles,
             rows_of(query),
             rows_of(d_output),
             _statistics(hop),
@@ -234,7 +235,9 @@ def token_gradient(
     segments = hop.segments or Segments.whole(n)
     constants = shared_constants(space, tokens, m, e, impl)
     launch = launch_of("key_gradient" if is_key_side else "query_gradient", constants, segments.length, tokens.device)
-    _token_gradient_kernel[(b * heads * segments.count * ceil_div(segments.length, launch.tokens),)](
+    launch_kernel(
+        _token_gradient_kernel,
+        b * heads * segments.count * ceil_div(segments.length, launch.tokens),
         rows_of(tokens),
         rows_of(token_rows),
         mask_of(mask),
@@ -276,7 +279,9 @@ def _reduce_gradient(
         return
     hop, row_sum = (None, None) if keys is None else keys
     block = min(16, next_power_of_two(m))
-    _reduce_gradient_kernel[(b * h * ceil_div(m, block),)](
+    launch_kernel(
+        _reduce_gradient_kernel,
+        b * h * ceil_div(m, block),
         rows_of(received[0]),
         _vectors(received[1]),
         _vectors(d_log_normalizer),
@@ -310,7 +315,9 @@ def projection_gradient(
     count = splits * segments.count
     parts = torch.empty((count * b, h, m, d), dtype=torch.float32, device=tokens.device)
     if parts.numel():
-        _projection_gradient_kernel[(b * h * count * launch.tiles,)](
+        launch_kernel(
+            _projection_gradient_kernel,
+            b * h * count * launch.tiles,
             rows_of(tokens),
             rows_of(token_rows),
             mask_of(mask),

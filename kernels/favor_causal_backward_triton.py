@@ -11,9 +11,6 @@ Dimension key: b batch, h key heads, g query heads per key head, t tokens, d hea
 With grouped queries the keys' gradients are float32 for each query head before they are summed over a group.
 """
 
-# Kernel parameters are annotated for the device, launches pass host values:
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import math
@@ -48,6 +45,7 @@ from .favor_causal_triton import (
 from .favor_launch import ceil_div, gains, next_power_of_two, operand_dtype
 from .favor_scan_kernels import _suffix_gradients_kernel
 from .favor_tiles import Rows, Vectors, rows_of, vectors_of
+from .launch_plans import launch_kernel
 from .random_features import FeatureSpace
 
 StatePair = tuple[Tensor, Tensor]
@@ -145,7 +143,9 @@ def _suffix_gradients(
     asked, weighted = (states.value, states.row_sum) if received is None else received
     splits = 0 if received is None else asked.shape[0] // max(1, plan.segments.count * b)
     block = scan_block(m, e)
-    _suffix_gradients_kernel[(b * h * ceil_div(m, block),)](
+    launch_kernel(
+        _suffix_gradients_kernel,
+        b * h * ceil_div(m, block),
         rows_of(asked),
         vectors_of(weighted),
         states.described(),
@@ -253,7 +253,9 @@ class _Scan(NamedTuple):
         query, value = self.tensors.query, self.tensors.value
         d_query = torch.empty_like(query)
         launch = causal_launch("causal_query_gradient", self.tensors, self.space, self.impl)
-        _causal_query_gradient_kernel[(self.plan.segments.count * query.shape[0] * query.shape[1],)](
+        launch_kernel(
+            _causal_query_gradient_kernel,
+            self.plan.segments.count * query.shape[0] * query.shape[1],
             *described_inputs(self.tensors, self.space),
             None if states is None else states.described(),
             Running.empty(self.plan, query, self.space.projection.shape[-2], value.shape[-1]).described(),
@@ -293,7 +295,9 @@ class _Scan(NamedTuple):
         constants = dict(causal_constants(self.tensors, single, self.impl))
         del constants["PAIRED"]
         launch = causal_launch("causal_key_gradient", self.tensors, single, self.impl)
-        _causal_key_gradient_kernel[(self.plan.segments.count * query.shape[0] * query.shape[1],)](
+        launch_kernel(
+            _causal_key_gradient_kernel,
+            self.plan.segments.count * query.shape[0] * query.shape[1],
             *described_inputs(self.tensors, self.space),
             None if suffix is None else suffix.described(),
             Running.empty(self.plan, query, self.space.projection.shape[-2], value.shape[-1]).described(),

@@ -13,9 +13,6 @@ that each reads one state, which its queries and those of full attention do alik
 of one pass only, (m, e) for each segment; the backward makes them again.
 """
 
-# Kernel parameters are annotated for the device, launches pass host values:
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -26,9 +23,9 @@ from torch import Tensor
 from .favor_attention_triton import (
     State,
     Statistics,
-    attend_triton,
     described_state,
     is_short,
+    launch_attend,
     short_attention,
     summarize_segments,
 )
@@ -49,6 +46,7 @@ from .favor_launch import (
 from .favor_reference import attention_output
 from .favor_scan_kernels import _prefix_states_kernel
 from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
+from .launch_plans import launch_kernel
 from .random_features import FeatureSpace
 
 SHORTEST_SEGMENT_CHUNKS = 4
@@ -114,23 +112,27 @@ def causal_attention_triton(
     (b, h, _, _), m, e = key.shape, space.projection.shape[-2], value.shape[-1]
     plan = causal_plan(tensors, space, impl, tokens_per_step)
     if plan.segments.count == 1 and plan.chunk is None and is_short(query, key, value, space):
-        state = State.empty((b, h, m), e, torch.float32, key.device)
-        output, softmax, _ = short_attention((query, key, value, mask), space, impl, state, initial)
+        state, statistics = State.empty((b, h, m), e, key.device), Statistics.empty(query, 1)
+        output = short_attention((query, key, value, mask), space, impl, state, statistics, initial)
         assert state.log_normalizer is not None
-        return CausalSummary(output, state.log_normalizer, state.value, softmax)
+        return CausalSummary(output, state.log_normalizer, state.value, statistics.softmax)
     log_normalizer = torch.empty((b, h, m), dtype=torch.float32, device=key.device)
     state_value = torch.empty((b, h, m, e), dtype=torch.float32, device=key.device)
     final = (log_normalizer, state_value)
     if b * h == 0 or plan.chunk is None:
         states = prefix_states(tensors, space, impl, plan, final)
-        output, softmax, _ = attend_triton(query, (states.log_normalizer, states.value), space, impl, plan.segments)
-        return CausalSummary(output, *final, softmax)
+        assert states.log_normalizer is not None
+        state, statistics = (states.log_normalizer, states.value), Statistics.empty(query, plan.segments.count)
+        output = launch_attend(query, state, space, impl, statistics, plan.segments)
+        return CausalSummary(output, *final, statistics.softmax)
     states = None
     if plan.segments.count > 1 or initial is not None:
         states = prefix_states(tensors, space, impl, plan, None)
     output, statistics = attention_output(query, e), Statistics.empty(query, 0)
     launch = causal_launch("causal_attend", tensors, space, impl)
-    _causal_attend_kernel[(plan.segments.count * b * query.shape[1],)](
+    launch_kernel(
+        _causal_attend_kernel,
+        plan.segments.count * b * query.shape[1],
         *described_inputs(tensors, space),
         None if states is None else states.described(),
         Running.empty(plan, query, m, e).described(),
@@ -158,14 +160,16 @@ def prefix_states(
     _, key, value, mask, initial = tensors
     (b, h, _, _), m, e = key.shape, space.projection.shape[-2], value.shape[-1]
     segments = plan.segments
-    states = State.empty((segments.count * b, h, m), e, torch.float32, key.device)
+    states = State.empty((segments.count * b, h, m), e, key.device)
     if b * h == 0:
         return states
     summarised = segments.count - (plan.chunk is not None)
     if summarised > 0:
         summarize_segments((key, value, mask), space, impl, states, segments._replace(count=summarised))
     block = scan_block(m, e)
-    _prefix_states_kernel[(b * h * ceil_div(m, block),)](
+    launch_kernel(
+        _prefix_states_kernel,
+        b * h * ceil_div(m, block),
         states.described(),
         described_state(initial),
         described_state(final),

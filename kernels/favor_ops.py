@@ -26,12 +26,10 @@ from .favor_reference import (
     summarize_backward_reference,
     summarize_reference,
 )
-from .implementation import in_own_context
+from .operators import Operator
 from .random_features import FeatureSpace
 
 _OPTIONS = "Tensor projection, Tensor? log_weight, float scale, str feature_map, bool paired, str impl"
-_STATE = "Tensor log_normalizer, Tensor state_value, Tensor row_max, Tensor row_sum"
-_STATISTICS = "Tensor softmax, Tensor anchor"
 
 INPUTS = {
     "summarize": f"Tensor key, Tensor value, Tensor? mask, {_OPTIONS}",
@@ -47,13 +45,13 @@ SCHEMAS = {
     "summarize_backward": f"(Tensor d_log_normalizer, Tensor d_state_value, {INPUTS['summarize']}, "
     "Tensor computed_value, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    "attend": f"({INPUTS['attend']}) -> (Tensor, Tensor, Tensor)",
-    "attend_backward": f"(Tensor d_output, {INPUTS['attend']}, Tensor output, {_STATISTICS}, "
+    "attend": f"({INPUTS['attend']}) -> (Tensor, Tensor)",
+    "attend_backward": f"(Tensor d_output, {INPUTS['attend']}, Tensor output, Tensor statistics, "
     "bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor)",
-    "full_attention": f"({INPUTS['full_attention']}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "full_attention_backward": f"(Tensor d_output, {INPUTS['full_attention']}, Tensor output, {_STATISTICS}, "
-    f"{_STATE}, Tensor operand, bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "full_attention": f"({INPUTS['full_attention']}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "full_attention_backward": f"(Tensor d_output, {INPUTS['full_attention']}, Tensor output, Tensor statistics, "
+    "Tensor normalizers, Tensor state_value, Tensor operand, bool parameter_gradients) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "causal_attention": f"({INPUTS['causal_attention']}) -> (Tensor, Tensor, Tensor, Tensor)",
     "causal_attention_backward": "(Tensor d_output, Tensor? d_log_normalizer, Tensor? d_state_value, "
     f"{INPUTS['causal_attention']}, Tensor output, Tensor final_log_normalizer, Tensor final_value, Tensor softmax, "
@@ -121,19 +119,18 @@ def _summarize_backward(d_log_normalizer, d_state_value, key, value, mask, *argu
 def _attend(query, log_normalizer, state_value, *arguments):
     space, impl, _ = _options(arguments)
     if impl == "reference":
-        none = log_normalizer.new_empty(0)
-        return attend_reference(query, (log_normalizer, state_value), space), none, none.clone()
+        return attend_reference(query, (log_normalizer, state_value), space), log_normalizer.new_empty(0)
     return _triton().attend_triton(query, (log_normalizer, state_value), space, impl)
 
 
 def _attend_backward(d_output, query, log_normalizer, state_value, *arguments):
-    space, impl, (output, *statistics, parameter_gradients) = _options(arguments)
+    space, impl, (output, statistics, parameter_gradients) = _options(arguments)
     state = (log_normalizer, state_value)
     if impl == "reference":
         *d_inputs, d_parameters = attend_backward_reference(d_output, query, output, state, space, parameter_gradients)
     else:
         *d_inputs, d_parameters = _triton_backward().attend_backward_triton(
-            d_output, query, state, space, impl, (output, *statistics), parameter_gradients
+            d_output, query, state, space, impl, (output, statistics), parameter_gradients
         )
     return *d_inputs, d_parameters.projection
 
@@ -142,8 +139,9 @@ def _full(query, key, value, mask, *arguments):
     space, impl, _ = _options(arguments)
     if impl == "reference":
         state = summarize_reference(key, value, mask, space)
-        none = state.highest.new_empty(0)
-        return attend_reference(query, state[:2], space), none, none.clone(), *state, none.clone()
+        normalizers = torch.stack((state.log_normalizer, state.highest, state.total))
+        none = (normalizers.new_empty(0) for _ in range(2))
+        return attend_reference(query, state[:2], space), next(none), normalizers, state.value, next(none)
     return _triton().full_attention_triton(query, key, value, mask, space, impl)
 
 
@@ -154,7 +152,8 @@ def _full_backward(d_output, query, key, value, mask, *arguments):
             d_output, query, key, value, mask, space, impl, tuple(results), parameter_gradients
         )
         return *d_inputs, *d_parameters
-    output, _, _, log_normalizer, state_value, row_max, row_sum, _ = results
+    output, _, normalizers, state_value, _ = results
+    log_normalizer, row_max, row_sum = normalizers.unbind()
     d_query, d_log_normalizer, d_state_value, of_queries = attend_backward_reference(
         d_output, query, output, (log_normalizer, state_value), space, parameter_gradients
     )
@@ -188,8 +187,9 @@ def _causal_backward(d_output, d_log_normalizer, d_state_value, *arguments):
     else:
         gradients = _triton_causal_backward().causal_backward_triton(*arguments, impl)
     *d_inputs, d_initial, d_parameters = gradients
-    none = results[3].new_empty(0)
-    return *d_inputs, *((none, none.clone()) if d_initial is None else d_initial), *d_parameters
+    if d_initial is None:
+        d_initial = (results[3].new_empty(0), results[3].new_empty(0))
+    return *d_inputs, *d_initial, *d_parameters
 
 
 def _fake_state(key, value, space, impl):
@@ -219,17 +219,11 @@ def _fake_summarize_backward(d_log_normalizer, d_state_value, key, value, mask, 
     return torch.empty_like(key), torch.empty_like(value), *gradients
 
 
-def _fake_statistics(query, like, impl):
-    """Return the Statistics of the softmax of queries; the reference keeps none."""
-    if impl == "reference":
-        return like.new_empty(0), like.new_empty(0)
-    return like.new_empty((2, *query.shape[:-1])), like.new_empty(query.shape[:2])
-
-
 def _fake_attend(query, log_normalizer, state_value, *arguments):
     _, impl, _ = _options(arguments)
-    output = attention_output(query, state_value.shape[-1])
-    return output, *_fake_statistics(query, log_normalizer, impl)
+    none = log_normalizer.new_empty(0)
+    statistics = none if impl == "reference" else _triton().packed_statistics(query)
+    return attention_output(query, state_value.shape[-1]), statistics
 
 
 def _fake_attend_backward(d_output, query, log_normalizer, state_value, *arguments):
@@ -242,16 +236,16 @@ def _fake_attend_backward(d_output, query, log_normalizer, state_value, *argumen
 def _fake_full(query, key, value, mask, *arguments):
     space, impl, _ = _options(arguments)
     output = attention_output(query, value.shape[-1])
-    log_normalizer, state_value, row_max, row_sum = _fake_state(key, value, space, impl)
-    operand = row_max.new_empty(0)
     if impl != "reference":
-        state_value, operand = _triton().operands_like(query, key, state_value, space)
-    return output, *_fake_statistics(query, row_max, impl), log_normalizer, state_value, row_max, row_sum, operand
+        return output, *_triton().full_auxiliaries(query, key, value, space)
+    log_normalizer, state_value, *_ = _fake_state(key, value, space, impl)
+    none = (log_normalizer.new_empty(0) for _ in range(2))
+    return output, next(none), log_normalizer.new_empty((3, *log_normalizer.shape)), state_value, next(none)
 
 
 def _fake_full_backward(d_output, query, key, value, mask, *arguments):
     space, _, (*results, wanted) = _options(arguments)
-    gradients = _fake_parameters(space.projection, space.log_weight, wanted, results[-2].dtype)
+    gradients = _fake_parameters(space.projection, space.log_weight, wanted, results[2].dtype)
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *gradients
 
 
@@ -290,21 +284,17 @@ def _vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-def _register(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    qualified = f"favorcast::{name}"
-    torch.library.define(qualified, SCHEMAS[name])
-    torch.library.impl(qualified, "CompositeExplicitAutograd")(in_own_context(implementation))
-    torch.library.register_fake(qualified)(fake)
-    operator = getattr(torch.ops.favorcast, name).default
-    torch.library.register_vmap(qualified, _vmap_by_loop(operator))
+def _operator(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Operator:
+    operator = Operator(name, SCHEMAS[name], implementation, fake)
+    torch.library.register_vmap(operator.overload, _vmap_by_loop(operator.overload))
     return operator
 
 
-summarize_op = _register("summarize", _summarize, _fake_summarize)
-summarize_backward_op = _register("summarize_backward", _summarize_backward, _fake_summarize_backward)
-attend_op = _register("attend", _attend, _fake_attend)
-attend_backward_op = _register("attend_backward", _attend_backward, _fake_attend_backward)
-full_op = _register("full_attention", _full, _fake_full)
-full_backward_op = _register("full_attention_backward", _full_backward, _fake_full_backward)
-causal_op = _register("causal_attention", _causal, _fake_causal)
-causal_backward_op = _register("causal_attention_backward", _causal_backward, _fake_causal_backward)
+summarize_op = _operator("summarize", _summarize, _fake_summarize)
+summarize_backward_op = _operator("summarize_backward", _summarize_backward, _fake_summarize_backward)
+attend_op = _operator("attend", _attend, _fake_attend)
+attend_backward_op = _operator("attend_backward", _attend_backward, _fake_attend_backward)
+full_op = _operator("full_attention", _full, _fake_full)
+full_backward_op = _operator("full_attention_backward", _full_backward, _fake_full_backward)
+causal_op = _operator("causal_attention", _causal, _fake_causal)
+causal_backward_op = _operator("causal_attention_backward", _causal_backward, _fake_causal_backward)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .launch_plans import PLANNED_DEVICES
+
 Impl = Literal["auto", "triton", "triton-ieee", "reference"]
 """What a caller may ask for. "triton-ieee" multiplies float32 inputs in float32, without tensor cores."""
+
+_IMPLS = get_args(Impl)
 
 MAX_DIM = 256
 """Head and value dims the GPU kernels take: a tile's rows must fit the registers."""
@@ -25,8 +28,8 @@ def resolve_impl(impl: str, *tensors: Tensor) -> str:
         impl: what the caller asked for.
         tensors: that the kernels would read.
     """
-    if impl not in get_args(Impl):
-        raise ValueError(f"unknown impl: expected one of {', '.join(get_args(Impl))}, got {impl!r}")
+    if impl not in _IMPLS:
+        raise ValueError(f"unknown impl: expected one of {', '.join(_IMPLS)}, got {impl!r}")
     if impl == "reference" or (impl == "auto" and not tensors[0].is_cuda):
         return "reference"
     obstacle = _obstacle(tensors)
@@ -41,34 +44,19 @@ def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
     """Say what keeps the GPU kernels from running on these tensors, or None."""
     if not HAS_TRITON:
         return "triton is not installed"
-    if any(x.dtype == torch.float64 for x in tensors):
-        return "the kernels take bfloat16, float16 and float32, got float64"
-    if any(x.ndim == 4 and x.shape[-1] > MAX_DIM for x in tensors):
-        return f"the kernels take dims up to {MAX_DIM}, got {max(x.shape[-1] for x in tensors)}"
-    if not all(x.is_cuda for x in tensors) and not _interpreted():
-        return f"the kernels run on CUDA tensors, got {tensors[0].device.type}"
+    for x in tensors:
+        if x.dtype == torch.float64:
+            return "the kernels take bfloat16, float16 and float32, got float64"
+        if x.ndim == 4 and x.shape[-1] > MAX_DIM:
+            return f"the kernels take dims up to {MAX_DIM}, got {x.shape[-1]}"
+        if not x.is_cuda and not _launches_on_cpu():
+            return f"the kernels run on CUDA tensors, got {x.device.type}"
     return None
 
 
 @torch.compiler.assume_constant_result
-def _interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU (TRITON_INTERPRET=1, for tests)."""
+def _launches_on_cpu() -> bool:
+    """Whether CPU tensors go to kernels: in Triton's interpreter (TRITON_INTERPRET=1), or to a stub of the driver."""
     from triton import knobs
 
-    return knobs.runtime.interpret
-
-
-def in_own_context(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run an implementation on its tensors' device and in its own precision: inputs were cast by the caller."""
-
-    def run(*args: Any) -> Any:
-        device = next(x for x in args if isinstance(x, Tensor)).device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):  # kernels are launched on the current device
-                return run(*args)
-        if device.type != "meta" and torch.is_autocast_enabled(device.type):
-            with torch.autocast(device.type, enabled=False):
-                return function(*args)
-        return function(*args)
-
-    return run
+    return knobs.runtime.interpret or "cpu" in PLANNED_DEVICES

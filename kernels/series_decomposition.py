@@ -30,9 +30,9 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from . import series_decomposition_ops  # noqa: F401 - registers the operators
 from .favor_arguments import DTYPES, refuse_forward_mode
 from .implementation import Impl, resolve_impl
+from .series_decomposition_ops import decompose_op, moving_average_op
 
 LARGEST = 2**30
 """Largest kernel size: steps, and their differences, are counted in 32 bits on the GPU."""
@@ -68,8 +68,8 @@ def moving_average(
     """
     sizes, weights, chosen = _check(x, kernel_size, causal, mask, weights, impl)
     if len(sizes) == 1:
-        return torch.ops.favorcast.moving_average(x, mask, sizes[0], causal, chosen)
-    return torch.ops.favorcast.series_decomposition(x, mask, weights, sizes, causal, True, chosen)[1]
+        return moving_average_op(x, mask, sizes[0], causal, chosen)
+    return decompose_op(x, mask, weights, sizes, causal, True, chosen)[1]
 
 
 def series_decomposition(
@@ -93,7 +93,7 @@ def series_decomposition(
         ValueError: as in `moving_average`.
     """
     sizes, weights, chosen = _check(x, kernel_size, causal, mask, weights, impl)
-    return torch.ops.favorcast.series_decomposition(x, mask, weights, sizes, causal, False, chosen)
+    return decompose_op(x, mask, weights, sizes, causal, False, chosen)
 
 
 class MovingAverage(nn.Module):

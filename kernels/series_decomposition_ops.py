@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .implementation import in_own_context
+from .operators import Operator
 from .series_decomposition_reference import (
     decompose_backward_reference,
     given,
@@ -97,12 +97,12 @@ def _setup_average(ctx, inputs, output) -> None:
 
 def _autograd_average(ctx, d_trend: Tensor) -> tuple[Tensor | None, ...]:
     (mask,) = ctx.saved_tensors
-    return torch.ops.favorcast.moving_average_backward(d_trend, mask, *ctx.options), None, None, None, None
+    return moving_average_backward_op(d_trend, mask, *ctx.options), None, None, None, None
 
 
 def _autograd_average_backward(ctx, dd_x: Tensor) -> tuple[Tensor | None, ...]:
     (mask,) = ctx.saved_tensors
-    return torch.ops.favorcast.moving_average(dd_x, mask, *ctx.options), None, None, None, None
+    return moving_average_op(dd_x, mask, *ctx.options), None, None, None, None
 
 
 def _setup_decompose(ctx, inputs, output) -> None:
@@ -118,9 +118,7 @@ def _autograd_decompose(ctx, d_seasonal: Tensor | None, d_trend: Tensor | None) 
     none = (None,) * 4
     if d_seasonal is None and d_trend is None:
         return None, None, None, *none
-    d_x, d_weights = torch.ops.favorcast.series_decomposition_backward(
-        d_seasonal, d_trend, x, mask, weights, sizes, causal, impl
-    )
+    d_x, d_weights = decompose_backward_op(d_seasonal, d_trend, x, mask, weights, sizes, causal, impl)
     return d_x, None, d_weights if x is not None else None, *none
 
 
@@ -139,7 +137,7 @@ def _autograd_decompose_backward(ctx, dd_x: Tensor | None, dd_weights: Tensor | 
     d_seasonal, d_trend, x, mask, weights = ctx.saved_tensors
     sizes, causal, impl = ctx.options
     none = (None,) * 4
-    forward = torch.ops.favorcast.series_decomposition
+    forward = decompose_op
     if x is None:
         if dd_x is None:
             return None, None, None, None, None, None, None, None
@@ -150,9 +148,7 @@ def _autograd_decompose_backward(ctx, dd_x: Tensor | None, dd_weights: Tensor | 
     trend = forward(dd_x, mask, weights, sizes, causal, True, impl)[1]
     trend = trend + forward(x, mask, dd_weights, sizes, causal, True, impl)[1]
     upstream = upstream_of(d_seasonal, d_trend, mask, x.dtype)
-    to_x, to_weights = torch.ops.favorcast.series_decomposition_backward(
-        None, upstream, dd_x, mask, dd_weights, sizes, causal, impl
-    )
+    to_x, to_weights = decompose_backward_op(None, upstream, dd_x, mask, dd_weights, sizes, causal, impl)
     seasonal = None if d_seasonal is None else observed_part(dd_x - trend, mask)
     return seasonal, None if d_trend is None else trend, to_x, None, to_weights, None, None, None
 
@@ -204,35 +200,26 @@ def _vmap_into_batch(operator: Callable[..., Any]) -> Callable[..., Any]:
 _AVERAGE = "Tensor? mask, int kernel_size, bool causal, str impl) -> Tensor"
 _DECOMPOSE = "Tensor? mask, Tensor? weights, int[] kernel_sizes, bool causal"
 
-for _name, _schema, _implementation, _fake, _setup, _gradient in (
-    ("moving_average", f"(Tensor x, {_AVERAGE}", _moving_average, _fake_average, _setup_average, _autograd_average),
-    (
-        "moving_average_backward",
-        f"(Tensor d_trend, {_AVERAGE}",
-        _moving_average_backward,
-        _fake_average,
-        _setup_average,
-        _autograd_average_backward,
-    ),
-    (
-        "series_decomposition",
-        f"(Tensor x, {_DECOMPOSE}, bool trend_only, str impl) -> (Tensor, Tensor)",
-        _decompose,
-        _fake_decompose,
-        _setup_decompose,
-        _autograd_decompose,
-    ),
-    (
-        "series_decomposition_backward",
-        f"(Tensor? d_seasonal, Tensor? d_trend, Tensor? x, {_DECOMPOSE}, str impl) -> (Tensor, Tensor)",
-        _decompose_backward,
-        _fake_decompose_backward,
-        _setup_decompose_backward,
-        _autograd_decompose_backward,
-    ),
-):
-    torch.library.define(f"favorcast::{_name}", _schema)
-    torch.library.impl(f"favorcast::{_name}", "CompositeExplicitAutograd")(in_own_context(_implementation))
-    torch.library.register_fake(f"favorcast::{_name}")(_fake)
-    torch.library.register_autograd(f"favorcast::{_name}", _gradient, setup_context=_setup)
-    torch.library.register_vmap(f"favorcast::{_name}", _vmap_into_batch(getattr(torch.ops.favorcast, _name).default))
+moving_average_op = Operator("moving_average", f"(Tensor x, {_AVERAGE}", _moving_average, _fake_average)
+moving_average_backward_op = Operator(
+    "moving_average_backward", f"(Tensor d_trend, {_AVERAGE}", _moving_average_backward, _fake_average
+)
+decompose_op = Operator(
+    "series_decomposition",
+    f"(Tensor x, {_DECOMPOSE}, bool trend_only, str impl) -> (Tensor, Tensor)",
+    _decompose,
+    _fake_decompose,
+)
+decompose_backward_op = Operator(
+    "series_decomposition_backward",
+    f"(Tensor? d_seasonal, Tensor? d_trend, Tensor? x, {_DECOMPOSE}, str impl) -> (Tensor, Tensor)",
+    _decompose_backward,
+    _fake_decompose_backward,
+)
+
+moving_average_op.differentiate(_autograd_average, _setup_average)
+moving_average_backward_op.differentiate(_autograd_average_backward, _setup_average)
+decompose_op.differentiate(_autograd_decompose, _setup_decompose)
+decompose_backward_op.differentiate(_autograd_decompose_backward, _setup_decompose_backward)
+for _operator in (moving_average_op, moving_average_backward_op, decompose_op, decompose_backward_op):
+    torch.library.register_vmap(_operator.overload, _vmap_into_batch(_operator.overload))

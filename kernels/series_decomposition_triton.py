@@ -16,8 +16,8 @@ Sums are float32 and rounded once, but for what a value hands to windows that ob
 them: that is added to what the first launch rounded.
 """
 
-# Kernel parameters are annotated for the device, launches pass host values:
-# pyright: reportArgumentType=false, reportCallIssue=false
+# triton.next_power_of_2 is annotated for the device, and called on the host:
+# pyright: reportArgumentType=false
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ import torch
 import triton
 from torch import Tensor
 
+from .launch_plans import launch_kernel
 from .series_decomposition_kernels import (
     _adjoint_kernel,
     _carry_kernel,
@@ -116,7 +117,9 @@ def decompose_triton(
         return seasonal, trend
     launch = launch_config(tuple(sizes), *x.shape[1:], mask is not None)
     extent = (*_extent(x, launch), _reaches(sizes, causal))
-    _decompose_kernel[_grid(x, launch)](
+    launch_kernel(
+        _decompose_kernel,
+        _programs(x, launch),
         series_of(x),
         series_of(mask),
         series_of(weights),
@@ -127,7 +130,9 @@ def decompose_triton(
         **launch.options,
     )
     if mask is not None:
-        _carry_kernel[_grid(x, launch)](
+        launch_kernel(
+            _carry_kernel,
+            _programs(x, launch),
             series_of(x),
             series_of(mask),
             series_of(weights),
@@ -166,7 +171,9 @@ def decompose_backward_triton(
     shares, carry = weights, None
     if mask is not None:
         shares, carry = _scratch(like, len(sizes)), _scratch(like, 1)
-        _share_kernel[_grid(like, launch)](
+        launch_kernel(
+            _share_kernel,
+            _programs(like, launch),
             series_of(mask),
             series_of(weights),
             series_of(d_trend),
@@ -177,7 +184,9 @@ def decompose_backward_triton(
             MODES=launch.modes,
             **launch.options,
         )
-    _adjoint_kernel[_grid(like, launch)](
+    launch_kernel(
+        _adjoint_kernel,
+        _programs(like, launch),
         series_of(d_trend),
         series_of(d_seasonal),
         series_of(shares),
@@ -188,7 +197,9 @@ def decompose_backward_triton(
         **launch.options,
     )
     if mask is not None:
-        _receive_kernel[_grid(like, launch)](
+        launch_kernel(
+            _receive_kernel,
+            _programs(like, launch),
             series_of(carry),
             series_of(mask),
             series_of(d_x),
@@ -212,7 +223,9 @@ def _differentiate_weights(
 ) -> None:
     """Write d_weights (b, l, c, n)."""
     extent = (*_extent(x, launch), _reaches(sizes, causal))
-    _weights_kernel[_grid(x, launch)](
+    launch_kernel(
+        _weights_kernel,
+        _programs(x, launch),
         series_of(x),
         series_of(mask),
         series_of(d_trend),
@@ -223,7 +236,9 @@ def _differentiate_weights(
         **launch.options,
     )
     if mask is not None and d_trend is not None:  # d_seasonal does not reach a step that is not observed
-        _carry_weights_kernel[_grid(x, launch)](
+        launch_kernel(
+            _carry_weights_kernel,
+            _programs(x, launch),
             series_of(x),
             series_of(mask),
             series_of(d_trend),
@@ -248,9 +263,9 @@ def _tiles(extent: int, tile: int) -> int:
     return -(-extent // tile)
 
 
-def _grid(x: Tensor, launch: Launch) -> tuple[int]:
+def _programs(x: Tensor, launch: Launch) -> int:
     b, length, c = x.shape
-    return (b * _tiles(length, launch.steps) * _tiles(c, launch.channels),)
+    return b * _tiles(length, launch.steps) * _tiles(c, launch.channels)
 
 
 def _extent(x: Tensor, launch: Launch) -> tuple[int, int, int]:

@@ -108,13 +108,13 @@ def test_targets_are_read_from_the_files_of_one_gpu(tmp_path: Path):
         row(shape=shape, provider="favorcast triton", graph_p50_ms="0.5", **driver),
         row(shape=shape, provider="sdpa flash", p50_ms="4", **driver),
         row(shape=shape, provider="sdpa cudnn", p50_ms="3", **driver),
-        row(op="host cost favor_attention", p50_ms="0.0125", **driver),
+        row(op="host cost favor_attention", shape="b1-h1-l16-d16-m32", p50_ms="0.0125", **driver),
     ]
     results_file.append(tmp_path / "a-gpu.csv", measured)
     lines = targets.table(tmp_path).splitlines()
     assert lines[2].endswith("| 50 % (L=4096) |")
     assert lines[3].endswith("| 6x (L=4096) |")
-    assert "| 12.5 us |" in "".join(lines)
+    assert "| 12.5 us (b1-h1-l16-d16-m32) |" in "".join(lines)
     assert sum(targets.UNMEASURED in line for line in lines) == len(targets.TARGETS) - 3
     results_file.append(tmp_path / "other.csv", [row(device="another GPU", **driver)])
     with pytest.raises(ValueError, match="--device"):
