@@ -22,6 +22,17 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CH
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:  # threads of several workers that share the cores would wait for each other
+    torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # of the processes that tests start
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Let `pytest -n auto` use all cores, but on a CUDA machine one process, which has all memory of the device."""
+    return 1 if torch.cuda.is_available() else None
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
