@@ -52,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.stub:
         from stub_driver import install_stub
 
-        install_stub()
+        try:
+            install_stub()
+        except RuntimeError as error:
+            parser.error(f"--stub: {error}")
         options.device, impl = "cpu", "triton"
     device = torch.device(options.device)
     machine = description(device)

@@ -124,6 +124,7 @@ def _prepare(
         if first > SLOWEST_MS:
             raise Failure("skipped", f"too slow to repeat: one call took {first * 1e-3:.1f} s")
         estimate = warm_up(call, bench.clock)
+        error = max(error, gate(provider, case, passes, prepared, exact))  # the first calls may have gone another way
         return _Timed(provider, call, error, estimate, peak_mib(call, bench.device))
     except Failure:
         raise

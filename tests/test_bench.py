@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ def test_the_gate_refuses_a_wrong_result(factor: float):
     refused = [r for r in rows if r["provider"] == "off by a factor"]
     assert [r["status"] for r in refused] == ["wrong", "wrong"]
     assert all("output: error" in r["message"] and "p50_ms" not in r for r in refused)
+
+
+def test_the_gate_refuses_a_result_that_is_right_only_at_first():
+    def prepare(inputs):
+        prepared, calls = ours().prepare(inputs), count()
+        return Prepared(lambda: prepared.call() * (1.0 if next(calls) < 2 else 1.01), prepared.leaves)
+
+    rows = measure(ModuleWith(replace(ours(), prepare=prepare)), TINY, bench())
+    assert [r["status"] for r in rows] == ["wrong", "wrong"]
 
 
 def test_the_gate_refuses_a_wrong_gradient():
