@@ -9,7 +9,6 @@ import copy
 from typing import Any, Self
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -234,7 +233,8 @@ class FavorAttention(StateModule):
             )
             biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.split(self._widths)
             parts = tuple(F.linear(x, w, c) for x, w, c in zip((query, key, value), weights, biases, strict=True))
-        q, k, v = (rearrange(x, "b t (h d) -> b h t d", h=self.num_heads) for x in parts)
+        h = self.num_heads  # einops would cost the host as much as the product
+        q, k, v = (x.view(*x.shape[:2], h, x.shape[2] // h).transpose(1, 2) for x in parts)
         if self.log_temperature is None:
             return q, k, v
         # |x|^2 = temperature sqrt(d) before the kernel's scaling by d ** -0.25, so temperature after it.

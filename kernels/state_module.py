@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from .attention_inputs import arrange_batch_first
@@ -113,7 +112,7 @@ class StateModule(FeatureModule):
         return x.new_empty(shape)
 
     def _merge_heads(self, heads: Tensor) -> Tensor:
-        merged = rearrange(heads, "b h t e -> b t (h e)")
+        merged = heads.transpose(1, 2).flatten(2)
         return self.out_proj(F.dropout(merged, self.dropout, self.training))
 
     def _as_given(self, output: Tensor, is_batched: bool) -> Tensor:
