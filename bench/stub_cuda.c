@@ -37,16 +37,20 @@ CUresult cuPointerGetAttribute(void *value, int attribute, unsigned long long po
 
 CUresult cuCtxGetCurrent(void **context) { *context = &launches; return 0; }
 CUresult cuCtxSetCurrent(void *context) { return 0; }
+CUresult cuCtxGetDevice(int *device) { *device = 0; return 0; }
 CUresult cuCtxGetLimit(size_t *value, int limit) { *value = 1 << 20; return 0; }
 CUresult cuCtxSetLimit(int limit, size_t value) { return 0; }
 CUresult cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+CUresult cuDeviceGetCount(int *count) { *count = 1; return 0; }
 CUresult cuDevicePrimaryCtxRetain(void **context, int device) { *context = &launches; return 0; }
 CUresult cuDriverGetVersion(int *version) { *version = 13000; return 0; }
 CUresult cuFuncSetAttribute(void *function, int attribute, int value) { return 0; }
 CUresult cuFuncSetCacheConfig(void *function, int config) { return 0; }
 CUresult cuGetErrorString(int error, const char **text) { *text = "error of the stub driver"; return 0; }
+CUresult cuInit(unsigned flags) { return 0; }
 CUresult cuModuleGetFunction(void **function, void *module, const char *name) { *function = &launches; return 0; }
 CUresult cuModuleLoadData(void **module, const void *image) { *module = &launches; return 0; }
+CUresult cuModuleUnload(void *module) { return 0; }
 CUresult cuOccupancyMaxActiveClusters(int *count, void *function, const void *config) { *count = 1; return 0; }
 CUresult cuTensorMapEncodeIm2col(void) { return 0; }
 CUresult cuTensorMapEncodeTiled(void) { return 0; }
