@@ -24,6 +24,10 @@ part_seconds=${PART_SECONDS:-530}
 bench_seconds=$((part_seconds * 7 / 10)) # no case is started after this; the last one and its compilation still fit
 unfinished=3
 
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "no CUDA device is there (or $python has no torch): bench/run.py measures a CPU, bench/dry_run.py launches on none"
+  exit 2
+fi
 mkdir -p "$out/path/favorcast"
 ln -sfn "$root/kernels" "$out/path/favorcast/kernels"
 ln -sfn "$root/forecasting" "$out/path/favorcast/forecasting"

@@ -7,22 +7,10 @@ from typing import get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .random_features import FeatureMap, FeatureSpace, RandomFeatures
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-
-def refuse_forward_mode(*tensors: Tensor) -> None:
-    """Raise for tensors that carry a forward-mode tangent: the operators would drop it without a word."""
-    if forward_ad._current_level < 0:
-        return
-    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        raise NotImplementedError(
-            "forward-mode differentiation (jvp) is not implemented: use reverse mode (backward, autograd.grad, "
-            "autograd.functional.jacobian), which can be repeated for higher derivatives"
-        )
 
 
 def feature_space(

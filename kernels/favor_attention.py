@@ -39,7 +39,6 @@ from .favor_arguments import (
     check_steps,
     check_stretch,
     feature_space,
-    refuse_forward_mode,
 )
 from .favor_definition import joined_definition, visibility
 from .favor_ops import attend_op, causal_op, full_op, summarize_op
@@ -114,7 +113,6 @@ def favor_attention(
     check_steps(tokens_per_step)
     if tokens_per_step > 1 and not is_causal:
         raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
-    refuse_forward_mode(query, key, value, *space.tensors)
     schedule = resolve_impl(impl, query, key, value, *space.tensors)
     query, key, value = _autocast(query, key, value)
     if is_causal:
@@ -187,7 +185,6 @@ def stream_attention(
         check_batch(query, "state", state.log_normalizer)
         check_opening(state, key, value)
     initial, states = ((None, None), ()) if state is None else (state, state)
-    refuse_forward_mode(query, key, value, *space.tensors, *states)
     schedule = resolve_impl(impl, query, key, value, *space.tensors, *states)
     query, key, value = _autocast(query, key, value)
     results = causal_op(query, key, value, key_padding_mask, *initial, *space, schedule, int(tokens_per_step))
@@ -220,7 +217,6 @@ def summarize(
     """
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
-    refuse_forward_mode(key, value, *space.tensors)
     schedule = resolve_impl(impl, key, value, *space.tensors)
     key, value = _autocast(key, value)
     return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule)[:2])
@@ -253,7 +249,6 @@ def attend(
     check_state(log_normalizer, state_value, space)
     check_attend(query, log_normalizer.shape[1], state_value.shape[-1], space)
     check_batch(query, "state", log_normalizer)
-    refuse_forward_mode(query, log_normalizer, state_value, *space.tensors)
     schedule = resolve_impl(impl, query, state_value, *space.tensors)
     (query,) = _autocast(query)
     return attend_op(query, log_normalizer, state_value, *space._replace(log_weight=None), schedule)[0]

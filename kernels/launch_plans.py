@@ -2,7 +2,7 @@
 
 Between an operator and its kernels stand the arithmetic of our launchers and Triton's own, which looks at every stride
 of every tensor: 25 us a launch, more than small kernels take. Nothing of that depends on where a tensor lies, but for
-its alignment. So the second call of a kind is recorded: what it allocates, and which compiled kernels it launches on
+its alignment. So the third call of a kind is recorded: what it allocates, and which compiled kernels it launches on
 what. Later calls of that kind allocate and launch the same, on their own addresses.
 
 Two calls are of a kind if their arguments are equal, their tensors in shape, strides, dtype, device and alignment, and
@@ -13,15 +13,20 @@ gradients of learnt features in torch, is carried out in full every time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+RECORDED_CALL = 3
+"""The call of a kind that is recorded, at the cost of two others."""
+
 MOST_PLANS = 1024
-"""Kinds of calls an operator remembers; beyond, it begins anew."""
+"""Kinds of calls an operator remembers; beyond, it forgets the one it met first."""
 
 _ALIGNMENT = 16
 """Bytes for which Triton looks whether a pointer is a multiple of them."""
@@ -51,13 +56,6 @@ PLANNED_DEVICES = {"cuda"}
 _recordings = threading.local()
 
 
-class _Address(NamedTuple):
-    """Where a tensor lies: so many bytes behind the start of an argument, of a result or of the scratch memory."""
-
-    slot: int
-    offset: int
-
-
 class _Allocation(NamedTuple):
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -65,10 +63,11 @@ class _Allocation(NamedTuple):
 
 
 class _PlannedLaunch(NamedTuple):
-    """A compiled kernel with its grid, and the function that makes its arguments from addresses."""
+    """A compiled kernel with its grid, and its arguments as a function of addresses and of constants."""
 
     run: Callable[..., None]
-    arguments: Callable[[list[int]], tuple[Any, ...]]
+    arguments: Callable[[list[int], list[Any]], tuple[Any, ...]]
+    constants: list[Any]
 
 
 class _Plan(NamedTuple):
@@ -88,8 +87,8 @@ class _Plan(NamedTuple):
             scratch = allocate((self.scratch,), (1,), dtype=torch.uint8)
             addresses.append(scratch.data_ptr())
         stream = _stream(tensors[0].device)
-        for run, arguments in self.launches:
-            run(*arguments(addresses), stream=stream)
+        for run, arguments, constants in self.launches:
+            run(*arguments(addresses, constants), stream=stream)
         return results[0] if self.is_single else tuple(results)
 
 
@@ -100,26 +99,6 @@ def _stream(device: torch.device) -> int:
     return active.get_current_stream(device.index or 0)
 
 
-def _from_addresses(arguments: Sequence[Any]) -> Callable[[list[int]], tuple[Any, ...]]:
-    """Return a function that makes these arguments, with numbers for addresses, from the start of every slot.
-
-    It is one Python expression, as a walk over forty arguments would cost what it is to save.
-    """
-    constants: list[Any] = []
-
-    def expression(x: Any) -> str:
-        if isinstance(x, _Address):
-            return f"starts[{x.slot}] + {x.offset}"
-        if isinstance(x, tuple):
-            return f"({' '.join(f'{expression(each)},' for each in x)})"
-        if x is None or type(x) in (int, bool):
-            return repr(x)
-        constants.append(x)
-        return f"constants[{len(constants) - 1}]"
-
-    return eval(f"lambda starts: {expression(tuple(arguments))}", {"constants": constants})
-
-
 class _Recording(TorchDispatchMode):
     """Watch a call: its allocations, its launches, and whether it did anything else."""
 
@@ -127,7 +106,7 @@ class _Recording(TorchDispatchMode):
         super().__init__()
         self.arguments = list(arguments)
         self.allocated: list[Tensor] = []
-        self.launches: list[tuple[Callable[..., None], list[Any]]] = []
+        self.launches: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.is_complete = True
 
     def __enter__(self) -> _Recording:
@@ -148,65 +127,86 @@ class _Recording(TorchDispatchMode):
             self.is_complete = False
         return result
 
-    def add(self, compiled: Any, programs: int, arguments: Sequence[Any]) -> None:
-        """Take down a launch."""
-        self.launches.append((compiled[(programs, 1, 1)], [self._located(x) for x in arguments]))
-
     def plan(self, results: Any) -> _Plan | None:
         """Return what was recorded, or None where more was done than a plan can do again."""
         is_single = isinstance(results, Tensor)
         results = [results] if is_single else list(results)
-        order = [i for r in results for i, x in enumerate(self.allocated) if x is r]
-        if not self.is_complete or len(order) < len(results):
+        own = {id(x) for x in self.allocated}
+        if not self.is_complete or not all(id(x) in own for x in results):
             return None
-        moved = {i: _Address(len(self.arguments) + place, 0) for place, i in enumerate(order)}
-        scratch = 0
-        for i in sorted({i for _, arguments in self.launches for i in _allocations_of(arguments)} - moved.keys()):
-            moved[i] = _Address(len(self.arguments) + len(results), scratch)
-            scratch += -(-self.allocated[i].untyped_storage().nbytes() // _SCRATCH_ALIGNMENT) * _SCRATCH_ALIGNMENT
         allocations = tuple(_Allocation(tuple(x.shape), x.stride(), x.dtype) for x in results)
-        launches = tuple(_PlannedLaunch(run, _from_addresses(_placed(x, moved))) for run, x in self.launches)
-        return _Plan(allocations, scratch, launches, is_single)
-
-    def _located(self, argument: Any) -> Any:
-        """Replace tensors by where they lie: slots from 0 for arguments, from -1 downwards for allocations."""
-        if isinstance(argument, tuple):
-            return tuple(self._located(x) for x in argument)
-        if not isinstance(argument, Tensor):
-            return argument
-        if argument.numel() == 0:
-            return 0
-        slots = [*enumerate(self.arguments), *((~i, x) for i, x in enumerate(self.allocated))]
-        for slot, tensor in slots:
-            if argument is tensor:
-                return _Address(slot, 0)
-        storage = argument.untyped_storage().data_ptr()
-        owners = [(slot, x) for slot, x in slots if x.untyped_storage().data_ptr() == storage]
-        if len(owners) != 1:  # a view of memory that several share: whose it is cannot be told
-            self.is_complete = False
+        memory = _Memory(self.arguments, self.allocated, results)
+        try:
+            launches = tuple(_planned_launch(run, arguments, memory) for run, arguments in self.launches)
+        except _AmbiguousError:
             return None
-        slot, owner = owners[0]
-        return _Address(slot, argument.data_ptr() - owner.data_ptr())
+        return _Plan(allocations, memory.scratch, launches, is_single)
 
 
-def _allocations_of(located: Any) -> Iterator[int]:
-    """Yield the allocations among located arguments."""
-    if isinstance(located, _Address):
-        if located.slot < 0:
-            yield ~located.slot
-    elif isinstance(located, tuple | list):
-        for x in located:
-            yield from _allocations_of(x)
+class _AmbiguousError(Exception):
+    """Of memory that several tensors share, it cannot be told through which of them it was reached."""
 
 
-def _placed(located: Any, moved: dict[int, _Address]) -> Any:
-    """Give allocations the addresses that they have in a plan."""
-    if isinstance(located, _Address):
-        if located.slot >= 0:
-            return located
-        start = moved[~located.slot]
-        return _Address(start.slot, start.offset + located.offset)
-    return tuple(_placed(x, moved) for x in located) if isinstance(located, tuple | list) else located
+class _Memory:
+    """Where tensors lie: so many bytes behind the start of an argument, of a result or of the scratch memory.
+
+    Those starts are numbered, the scratch memory last; it is handed out to other allocations as they are met.
+    """
+
+    def __init__(self, arguments: list[Tensor], allocated: list[Tensor], results: list[Tensor]) -> None:
+        self.scratch = 0
+        self.places: dict[int, tuple[int, int]] = {}
+        for slot, x in enumerate([*arguments, *results]):
+            self.places.setdefault(id(x), (slot, 0))
+        self.scratch_slot = len(arguments) + len(results)
+        self.unplaced = {id(x) for x in allocated} - self.places.keys()
+        self.owners: dict[int, list[Tensor]] = {}
+        for x in {id(x): x for x in [*arguments, *allocated]}.values():
+            self.owners.setdefault(x.untyped_storage().data_ptr(), []).append(x)
+
+    def place(self, x: Tensor) -> tuple[int, int]:
+        """Return (slot, bytes behind its start)."""
+        if id(x) in self.places:
+            return self.places[id(x)]
+        if id(x) in self.unplaced:
+            self.places[id(x)] = self.scratch_slot, self.scratch
+            self.scratch += -(-x.untyped_storage().nbytes() // _SCRATCH_ALIGNMENT) * _SCRATCH_ALIGNMENT
+            return self.places[id(x)]
+        owners = self.owners[x.untyped_storage().data_ptr()]
+        if len(owners) > 1:
+            raise _AmbiguousError
+        slot, offset = self.place(owners[0])
+        return slot, offset + x.data_ptr() - owners[0].data_ptr()
+
+
+def _planned_launch(run: Callable[..., None], arguments: tuple[Any, ...], memory: _Memory) -> _PlannedLaunch:
+    """Write the arguments down as a function of where the memory starts, and of constants.
+
+    It is one Python expression, as a walk over forty arguments would cost what it is to save.
+    """
+    constants: list[Any] = []
+
+    def constant(x: Any) -> str:
+        constants.append(x)
+        return f"constants[{len(constants) - 1}]"
+
+    def expression(x: Any) -> str:
+        if isinstance(x, tuple):
+            return f"({' '.join(f'{expression(each)},' for each in x)})"
+        if not isinstance(x, Tensor):
+            return constant(x)
+        if x.numel() == 0:
+            return constant(0)
+        slot, offset = memory.place(x)
+        return f"starts[{slot}] + {constant(offset)}" if offset else f"starts[{slot}]"
+
+    return _PlannedLaunch(run, _function(expression(arguments)), constants)
+
+
+@lru_cache(maxsize=4096)
+def _function(expression: str) -> Callable[[list[int], list[Any]], tuple[Any, ...]]:
+    """Compile an expression; calls that differ in lengths share theirs."""
+    return eval(f"lambda starts, constants: {expression}")
 
 
 def launch_kernel(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
@@ -222,7 +222,7 @@ def launch_kernel(kernel: Any, programs: int, *arguments: Any, **constants: Any)
     recording = getattr(_recordings, "current", None)
     if recording is not None:
         named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        recording.add(compiled, programs, [named[name] for name in kernel.arg_names])
+        recording.launches.append((compiled[(programs, 1, 1)], tuple(named[name] for name in kernel.arg_names)))
 
 
 def planned(implementation: Callable[..., Any], impl_position: int) -> Callable[..., Any]:
@@ -233,7 +233,7 @@ def planned(implementation: Callable[..., Any], impl_position: int) -> Callable[
             several; launches through `launch_kernel` alone.
         impl_position: of the argument that names the schedule; the reference has no launches.
     """
-    plans: dict[Any, _Plan | bool] = {}  # True after the first call of a kind, False where there can be no plan
+    plans: OrderedDict[Any, _Plan | int] = OrderedDict()  # or how many calls of a kind there were
 
     def call(*arguments: Any) -> Any:
         if arguments[impl_position] == "reference":
@@ -244,19 +244,18 @@ def planned(implementation: Callable[..., Any], impl_position: int) -> Callable[
             return implementation(*arguments)
         addresses = [x.data_ptr() for x in tensors]
         kind = _kind(arguments, addresses, device)
-        plan = plans.get(kind)
-        if isinstance(plan, _Plan):
-            return plan.carry_out(tensors, addresses)
-        if plan:
-            with _Recording(tensors) as recording:
-                results = implementation(*arguments)
-            plans[kind] = recording.plan(results) or False
-            return results
-        if plan is None:
-            if len(plans) >= MOST_PLANS:
-                plans.clear()
-            plans[kind] = True
-        return implementation(*arguments)
+        met = plans.get(kind, 0)
+        if isinstance(met, _Plan):
+            return met.carry_out(tensors, addresses)
+        if met + 1 != RECORDED_CALL:
+            if met == 0 and len(plans) >= MOST_PLANS:
+                plans.popitem(last=False)
+            plans[kind] = met + 1
+            return implementation(*arguments)
+        with _Recording(tensors) as recording:
+            results = implementation(*arguments)
+        plans[kind] = recording.plan(results) or RECORDED_CALL
+        return results
 
     return call
 
@@ -269,8 +268,7 @@ def _kind(arguments: tuple[Any, ...], addresses: list[int], device: torch.device
             parts += (x.shape, x.stride(), x.dtype)
         else:
             parts.append(tuple(x) if isinstance(x, list) else x)
-    if any(x % _ALIGNMENT for x in addresses):
-        parts.append(tuple(x % _ALIGNMENT == 0 for x in addresses))
-    if len(set(addresses)) < len(addresses):
-        parts.append(tuple(map(addresses.index, addresses)))
+    alignments = [x % _ALIGNMENT for x in addresses]  # views at an offset are aligned or not as these are
+    parts.append(tuple(alignments) if any(alignments) else None)
+    parts.append(tuple(map(addresses.index, addresses)) if len(set(addresses)) < len(addresses) else None)
     return tuple(parts)

@@ -1,9 +1,8 @@
 """Operators of torch.library, and the straight way to what is behind them.
 
-An operator is what torch.compile, torch.export, torch.func, dispatch modes and tensor subclasses see of a kernel; but
-to go through torch.library costs the host 12 us a call, and 50 us more where gradients are recorded. Nobody sees the
-difference where plain tensors meet no transformation: there the same implementation is called straight, its gradients
-recorded by an autograd function.
+An operator is what torch.compile, torch.export, vmap, modes, the profiler and tensor subclasses see of a kernel; but to
+go through torch.library costs the host 12 us a call, and 50 us more where gradients are recorded. Where none of them is
+there to see it, the same implementation is called straight, its gradients recorded by an autograd function.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .launch_plans import planned
 
@@ -57,12 +57,16 @@ class Operator:
         self.differentiable_run = type(self.overload._schema.name, (torch.autograd.Function,), members).apply
 
     def __call__(self, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self.overload(*arguments)
+        """Compute.
+
+        Raises:
+            NotImplementedError: under forward-mode differentiation, whose tangents an operator would drop.
+        """
         tensors = [x for x in arguments if isinstance(x, Tensor)]
-        if not _are_plain(tensors):
+        _refuse_forward_mode(tensors)
+        if torch.compiler.is_compiling() or not _are_plain(tensors):
             return self.overload(*arguments)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors) and not _is_below_autograd():
             return self.differentiable_run(*arguments)
         return self.run(*arguments)
 
@@ -71,7 +75,25 @@ def _are_plain(tensors: list[Tensor]) -> bool:
     """Whether a call on these tensors would reach its implementation, or its gradient, without anybody in between."""
     if torch._C._dispatch_tls_local_include_set().raw_repr() & ~_ALWAYS_ACTIVE:
         return False
+    if torch._C._is_torch_function_mode_enabled() or torch.autograd._profiler_enabled():
+        return False
     return all(type(x) in _PLAIN_TYPES and not (x.is_neg() or x.is_meta) for x in tensors)
+
+
+def _is_below_autograd() -> bool:
+    """Whether this is called from within an operator, whose own gradient is what counts."""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
+
+
+def _refuse_forward_mode(tensors: list[Tensor]) -> None:
+    """Raise for tensors that carry a forward-mode tangent."""
+    if forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "forward-mode differentiation (jvp) is not implemented: use reverse mode (backward, autograd.grad, "
+            "autograd.functional.jacobian), which can be repeated for higher derivatives"
+        )
 
 
 def _in_own_context(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from .favor_arguments import DTYPES, refuse_forward_mode
+from .favor_arguments import DTYPES
 from .implementation import Impl, resolve_impl
 from .series_decomposition_ops import decompose_op, moving_average_op
 
@@ -155,7 +155,6 @@ def _check(
     sizes = _kernel_sizes(kernel_size)
     if weights is not None:
         weights = _expand(weights, x, sizes)
-    refuse_forward_mode(x, *(() if weights is None else (weights,)))
     tensors = [t for t in (x, mask, weights) if t is not None]
     return sizes, weights, resolve_impl(impl, *tensors)
 

@@ -34,8 +34,8 @@ from favorcast.kernels import (
     summarize,
 )
 
-CALLS = 4
-"""The first call of a kind is plain, the second is recorded, and later ones follow its plan."""
+CALLS = launch_plans.RECORDED_CALL + 2
+"""The first calls of a kind are plain, the next is recorded, and the last two follow its plan."""
 
 launches: list[tuple[str, tuple[int, ...], list[Any]]] = []
 FEATURES = draw_features(32, 16)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from favorcast.kernels import draw_features, favor_attention, launch_plans, series_decomposition
-from favorcast.kernels.launch_plans import launch_kernel, planned
+from favorcast.kernels.launch_plans import RECORDED_CALL, launch_kernel, planned
 
 FOLLOWED = {
     "one launch": 2,
@@ -37,7 +37,7 @@ FOLLOWED = {
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Any]:
-    """The launches of four calls of each case, each on tensors of its own."""
+    """The launches of a few calls of each case, each on tensors of its own."""
     pytest.importorskip("triton", reason="triton is not installed")
     if torch.cuda.is_available():
         pytest.skip("the stub of the driver is for machines without a CUDA device")
@@ -52,7 +52,7 @@ def recorded() -> dict[str, Any]:
 def test_a_plan_launches_what_the_call_without_one_does(recorded: dict[str, Any], case: str):
     (plain, *others) = recorded[case]
     assert len(plain[0]) > 2
-    assert [followed for _, followed in (plain, *others)] == [0, 0, FOLLOWED[case], FOLLOWED[case]]
+    assert [followed for _, followed in (plain, *others)] == [0] * RECORDED_CALL + [FOLLOWED[case]] * 2
     for launches, _ in others:
         assert launches == plain[0]
 
@@ -108,12 +108,12 @@ def scaled(kernel: Scaling) -> Callable[..., Tensor]:
 def test_later_calls_are_right_on_their_own_tensors_and_not_worked_out_again(kernel: Scaling):
     double = scaled(kernel)
     results = []
-    for _ in range(5):
+    for _ in range(6):
         x = torch.randn(8)
         results.append(double(x, None, 2.0, "triton"))
         assert torch.equal(results[-1], 2 * x)
-    assert kernel.looked_at == 2 * 2
-    assert len({x.data_ptr() for x in results}) == 5
+    assert kernel.looked_at == 2 * RECORDED_CALL
+    assert len({x.data_ptr() for x in results}) == 6
 
 
 X = torch.randn(17)[:16]
@@ -130,7 +130,7 @@ OTHER_KINDS = {
 @pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_a_call_of_another_kind_is_worked_out_anew(kernel: Scaling, kind: str):
     double = scaled(kernel)
-    for _ in range(3):
+    for _ in range(4):
         double(torch.randn(8), None, 2.0, "triton")
     before = kernel.looked_at
     double(*OTHER_KINDS[kind], "triton")
@@ -145,13 +145,27 @@ def test_tensors_that_coincided_when_recorded_may_not_do_so_later(kernel: Scalin
         return results
 
     double = planned(both, 2)
-    for _ in range(3):
+    for _ in range(4):
         x = torch.randn(8)
         assert all(torch.equal(result, 2 * x) for result in double(x, x, "triton"))
-    x, y = torch.randn(8), torch.randn(8)
-    first, second = double(x, y, "triton")
-    assert torch.equal(first, 2 * x)
-    assert torch.equal(second, 2 * y)
+    for x, y in ((torch.randn(8), torch.randn(8)), misaligned(1, 2)):
+        first, second = double(x, y, "triton")
+        assert torch.equal(first, 2 * x)
+        assert torch.equal(second, 2 * y)
+
+
+def misaligned(*offsets: int) -> list[Tensor]:
+    """Return tensors of eight entries that lie so many entries behind a multiple of 16 bytes."""
+    return [torch.randn(20)[offset : offset + 8] for offset in offsets]
+
+
+def test_tensors_misaligned_in_other_ways_are_of_another_kind(kernel: Scaling):
+    double = scaled(kernel)
+    for _ in range(RECORDED_CALL + 1):
+        double(*misaligned(1), None, 2.0, "triton")
+    before = kernel.looked_at
+    double(*misaligned(2), None, 2.0, "triton")  # views of it are aligned elsewhere
+    assert kernel.looked_at == before + 2
 
 
 def test_calls_that_compute_in_torch_are_never_planned(kernel: Scaling):
@@ -161,10 +175,10 @@ def test_calls_that_compute_in_torch_are_never_planned(kernel: Scaling):
         return result + 1
 
     call = planned(implementation, 1)
-    for _ in range(4):
+    for _ in range(6):
         x = torch.randn(8)
         assert torch.equal(call(x, "triton"), 2 * x + 1)
-    assert kernel.looked_at == 4
+    assert kernel.looked_at == 6
 
 
 def test_a_view_of_memory_that_two_arguments_share_is_never_planned(kernel: Scaling):
@@ -174,10 +188,10 @@ def test_a_view_of_memory_that_two_arguments_share_is_never_planned(kernel: Scal
         return result
 
     call = planned(implementation, 2)
-    for _ in range(4):
+    for _ in range(6):
         x, y = torch.randn(2, 8).unbind()
         assert torch.equal(call(x, y, "triton"), 2 * x[1:])
-    assert kernel.looked_at == 4
+    assert kernel.looked_at == 6
 
 
 def test_a_call_that_fails_while_it_is_recorded_leaves_nothing_behind(kernel: Scaling):
@@ -191,7 +205,8 @@ def test_a_call_that_fails_while_it_is_recorded_leaves_nothing_behind(kernel: Sc
         return result
 
     call = planned(implementation, 1)
-    call(torch.randn(8), "triton")
+    for _ in range(RECORDED_CALL - 1):
+        call(torch.randn(8), "triton")
     fails = True
     with pytest.raises(RuntimeError, match="out of memory"):
         call(torch.randn(8), "triton")
@@ -199,13 +214,13 @@ def test_a_call_that_fails_while_it_is_recorded_leaves_nothing_behind(kernel: Sc
     for _ in range(3):
         x = torch.randn(8)
         assert torch.equal(call(x, "triton"), 2 * x)
-    assert kernel.looked_at == 3
+    assert kernel.looked_at == RECORDED_CALL + 1  # the one after the failure is recorded
 
 
 def test_the_number_of_plans_is_bounded(kernel: Scaling, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(launch_plans, "MOST_PLANS", 3)
     double = scaled(kernel)
-    for _ in range(3):
+    for _ in range(5):
         for n in range(1, 9):
             x = torch.randn(n)
             assert torch.equal(double(x, None, 2.0, "triton"), 2 * x)
@@ -218,7 +233,7 @@ def test_the_number_of_plans_is_bounded(kernel: Scaling, monkeypatch: pytest.Mon
 def test_a_planned_call_gives_the_bits_of_a_plain_one(options: dict[str, Any], length: int, monkeypatch):
     features = draw_features(64, 32, device="cuda")
     calls = []
-    for _ in range(4):
+    for _ in range(RECORDED_CALL + 2):
         inputs = [torch.randn(2, 4, length, 32, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
         output = favor_attention(*inputs, features, **options)
         calls.append((inputs, [output, *torch.autograd.grad(output, inputs, torch.ones_like(output))]))
@@ -233,7 +248,7 @@ def test_a_planned_call_gives_the_bits_of_a_plain_one(options: dict[str, Any], l
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_plans_are_of_a_stream_and_survive_a_graph():
     features, (q, k, v) = draw_features(64, 32, device="cuda"), torch.randn(3, 2, 4, 1200, 32, device="cuda").unbind()
-    expected = [favor_attention(q, k, v, features) for _ in range(3)][-1]
+    expected = [favor_attention(q, k, v, features) for _ in range(RECORDED_CALL + 1)][-1]
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
         assert torch.equal(favor_attention(q, k, v, features), expected)

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from favorcast.kernels import draw_features, favor_attention, series_decomposition, stream_attention, summarize
@@ -104,6 +106,44 @@ def test_dispatch_modes_see_the_operator(call, operator, requires_grad):
     with Watching() as mode:
         call(*inputs(requires_grad))
     assert mode.seen.count(operator.overload) == 1
+
+
+class WatchingFunctions(TorchFunctionMode):
+    """A mode that takes down the functions it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@each_call
+def test_function_modes_and_the_profiler_see_the_operator(call, operator):
+    with WatchingFunctions() as mode:
+        call(*inputs(False))
+    assert mode.seen.count(operator.overload) == 1
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call(*inputs(False))
+    assert operator.overload._schema.name in {event.key for event in profile.key_averages()}
+
+
+@each_call
+def test_within_an_operator_of_somebody_else_no_gradient_is_recorded(call, operator):
+    with torch._C._AutoDispatchBelowAutograd():
+        assert not call(*inputs()).requires_grad
+
+
+@each_call
+def test_tangents_of_upstream_gradients_are_refused(call, operator):
+    tensors = inputs()
+    output = call(*tensors)
+    with forward_ad.dual_level():
+        upstream = forward_ad.make_dual(torch.ones_like(output), torch.ones_like(output))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.autograd.grad(output, tensors, upstream)
 
 
 @each_call
