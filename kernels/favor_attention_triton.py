@@ -87,7 +87,8 @@ class Statistics(NamedTuple):
     def within(cls, packed: Tensor, query: Tensor) -> Statistics:
         """View the tensor of `packed_statistics`: an operator costs the host less for one result than for two."""
         b, heads, t, _ = query.shape
-        return cls(packed[: 2 * b * heads * t].view(2, b, heads, t), packed[2 * b * heads * t :].view(b, heads))
+        anchor = packed[: b * heads].view(b, heads)
+        return cls(packed[_anchor_places(query) :].view(2, b, heads, t), anchor)
 
     def described(self) -> tuple[Vectors, Vectors, Vectors]:
         return vectors_of(self.softmax[0]), vectors_of(self.softmax[1]), vectors_of(self.anchor.unsqueeze(-1))
@@ -96,7 +97,12 @@ class Statistics(NamedTuple):
 def packed_statistics(query: Tensor) -> Tensor:
     """Allocate the Statistics of one state a head."""
     b, heads, t, _ = query.shape
-    return query.new_empty(b * heads * (2 * t + 1), dtype=torch.float32)
+    return query.new_empty(_anchor_places(query) + 2 * b * heads * t, dtype=torch.float32)
+
+
+def _anchor_places(query: Tensor) -> int:
+    """Return the places for an anchor a head, with those that align what follows to 16 bytes."""
+    return ceil_div(query.shape[0] * query.shape[1], 4) * 4
 
 
 def summarize_triton(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, impl: str) -> KeySummary:

@@ -226,38 +226,59 @@ def test_the_number_of_plans_is_bounded(kernel: Scaling, monkeypatch: pytest.Mon
             assert torch.equal(double(x, None, 2.0, "triton"), 2 * x)
 
 
+def attention(**options: Any) -> Callable[..., Tensor]:
+    def call(*inputs: Tensor) -> Tensor:
+        features = draw_features(64, 32, generator=torch.Generator().manual_seed(0), device="cuda")
+        return favor_attention(*inputs, features, **options)
+
+    return call
+
+
+def decomposition(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    seasonal, trend = series_decomposition(query[:, 0], [3, 25], mask=key[:, 0] > -1)
+    return seasonal * trend + (key + value)[:, 0]
+
+
+ON_A_GPU = {
+    "full": attention(),
+    "causal": attention(is_causal=True),
+    "steps": attention(is_causal=True, tokens_per_step=6),
+    "decomposition": decomposition,
+}
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"is_causal": True, "tokens_per_step": 6}], ids=str)
+@needs_cuda
+@pytest.mark.parametrize("call", ON_A_GPU.values(), ids=ON_A_GPU)
 @pytest.mark.parametrize("length", [48, 1200])
-def test_a_planned_call_gives_the_bits_of_a_plain_one(options: dict[str, Any], length: int, monkeypatch):
-    features = draw_features(64, 32, device="cuda")
+def test_a_planned_call_gives_the_bits_of_a_plain_one(call: Callable[..., Tensor], length: int, monkeypatch):
+    def derivatives(inputs: list[Tensor]) -> list[Tensor]:
+        output = call(*inputs)
+        return [output, *torch.autograd.grad(output, inputs, torch.ones_like(output))]
+
     calls = []
     for _ in range(RECORDED_CALL + 2):
         inputs = [torch.randn(2, 4, length, 32, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
-        output = favor_attention(*inputs, features, **options)
-        calls.append((inputs, [output, *torch.autograd.grad(output, inputs, torch.ones_like(output))]))
+        calls.append((inputs, derivatives(inputs)))
     monkeypatch.setattr(launch_plans, "PLANNED_DEVICES", set())
     for inputs, results in calls:
-        output = favor_attention(*inputs, features, **options)
-        plain = [output, *torch.autograd.grad(output, inputs, torch.ones_like(output))]
-        assert all(torch.equal(one, other) for one, other in zip(results, plain, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(results, derivatives(inputs), strict=True))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_plans_are_of_a_stream_and_survive_a_graph():
-    features, (q, k, v) = draw_features(64, 32, device="cuda"), torch.randn(3, 2, 4, 1200, 32, device="cuda").unbind()
-    expected = [favor_attention(q, k, v, features) for _ in range(RECORDED_CALL + 1)][-1]
-    with torch.cuda.stream(torch.cuda.Stream()):
-        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
-        assert torch.equal(favor_attention(q, k, v, features), expected)
+@needs_cuda
+def test_plans_follow_the_stream_and_can_be_captured():
+    call, (q, k, v) = attention(), torch.randn(3, 2, 4, 1200, 32, device="cuda").unbind()
+    expected = [call(q, k, v) for _ in range(RECORDED_CALL + 1)][-1]
     torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert torch.equal(call(q, k, v), expected)
+    torch.cuda.synchronize()
+    features = draw_features(64, 32, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = favor_attention(q, k, v, features)
     q.copy_(k)
     graph.replay()
     assert torch.equal(captured, favor_attention(k, k.clone(), v, features))
-    seasonal, _ = series_decomposition(torch.randn(2, 96, 8, device="cuda"), 25)
-    assert seasonal.isfinite().all()
