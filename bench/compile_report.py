@@ -28,7 +28,7 @@ from offline_compile import CompiledLaunch, compiled_launches, resources
 from favorcast.kernels import draw_features
 from favorcast.kernels.favor_attention_triton import full_attention_triton
 from favorcast.kernels.favor_backward_triton import full_attention_backward_triton
-from favorcast.kernels.favor_causal_backward_triton import causal_backward_triton
+from favorcast.kernels.favor_causal_backward_triton import causal_backward_triton, sum_over_group
 from favorcast.kernels.favor_causal_parts import CausalTensors
 from favorcast.kernels.favor_causal_triton import causal_attention_triton
 from favorcast.kernels.random_features import FeatureSpace
@@ -45,6 +45,8 @@ KINDS = ("hyperbolic", "orthogonal")
 DTYPES = ("bfloat16", "float16", "float32")
 WINDOWS = ((3,), (25,), (64,), (128,), (256,), (512,), (4097,), (3, 25), (7, 12, 24, 48), (25, 1025))
 WITHOUT_PRODUCTS = (
+    "_anchor_kernel",
+    "_sum_heads_kernel",
     "_merge_splits_kernel",
     "_reduce_gradient_kernel",
     "_prefix_states_kernel",
@@ -178,6 +180,8 @@ def launch_causal(case: Case) -> None:
         if length > 1:
             learnt = not space.paired
             causal_backward_triton(x, state, tensors, results, space, tokens_per_step, learnt, "triton")
+    x = torch.zeros(1, 1, LONG, head_dim, dtype=getattr(torch, case.dtype))
+    sum_over_group(torch.zeros(1, 2, LONG, head_dim), x)  # with more query heads than key heads
 
 
 def launch_decomposition(case: Case) -> None:

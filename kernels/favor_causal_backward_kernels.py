@@ -357,3 +357,20 @@ def _causal_key_gradient_kernel(
         store_tile(d_key, batch, query_head, rows, exists, d_k, DIM, BLOCK_D)
         store_tile(d_value, batch, query_head, rows, exists, d_v, VALUE_DIM, BLOCK_E)
         tl.debug_barrier()  # the next chunk loads what this one stored
+
+
+@triton.jit(do_not_specialize=["count"])
+def _sum_heads_kernel(
+    parts, total, count, heads, group, DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Own a tile of tokens of one key head, and sum over its query heads what they found each for itself, in order."""
+    tiles = tl.cdiv(count, BLOCK_N)
+    index = tl.program_id(0)
+    tile, index = index % tiles, index // tiles
+    head, batch = index % heads, index // heads
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    keep = rows < count
+    summed = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for member in range(group):
+        summed += load_tile(parts, batch, head * group + member, rows, keep, DIM, BLOCK_D)
+    store_tile(total, batch, head, rows, keep, summed, DIM, BLOCK_D)

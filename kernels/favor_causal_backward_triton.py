@@ -5,8 +5,10 @@ Dimension key: b batch, h key heads, g query heads per key head, t tokens, d hea
     steps                             launches, after those of the states (`favor_causal_triton.py`)
     of at most a chunk's tokens       _causal_query_gradient_kernel [, _landmark_gradient_kernel]
                                       [, _suffix_gradients_kernel], _causal_key_gradient_kernel
-    longer                            _token_gradient_kernel, _landmark_gradient_kernel, _suffix_gradients_kernel,
-                                      _token_gradient_kernel [, _projection_gradient_kernel for either side]
+                                      [, _sum_heads_kernel for keys and values of grouped queries]
+    longer                            _anchor_kernel, _token_gradient_kernel, _landmark_gradient_kernel,
+                                      _suffix_gradients_kernel, _token_gradient_kernel
+                                      [, _projection_gradient_kernel for either side]
 
 With grouped queries the keys' gradients are float32 for each query head before they are summed over a group.
 """
@@ -28,7 +30,11 @@ from .favor_backward_triton import (
     to_parameters,
     token_gradient,
 )
-from .favor_causal_backward_kernels import _causal_key_gradient_kernel, _causal_query_gradient_kernel
+from .favor_causal_backward_kernels import (
+    _causal_key_gradient_kernel,
+    _causal_query_gradient_kernel,
+    _sum_heads_kernel,
+)
 from .favor_causal_parts import CausalTensors
 from .favor_causal_reference import CausalGradients, CausalSummary
 from .favor_causal_triton import (
@@ -42,6 +48,7 @@ from .favor_causal_triton import (
     prefix_states,
     scan_block,
 )
+from .favor_forward_kernels import _anchor_kernel
 from .favor_launch import ceil_div, gains, next_power_of_two, operand_dtype
 from .favor_scan_kernels import _suffix_gradients_kernel
 from .favor_tiles import Rows, Vectors, rows_of, vectors_of
@@ -97,12 +104,7 @@ def _long_steps(
     query, key, value, mask, _ = tensors
     states = prefix_states(tensors, space, impl, plan, None)
     assert states.log_normalizer is not None
-    if states.log_normalizer.numel():
-        anchor = states.log_normalizer.amax(-1)
-        anchor = torch.where(anchor > -torch.inf, anchor, 0.0).repeat_interleave(query.shape[1] // key.shape[1], 1)
-    else:
-        anchor = states.log_normalizer.new_empty(0, query.shape[1])
-    statistics = Statistics(results.softmax, anchor)
+    statistics = Statistics(results.softmax, _anchors(states.log_normalizer, query.shape[1]))
     queries = Hop.of_queries((states.log_normalizer, states.value), results.output, statistics, plan.segments)
     d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     token_gradient(query, d_output, None, queries, space, impl, d_query, None)
@@ -116,6 +118,45 @@ def _long_steps(
         parts += projection_gradient(key, value, mask, keys, space, impl)
         parameters = to_parameters(parts, suffix.d_log_weight, space)
     return CausalGradients(d_query, d_key, d_value, suffix.d_initial, parameters)
+
+
+def _anchors(log_normalizer: Tensor, query_heads: int) -> Tensor:
+    """Return what the forward took the L (places, h, m) of each state relative to, (places, h g)."""
+    places, h, m = log_normalizer.shape
+    anchor = torch.empty((places, query_heads), dtype=torch.float32, device=log_normalizer.device)
+    if log_normalizer.numel():
+        launch_kernel(
+            _anchor_kernel,
+            places * query_heads,
+            vectors_of(log_normalizer),
+            vectors_of(anchor.unsqueeze(-1)),
+            query_heads,
+            query_heads // h,
+            ALL_FEATURES=m,
+            BLOCK_ALL=next_power_of_two(m),
+        )
+    return anchor
+
+
+def sum_over_group(parts: Tensor, like: Tensor) -> Tensor:
+    """Sum what each query head found (b, h g, t, d), float32, into a tensor like (b, h, t, d)."""
+    b, h, t, d = like.shape
+    total = torch.empty_like(like)
+    if total.numel():
+        block = min(64, next_power_of_two(t))
+        launch_kernel(
+            _sum_heads_kernel,
+            b * h * ceil_div(t, block),
+            rows_of(parts),
+            rows_of(total),
+            t,
+            h,
+            parts.shape[1] // h,
+            DIM=d,
+            BLOCK_N=block,
+            BLOCK_D=next_power_of_two(d),
+        )
+    return total
 
 
 def _suffix_gradients(
@@ -316,7 +357,5 @@ class _Scan(NamedTuple):
             **launch.options,
         )
         if group > 1:
-            d_key, d_value = (
-                x.unflatten(1, (-1, group)).sum(2).to(like.dtype) for x, like in ((d_key, key), (d_value, value))
-            )
+            return sum_over_group(d_key, key), sum_over_group(d_value, value)
         return d_key, d_value

@@ -224,6 +224,16 @@ def store_statistics(statistics, batch, place, query_head, rows, exists, top, in
     store_vector(anchor, place, query_head, first, (first == 0) & writes, first * 0.0 + shift)
 
 
+@triton.jit
+def _anchor_kernel(log_normalizer, anchor, query_heads, group, ALL_FEATURES: tl.constexpr, BLOCK_ALL: tl.constexpr):
+    """Own a state and a query head, and write what `_attend_kernel` took the L_r of that state relative to."""
+    index = tl.program_id(0)
+    query_head, place = index % query_heads, index // query_heads
+    shift = common_shift(log_normalizer, place, query_head // group, ALL_FEATURES, BLOCK_ALL)
+    first = tl.arange(0, 1)
+    store_vector(anchor, place, query_head, first, first == 0, first * 0.0 + shift)
+
+
 @triton.jit(do_not_specialize=["batch_count", "query_count", "segment_length", "segments"])
 def _attend_kernel(
     query, projection, log_normalizer, state_value, output, statistics,

@@ -119,6 +119,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = {
     "learnt features": (differentiated(learnt), lambda: [*qkv(300), LEARNT]),
     "two hops": (differentiated(two_hops), lambda: qkv(300)),
     "causal": (differentiated(attention, is_causal=True), lambda: qkv(700)),
+    "causal, grouped queries": (differentiated(attention, is_causal=True), lambda: qkv(200, heads=4)),
     "steps": (differentiated(attention, is_causal=True, tokens_per_step=6), lambda: qkv(300)),
     "long steps": (differentiated(attention, is_causal=True, tokens_per_step=150), lambda: qkv(600)),
     "stretches": (differentiated(streamed), lambda: qkv(600)),

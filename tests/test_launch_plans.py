@@ -26,8 +26,9 @@ FOLLOWED = {
     "learnt features": 1,  # their gradients are summed in torch
     "two hops": 4,
     "causal": 2,
+    "causal, grouped queries": 2,
     "steps": 2,
-    "long steps": 1,  # the backward takes maxima in torch
+    "long steps": 2,
     "stretches": 4,
     "mixture of averages": 2,
     "masked average": 2,
