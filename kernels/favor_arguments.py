@@ -148,6 +148,7 @@ def check_state(log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace
         raise ValueError(
             f"a state must be float32 or float64 throughout, got {log_normalizer.dtype} and {state_value.dtype}"
         )
+    _same_device(("the state's value", state_value), ("its log_normalizer", log_normalizer))
 
 
 def check_batch(query: Tensor, name: str, other: Tensor) -> None:

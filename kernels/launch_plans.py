@@ -132,7 +132,7 @@ class _Recording(TorchDispatchMode):
         is_single = isinstance(results, Tensor)
         results = [results] if is_single else list(results)
         own = {id(x) for x in self.allocated}
-        if not self.is_complete or not all(id(x) in own for x in results):
+        if not self.is_complete or len({id(x) for x in results} & own) < len(results):
             return None
         allocations = tuple(_Allocation(tuple(x.shape), x.stride(), x.dtype) for x in results)
         memory = _Memory(self.arguments, self.allocated, results)
@@ -220,9 +220,13 @@ def launch_kernel(kernel: Any, programs: int, *arguments: Any, **constants: Any)
     """
     compiled = kernel[(programs,)](*arguments, **constants)
     recording = getattr(_recordings, "current", None)
-    if recording is not None:
-        named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        recording.launches.append((compiled[(programs, 1, 1)], tuple(named[name] for name in kernel.arg_names)))
+    if recording is None:
+        return
+    if compiled is None:  # Triton's interpreter has run it
+        recording.is_complete = False
+        return
+    named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+    recording.launches.append((compiled[(programs, 1, 1)], tuple(named[name] for name in kernel.arg_names)))
 
 
 def planned(implementation: Callable[..., Any], impl_position: int) -> Callable[..., Any]:
@@ -243,7 +247,7 @@ def planned(implementation: Callable[..., Any], impl_position: int) -> Callable[
         if device.type not in PLANNED_DEVICES:
             return implementation(*arguments)
         addresses = [x.data_ptr() for x in tensors]
-        kind = _kind(arguments, addresses, device)
+        kind = _kind(arguments, addresses)
         met = plans.get(kind, 0)
         if isinstance(met, _Plan):
             return met.carry_out(tensors, addresses)
@@ -260,12 +264,12 @@ def planned(implementation: Callable[..., Any], impl_position: int) -> Callable[
     return call
 
 
-def _kind(arguments: tuple[Any, ...], addresses: list[int], device: torch.device) -> tuple[Any, ...]:
+def _kind(arguments: tuple[Any, ...], addresses: list[int]) -> tuple[Any, ...]:
     """Return what the launches of a call depend on."""
-    parts: list[Any] = [device]
+    parts: list[Any] = []
     for x in arguments:
         if isinstance(x, Tensor):
-            parts += (x.shape, x.stride(), x.dtype)
+            parts += (x.shape, x.stride(), x.dtype, x.device)
         else:
             parts.append(tuple(x) if isinstance(x, list) else x)
     alignments = [x % _ALIGNMENT for x in addresses]  # views at an offset are aligned or not as these are

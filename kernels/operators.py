@@ -7,6 +7,8 @@ there to see it, the same implementation is called straight, its gradients recor
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +20,15 @@ from .launch_plans import planned
 
 _PLAIN_TYPES = {Tensor, nn.Parameter}
 
-_ALWAYS_ACTIVE = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect).raw_repr() | (
-    torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView).raw_repr()
-)
+
+def _bits(*names: str) -> int:
+    """Return a set of dispatch keys as the bits of a number."""
+    keys = (getattr(torch._C.DispatchKey, name) for name in names)
+    return functools.reduce(operator.or_, (torch._C.DispatchKeySet(key).raw_repr() for key in keys))
+
+
+_ALWAYS_ACTIVE = _bits("BackendSelect", "ADInplaceOrView")
+_PLAIN_KEYS = _bits("CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA", "ADInplaceOrView")
 
 
 class Operator:
@@ -77,7 +85,8 @@ def _are_plain(tensors: list[Tensor]) -> bool:
         return False
     if torch._C._is_torch_function_mode_enabled() or torch.autograd._profiler_enabled():
         return False
-    return all(type(x) in _PLAIN_TYPES and not (x.is_neg() or x.is_meta) for x in tensors)
+    keys_of = torch._C._dispatch_keys
+    return all(type(x) in _PLAIN_TYPES and not keys_of(x).raw_repr() & ~_PLAIN_KEYS for x in tensors)
 
 
 def _is_below_autograd() -> bool:

@@ -137,5 +137,7 @@ def test_summarize_and_attend_check_their_own_arguments():
         attend(q, FavorState(state.log_normalizer, state.value[:, :1]), FEATURES)
     with pytest.raises(ValueError, match="a state must be float32 or float64 throughout"):
         attend(q, FavorState(state.log_normalizer, state.value.double()), FEATURES)
+    with pytest.raises(ValueError, match="value must be on the device of its log_normalizer: expected cpu, got meta"):
+        attend(q, FavorState(state.log_normalizer, state.value.to("meta")), FEATURES)
     with pytest.raises(ValueError, match="features must have a projection"):
         attend(q[..., :3], state, FEATURES)

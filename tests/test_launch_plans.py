@@ -169,6 +169,39 @@ def test_tensors_misaligned_in_other_ways_are_of_another_kind(kernel: Scaling):
     assert kernel.looked_at == before + 2
 
 
+def test_the_device_of_every_tensor_makes_the_kind():
+    x = torch.randn(8)
+    kinds = {launch_plans._kind((x, other), [16, 32]) for other in (x, torch.empty(8, device="meta"))}
+    assert len(kinds) == 2
+
+
+def test_one_tensor_returned_twice_is_never_planned(kernel: Scaling):
+    def implementation(x: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+        result = torch.empty_like(x)
+        launch_kernel(kernel, 1, (x, 1), result, 8, scale=2.0)
+        return result, result
+
+    call = planned(implementation, 1)
+    for _ in range(6):
+        x = torch.randn(8)
+        assert all(torch.equal(result, 2 * x) for result in call(x, "triton"))
+
+
+def test_launches_of_the_interpreter_are_never_planned(monkeypatch: pytest.MonkeyPatch):
+    class Interpreted(Scaling):
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+            launch = super().__getitem__(grid)
+            return lambda *arguments, **constants: launch(*arguments, **constants) and None
+
+    monkeypatch.setattr(launch_plans, "PLANNED_DEVICES", {"cpu"})
+    interpreted = Interpreted()
+    double = scaled(interpreted)
+    for _ in range(6):
+        x = torch.randn(8)
+        assert torch.equal(double(x, None, 2.0, "triton"), 2 * x)
+    assert interpreted.looked_at == 2 * 6
+
+
 def test_calls_that_compute_in_torch_are_never_planned(kernel: Scaling):
     def implementation(x: Tensor, impl: str) -> Tensor:
         result = torch.empty_like(x)

@@ -72,6 +72,16 @@ def test_plain_calls_go_straight(through_library, call, operator, requires_grad)
     assert not through_library
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_plain_calls_on_a_gpu_go_straight(through_library):
+    features = draw_features(8, 4, device="cuda")
+    tensors = [x.float().cuda().detach().requires_grad_() for x in inputs()]
+    output = favor_attention(*tensors, features)
+    torch.autograd.grad(output, tensors, torch.ones_like(output))
+    assert not through_library
+
+
 @each_call
 def test_results_and_first_and_second_gradients_are_those_of_the_library(monkeypatch, call, operator):
     tensors = inputs()
@@ -196,6 +206,12 @@ def test_lazily_negated_tensors_are_read_with_their_sign():
     assert key.is_neg()
     q, _, v = inputs(False)
     torch.testing.assert_close(full(q, key, v), full(q, key.resolve_neg(), v))
+
+
+def test_tensors_that_stand_for_zeros_are_materialised():
+    q, k, _ = inputs(False)
+    zeros = torch._efficientzerotensor(k.shape, dtype=k.dtype)
+    assert torch.equal(full(q, k, zeros), torch.zeros_like(k))
 
 
 @each_call
