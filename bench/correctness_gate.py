@@ -22,7 +22,7 @@ def gate(provider: Provider, case: Case, passes: Passes, prepared: Prepared, exa
     """Return the error against float64, or raise a `Failure` if it is beyond the tolerance or not a number."""
     tolerance = provider.tolerance or PEER_TOLERANCE
     with torch.set_grad_enabled(passes != "forward"):
-        outputs = _as_tuple(prepared.call())
+        outputs = as_tuple(prepared.call())
     worst = _check("output", outputs, exact.outputs, tolerance.output)
     if passes == "forward":
         return worst
@@ -50,7 +50,7 @@ def timed_call(prepared: Prepared, passes: Passes, exact: Expected) -> Callable[
     wanted = list(prepared.leaves.values())
 
     def training() -> None:
-        torch.autograd.grad(_as_tuple(prepared.call()), wanted, upstream)
+        torch.autograd.grad(as_tuple(prepared.call()), wanted, upstream)
 
     return training
 
@@ -71,5 +71,6 @@ def _check(what: str, got: tuple[Tensor, ...], wanted: Iterable[tuple[tuple, Ten
     return worst
 
 
-def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return one output or several as a tuple."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from cases import PASSES, Case, Passes, Prepared
+from cases import PASSES, Case, Passes
+from correctness_gate import as_tuple
 from measurement import first_line
+from result_families import OURS
 from run import selected
 from stub_driver import StubDriver, install_stub
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-KERNELS = "favorcast triton"
+KERNELS = OURS[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,16 +61,12 @@ def launches_of(module: Any, case: Case, stub: StubDriver) -> dict[Passes, int]:
     for passes in getattr(module, "PASSES", PASSES):
         prepared, before = provider.prepare(inputs), stub.launches()
         with torch.set_grad_enabled(passes != "forward"):
-            _differentiate(prepared) if passes != "forward" else prepared.call()
+            outputs = as_tuple(prepared.call())
+        if passes != "forward":
+            upstream = [torch.empty_like(x) for x in outputs]
+            torch.autograd.grad(outputs, list(prepared.leaves.values()), upstream, allow_unused=True)
         found[passes] = stub.launches() - before
     return found
-
-
-def _differentiate(prepared: Prepared) -> None:
-    outputs = prepared.call()
-    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
-    upstream = [torch.empty_like(x) for x in outputs]
-    torch.autograd.grad(outputs, list(prepared.leaves.values()), upstream, allow_unused=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.driver import CudaDriver, CudaLauncher
+from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 from triton.runtime import driver
 
 from favorcast.kernels.launch_plans import PLANNED_DEVICES
@@ -30,7 +30,7 @@ class StubDriver(CudaDriver):
 
     def __init__(self, architecture: int, launcher: type[CudaLauncher] = CudaLauncher) -> None:
         library = load_stub()
-        self.utils: Any = _utils()
+        self.utils: Any = CudaUtils()  # compiled against the stub
         self.launcher_cls: Any = launcher
         self.target = GPUTarget("cuda", architecture, 32)
         self.launches: Callable[[], int] = library.stub_launches
@@ -44,12 +44,6 @@ class StubDriver(CudaDriver):
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
-
-
-def _utils() -> Any:
-    from triton.backends.nvidia.driver import CudaUtils
-
-    return CudaUtils()
 
 
 @cache

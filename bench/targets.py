@@ -133,7 +133,7 @@ def _million_tokens(rows: list[Row]) -> str:
 
 def _host_cost(rows: list[Row]) -> str:
     found = [r for r in rows if r["op"] == "host cost favor_attention" and r["pass"] == "forward"]
-    return _joined({f"{r['shape']}": f"{1e3 * float(r['p50_ms']):.1f} us" for r in found})
+    return _joined({r["shape"]: f"{1e3 * float(r['p50_ms']):.1f} us" for r in found})
 
 
 def _decomposition(rows: list[Row]) -> str:

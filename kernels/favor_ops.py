@@ -140,8 +140,8 @@ def _full(query, key, value, mask, *arguments):
     if impl == "reference":
         state = summarize_reference(key, value, mask, space)
         normalizers = torch.stack((state.log_normalizer, state.highest, state.total))
-        none = (normalizers.new_empty(0) for _ in range(2))
-        return attend_reference(query, state[:2], space), next(none), normalizers, state.value, next(none)
+        statistics, operand = normalizers.new_empty(0), normalizers.new_empty(0)
+        return attend_reference(query, state[:2], space), statistics, normalizers, state.value, operand
     return _triton().full_attention_triton(query, key, value, mask, space, impl)
 
 
@@ -239,8 +239,8 @@ def _fake_full(query, key, value, mask, *arguments):
     if impl != "reference":
         return output, *_triton().full_auxiliaries(query, key, value, space)
     log_normalizer, state_value, *_ = _fake_state(key, value, space, impl)
-    none = (log_normalizer.new_empty(0) for _ in range(2))
-    return output, next(none), log_normalizer.new_empty((3, *log_normalizer.shape)), state_value, next(none)
+    statistics, operand = log_normalizer.new_empty(0), log_normalizer.new_empty(0)
+    return output, statistics, log_normalizer.new_empty((3, *log_normalizer.shape)), state_value, operand
 
 
 def _fake_full_backward(d_output, query, key, value, mask, *arguments):
