@@ -1,24 +1,27 @@
-"""GPU kernels of causal FAVOR attention over short steps, backward: a scan for the queries, a reverse one for the keys.
+"""GPU kernels of causal FAVOR attention, backward: the queries' gradients, a walk back over them, the keys' gradients.
 
-Dimension key: b batch, h key heads, t tokens, d head dim, e value dim, m features;
-tiles [C] tokens of a chunk (queries or keys), [M] features, [D] and [E] padded head and value dims.
+Dimension key: b batch, h key heads, g query heads per key head, t tokens, d head dim, e value dim, m features;
+tiles [C] tokens of a segment (queries or keys), [N] queries of the walk, [M] features, [D] and [E] padded dims.
+
+    kernel                         one program owns                    loops over              keeps in registers
+    _causal_query_gradient_kernel  C queries of one segment            feature tiles           dq [C, D]
+    _received_walk_kernel          M features, a split of the segments query tiles, backwards  R [M, E], A [M]
+    _causal_key_gradient_kernel    C keys of one segment               query heads, features   dk, dv, T [C, C]
 
 In the notation of `favor_causal_kernels.py`, with alpha_ir = exp2(a_ir + M_r - x_i) / den_i, D_i = do_i . o_i and
-G_ij = do_i . v_j - D_i where step(j) <= step(i), else 0: `_causal_query_gradient_kernel` carries the state as the
-forward does, for
+G_ij = do_i . v_j - D_i where step(j) <= step(i), else 0 (both sums over j, i go over the own segment):
 
-    da_ir = alpha_ir (do_i . S_r - D_i z_r + sum_{j in chunk} G_ij phi_jr)                       dq_i = sum_r da_ir w_r
-
-and `_causal_key_gradient_kernel` walks over its chunks from the last to the first and carries what later rows ask of
-each feature, in units of 2^-M_r:
-
-    R_r = sum_{later i} alpha_ir do_i       A_r = - sum_{later i} alpha_ir D_i
+    da_ir = alpha_ir (z_r (do_i . V_r - D_i) + sum_j G_ij phi_jr)                           dq_i = sum_r da_ir w_r
+    R_r = sum_{i of later segments} alpha_ir do_i      A_r = - sum_{i of later segments} alpha_ir D_i
     de_jr = phi_jr (v_j . R_r + A_r + sum_i G_ij alpha_ir)      dv_j = sum_r phi_jr R_r + sum_i (alpha phi^T)_ij do_i
     dk_j = sum_r de_jr (w_r - k_j)
 
-Going back, anchors fall: R and A are multiplied by exp2 of the fall. The parts of a chunk are found again from the
-anchors before it, which `_causal_query_gradient_kernel` left. Paired features are projected one by one: the products of
-a pair side by side would spill.
+alpha_ir is in units of 2^M_r and phi_jr in units of 2^-M_r, so any anchor will do. R and A are walked from the last
+segment to the first, always relative to the anchors of the segment they are gathered from: going back, those fall, and
+no factor exceeds 1. Behind a segment, they are relative to the anchors there, which none of its keys exceeds. The
+gradient of the state of all keys opens the walk as R = dV, A = dL - V . dV, relative to its L; that of the initial state
+is what arrives at the front. What rounding takes from a stored R, A gives back for a typical v: equal values have no
+gradient through the weights.
 """
 
 from __future__ import annotations
@@ -26,351 +29,534 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .favor_backward_kernels import query_terms
 from .favor_causal_kernels import (
-    absorb_keys,
-    exponents_of_keys,
-    exponents_of_queries,
-    features_of_part,
-    load_chunk,
-    load_running,
-    lower_state,
+    key_features,
+    load_segment,
     next_part,
-    open_segment,
-    project_chunk,
-    store_running,
+    query_logits,
+    segment_jumps,
+    segment_of,
     visible_pairs,
 )
+from .favor_forward_kernels import relative_maximum
 from .favor_tiles import (
+    LOG2_E,
     UNSEEN,
     cut_entries,
+    exponent_of,
     feature_slope,
+    load_block,
+    load_block_vector,
     load_tile,
     load_vector,
-    seen_keys,
-    segment_bounds,
+    store_block,
+    store_block_vector,
     store_tile,
-    store_vector,
 )
 
 
 @triton.jit
-def query_gradient_chunk(
-    exponent, logits, values, do, pairs, terms, local, filled, tokens_per_step, anchor, total, sums,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return da [C, M] of the rows of a chunk for M features, and the state with its keys."""
-    minus_max, inverse, weighted = terms
-    low = filled * 0
-    d_logits = tl.zeros_like(logits)
-    while low < filled:
-        raised, end = next_part(exponent, anchor, low, local, tokens_per_step)
-        total, sums = lower_state(total, sums, anchor - raised)
-        anchor = raised
-        inside, phi = features_of_part(exponent, anchor, low, end, local)
-        phi = phi.to(OPERAND)  # [C, M]
-        alpha = share_of_rows(logits, anchor, inside, minus_max, inverse)
-        reach = tl.dot(do, tl.trans(sums.to(OPERAND)), input_precision=PRECISION)  # [C, E] @ [E, M]
-        reach = tl.dot(pairs, phi, reach - weighted[:, None] * total[None, :], input_precision=PRECISION)
-        d_logits += alpha * reach
-        total, sums = absorb_keys(phi, values, total, sums, PRECISION)
-        low = end
-    return d_logits, anchor, total, sums
+def softmax_terms(statistics, plane, token_count, rows, exists):
+    """Return x and 1 / den [N] of queries; x is inf for those that are not there."""
+    query_max, inverse_sum = statistics
+    inverse = load_block_vector(inverse_sum, plane, token_count, rows, exists, 0.0)
+    return load_block_vector(query_max, plane, token_count, rows, exists, float("inf")), inverse
 
 
 @triton.jit
-def share_of_rows(logits, anchor, inside, minus_max, inverse):
-    """Return alpha [C, M] = exp2(a + M - x) / den of the rows in a part, zero for the others.
+def attention_share(logits, reference, inverse):
+    """Return alpha = exp2(a + M - x) / den of tensors that broadcast.
 
     An anchor found again may be one above the forward's, where a sum rounds to the other side of a power of two; phi
     then is half. The bound is there for products that overflow.
     """
-    shifted = tl.where(inside[:, None], logits + anchor[None, :] + minus_max[:, None], float("-inf"))
-    return tl.exp2(tl.minimum(shifted, 8.0, propagate_nan=tl.PropagateNan.ALL)) * inverse[:, None]
+    return tl.exp2(tl.minimum(logits - reference, 8.0, propagate_nan=tl.PropagateNan.ALL)) * inverse
 
 
 @triton.jit
 def pair_gradient(do, values, weighted, local, tokens_per_step, PRECISION: tl.constexpr):
-    """Return G [C, C] = do_i . v_j - do_i . o_i where key j is visible to row i, else 0."""
+    """Return G [C, C] = do_i . v_j - D_i where key j is visible to row i, else 0."""
     pairs = tl.dot(do, tl.trans(values), input_precision=PRECISION) - weighted[:, None]  # [C, E] @ [E, C]
     return tl.where(visible_pairs(local, tokens_per_step), pairs, 0.0).to(do.dtype)
 
 
-@triton.jit(do_not_specialize=["batch_count", "token_count", "segment_length", "segments", "tokens_per_step", "chunk"])
+@triton.jit
+def query_gradient_features(
+    of_queries, of_keys, gain, key_bias, do, pairs, weighted, terms, log_weight, states, source, landmark_place,
+    head, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, WITHIN: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return da [C, M] of the rows of a part."""
+    reference, inverse = terms
+    logits, anchor = query_logits(
+        of_queries, gain, log_weight, states, source, head, features, keep, FEATURES, FEATURE_MAP
+    )
+    total = load_block_vector(states[2], source, FEATURES, features, keep, 0.0)
+    landmarks = load_block(states[0], landmark_place, FEATURES, features, keep, VALUE_DIM, BLOCK_E)  # [M, E]
+    reach = tl.dot(do, tl.trans(landmarks), input_precision=PRECISION)  # [C, E] @ [E, M]
+    reach = (reach - weighted[:, None]) * total[None, :]
+    if WITHIN:
+        phi = key_features(of_keys, gain, key_bias, anchor, FEATURE_MAP).to(OPERAND)
+        reach = tl.dot(pairs, phi, reach, input_precision=PRECISION)  # [C, C] @ [C, M]
+    return attention_share(logits, reference[:, None], inverse[:, None]) * reach
+
+
+@triton.jit
+def query_gradient_part(
+    q, k, key_bias, do, pairs, weighted, terms, d_q, projection, log_weight, states, source, landmark_place, parameters,
+    parameter_place, batch, head, gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, WITHIN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what all features send to the queries of a part to dq [C, D]."""
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    for tile in range(0, FEATURES, BLOCK_M):
+        features = tile + tl.arange(0, BLOCK_M)
+        keep = features < FEATURES
+        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
+        of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)  # [C, D] @ [D, M]
+        of_keys = of_queries
+        if WITHIN:
+            of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)
+        d_logits = query_gradient_features(
+            of_queries, of_keys, gain, key_bias, do, pairs, weighted, terms, log_weight, states, source,
+            landmark_place, head, features, keep, ALL, VALUE_DIM, FEATURE_MAP, WITHIN, BLOCK_E, OPERAND, PRECISION,
+        )  # fmt: skip
+        d_projected = feature_slope(d_logits, of_queries, gain, FEATURE_MAP)
+        if PAIRED:
+            d_logits = query_gradient_features(
+                of_queries, of_keys, -gain, key_bias, do, pairs, weighted, terms, log_weight, states, source,
+                landmark_place, head, FEATURES + features, keep, ALL, VALUE_DIM, FEATURE_MAP, WITHIN, BLOCK_E, OPERAND,
+                PRECISION,
+            )  # fmt: skip
+            d_projected -= feature_slope(d_logits, of_queries, -gain, FEATURE_MAP)
+        d_projected = d_projected.to(OPERAND)
+        d_q = tl.dot(d_projected, w.to(OPERAND), d_q, input_precision=PRECISION)  # [C, M] @ [M, D]
+        if parameters is not None:
+            add_parameters(parameters, d_projected, d_logits, q, parameter_place, features, keep, FEATURES, DIM,
+                           BLOCK_D, PRECISION)  # fmt: skip
+    return d_q
+
+
+@triton.jit
+def add_parameters(
+    parameters, d_projected, d_exponent, tokens, place, features, keep,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add sum_n d_nr x_n [M, D], and of queries sum_n d_nr [M], of a part to what the program's earlier parts have left."""
+    d_projection, d_log_weight = parameters
+    so_far = load_block(d_projection, place, FEATURES, features, keep, DIM, BLOCK_D)
+    so_far = tl.dot(tl.trans(d_projected), tokens.to(d_projected.dtype), so_far, input_precision=PRECISION)
+    tl.debug_barrier()  # all threads have loaded what is overwritten
+    store_block(d_projection, place, FEATURES, features, keep, so_far, DIM, BLOCK_D)
+    if d_log_weight is not None:
+        sums = load_block_vector(d_log_weight, place, FEATURES, features, keep, 0.0) + tl.sum(d_exponent, 0)
+        tl.debug_barrier()
+        store_block_vector(d_log_weight, place, FEATURES, features, keep, sums)
+
+
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
 def _causal_query_gradient_kernel(
-    query, key, value, mask, projection, log_weight, prefix, running, output, d_output, statistics,
-    weighted_output, anchors, d_query, d_projection,
-    batch_count, token_count, segment_length, segments, tokens_per_step, chunk, query_heads, group,
-    gain, norm_gain, chain,
+    query, key, value, mask, projection, log_weight, states, jumps, output, d_output, statistics,
+    weighted_output, d_query, parameters,
+    token_count, segment_length, segments, tokens_per_step, query_heads, group, planes, gain, norm_gain, chain,
+    WITHIN: tl.constexpr, WALK_TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own a segment of one query head: dq, D_i = do_i . o_i, and the anchors before each chunk for the reverse pass.
+    """Own C queries of a segment of one query head: dq, and D_i = do_i . o_i for the kernels that follow.
 
-    Where features are learnt, d_projection [M, D] of the segment is summed in memory: sum_i da_ir q_i.
+    `parameters`, of learnt features, are zeros for sum_i da_ir q_i and sum_i da_ir of each program.
     """
-    ALL_FEATURES: tl.constexpr = FEATURES * (2 if PAIRED else 1)
-    index = tl.program_id(0)
-    segment, index = index % segments, index // segments
-    query_head, batch = index % query_heads, index // query_heads
-    head = query_head // group
-    place = segment * batch_count + batch
-    open_segment(
-        running, prefix, place, head, query_head,
-        ALL_FEATURES, VALUE_DIM, BLOCK_M, BLOCK_E,
-    )  # fmt: skip
-    local = tl.arange(0, BLOCK_C)
-    writes = query_head % group == 0
-    first, last = segment_bounds(segment, segment_length, token_count)
-    for start in range(first, last, chunk):
-        filled = tl.minimum(chunk, last - start)
-        chunk_place = start // chunk * batch_count + batch
-        rows, exists = start + local, local < filled
-        seen = seen_keys(mask, batch, rows, start + filled)
-        k, bias, v, q = load_chunk(
-            query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+    rows, end, local, segment, batch, query_head, query_plane = segment_of(
+        tl.program_id(0), segment_length, segments, token_count, query_heads, planes, WITHIN, BLOCK_C
+    )
+    head, key_planes = query_head // group, planes // group
+    plane = batch * (query_heads // group) + head
+    exists = rows < end
+    do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
+    o = load_tile(output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E)
+    weighted = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+    store_block_vector(weighted_output, query_plane, token_count, rows, exists, weighted)
+    row_max, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
+    d_q = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    parameter_place = tl.program_id(0)
+    if WITHIN:
+        k, bias, v, q = load_segment(
+            query, key, value, mask, batch, head, query_head, rows, end, norm_gain,
             FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
         )  # fmt: skip
-        do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
-        o = load_tile(output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E)
-        weighted = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
-        store_vector(weighted_output, batch, query_head, rows, exists, weighted)
-        minus_max, inverse = query_terms(statistics, batch, query_head, rows, exists)
-        terms = (minus_max, inverse, weighted)
         pairs = pair_gradient(do, v, weighted, local, tokens_per_step, PRECISION)
-        d_q = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-        for tile in range(0, FEATURES, BLOCK_M):
-            features = tile + tl.arange(0, BLOCK_M)
-            keep = features < FEATURES
-            w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
-            of_keys, of_queries = project_chunk(k, q, w, PRECISION)
-            exponent = exponents_of_keys(of_keys, gain, bias, keep, FEATURE_MAP)
-            logits = exponents_of_queries(of_queries, gain, log_weight, head, features, keep, FEATURE_MAP)
-            anchor, total, sums = load_running(running, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-            store_vector(anchors, chunk_place, head, features, keep & writes, anchor)
-            d_logits, anchor, total, sums = query_gradient_chunk(
-                exponent, logits, v, do, pairs, terms, local, filled, tokens_per_step, anchor, total, sums,
-                OPERAND, PRECISION,
-            )  # fmt: skip
-            store_running(running, anchor, total, sums, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-            d_projected = feature_slope(d_logits, of_queries, gain, FEATURE_MAP)
-            if PAIRED:
-                others = FEATURES + features
-                exponent = exponents_of_keys(of_keys, -gain, bias, keep, FEATURE_MAP)
-                logits = exponents_of_queries(of_queries, -gain, log_weight, head, others, keep, FEATURE_MAP)
-                anchor, total, sums = load_running(running, place, query_head, others, keep, VALUE_DIM, BLOCK_E)
-                store_vector(anchors, chunk_place, head, others, keep & writes, anchor)
-                d_logits, anchor, total, sums = query_gradient_chunk(
-                    exponent, logits, v, do, pairs, terms, local, filled, tokens_per_step, anchor, total, sums,
-                    OPERAND, PRECISION,
+        own = segment * key_planes + plane
+        spare = (segments + 1) * key_planes + segment * planes + query_plane
+        jumped = segment_jumps(jumps, own, WALK_TILES, BLOCK_TILES)
+        source = tl.where(jumped, spare, own)
+        filled = end - segment * segment_length
+        low = 0
+        while low < filled:
+            part_end = filled
+            if jumped:
+                part_end = next_part(
+                    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain,
+                    FEATURES, DIM, FEATURE_MAP, PAIRED, BLOCK_M, BLOCK_D, PRECISION,
                 )  # fmt: skip
-                store_running(running, anchor, total, sums, place, query_head, others, keep, VALUE_DIM, BLOCK_E)
-                d_projected -= feature_slope(d_logits, of_queries, -gain, FEATURE_MAP)
-            d_projected = d_projected.to(OPERAND)
-            d_q = tl.dot(d_projected, w.to(OPERAND), d_q, input_precision=PRECISION)  # [C, M] @ [M, D]
-            if d_projection is not None:
-                add_to_projection(
-                    d_projection, d_projected, q, place, query_head, features, keep, DIM, BLOCK_D, PRECISION
-                )
-        store_tile(d_query, batch, query_head, rows, exists, d_q * chain, DIM, BLOCK_D)
-        tl.debug_barrier()  # the next chunk loads what this one stored
+            terms = (tl.where((local >= low) & (local < part_end), row_max, float("inf")), inverse)
+            d_q = query_gradient_part(
+                q, k, tl.where(local < part_end, bias, float("-inf")), do, pairs, weighted, terms, d_q, projection,
+                log_weight, states, source, own, parameters, parameter_place, batch, head, gain,
+                FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
+            )  # fmt: skip
+            low = part_end
+    else:
+        q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
+        own = (segment + 1) * key_planes + plane
+        d_q = query_gradient_part(
+            q, q, weighted, do, do, weighted, (row_max, inverse), d_q, projection, log_weight, states, own, own,
+            parameters, parameter_place, batch, head, gain,
+            FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
+        )  # fmt: skip
+    store_tile(d_query, batch, query_head, rows, exists, d_q * chain, DIM, BLOCK_D)
 
 
 @triton.jit
-def add_to_projection(
-    d_projection, d_projected, tokens, place, query_head, features, keep,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+def open_received(
+    final, d_final, parts, log_weight, states, split, splits, segments, plane, planes, head, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Add sum_n d_nr x_n of a chunk to the program's own rows [M, D] in memory."""
-    d_w = load_tile(d_projection, place, query_head, features, keep, DIM, BLOCK_D)
-    d_w = tl.dot(tl.trans(d_projected), tokens.to(d_projected.dtype), d_w, input_precision=PRECISION)
-    tl.debug_barrier()  # all threads have loaded what is overwritten
-    store_tile(d_projection, place, query_head, features, keep, d_w, DIM, BLOCK_D)
-
-
-@triton.jit
-def part_before(exponent, anchor, high, local, tokens_per_step):
-    """Return the first row and the anchors [M] of the part that ends before row `high`."""
-    low = high * 0
-    anchor, end = next_part(exponent, anchor, low, local, tokens_per_step)
-    while end < high:
-        low = end
-        anchor, end = next_part(exponent, anchor, low, local, tokens_per_step)
-    return low, anchor
-
-
-@triton.jit
-def key_gradient_chunk(
-    exponent, logits, values, do, pairs, terms, local, filled, tokens_per_step, before, anchor, rows, shift,
-    d_values, scores, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return de [C, M] of the keys of a chunk for M features, with dv [C, E], T [C, C] and the scan's R, A added to."""
-    minus_max, inverse, weighted = terms
-    high = filled
-    d_exponent = tl.zeros_like(exponent)
-    while high > 0:
-        low, lowered = part_before(exponent, before, high, local, tokens_per_step)
-        # a fall, but for the step from a segment's maximum to the anchor of its last chunk, of log2(tokens) at most
-        shrink = tl.exp2(tl.minimum(lowered - anchor, 64.0))
-        rows, shift, anchor = rows * shrink[:, None], shift * shrink, lowered
-        inside, phi = features_of_part(exponent, anchor, low, high, local)  # [C, M]
-        alpha = share_of_rows(logits, anchor, inside, minus_max, inverse)  # [C, M]
-        operand, received = alpha.to(OPERAND), rows.to(OPERAND)
-        reach = tl.dot(values, tl.trans(received), input_precision=PRECISION) + shift[None, :]  # [C, E] @ [E, M]
-        reach = tl.dot(tl.trans(pairs), operand, reach, input_precision=PRECISION)  # [C, C] @ [C, M]
-        d_exponent += phi * reach
-        feature = phi.to(OPERAND)
-        d_values = tl.dot(feature, received, d_values, input_precision=PRECISION)  # [C, M] @ [M, E]
-        scores = tl.dot(operand, tl.trans(feature), scores, input_precision=PRECISION)  # [C, M] @ [M, C]
-        rows = tl.dot(tl.trans(operand), do, rows, input_precision=PRECISION)  # [M, C] @ [C, E]
-        shift -= tl.sum(alpha * weighted[:, None], 0)
-        high = low
-    return d_exponent, anchor, rows, shift, d_values, scores
-
-
-@triton.jit
-def load_received(received, place, head, features, keep, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Load the anchors, A [M] and R [M, E] of the scan."""
-    rows, shifts, anchors = received
-    return (
-        load_vector(anchors, place, head, features, keep, UNSEEN),
-        load_vector(shifts, place, head, features, keep, 0.0),
-        load_tile(rows, place, head, features, keep, VALUE_DIM, BLOCK_E),
-    )
+    """Return R [M, E], A and anchors [M] of what later splits, and the gradient of the state of all keys, ask."""
+    BLOCK_M: tl.constexpr = features.shape[0]
+    asked = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    shift = tl.zeros([BLOCK_M], tl.float32)
+    anchor = load_block_vector(states[1], segments * planes + plane, FEATURES, features, keep, UNSEEN)
+    if d_final is not None:
+        final_value, final_log_normalizer = final
+        d_value, d_log_normalizer = d_final
+        logarithm = load_block_vector(final_log_normalizer, plane, FEATURES, features, keep, float("-inf"))
+        top = relative_maximum(logarithm, log_weight, head, features, keep)
+        factor = tl.where(logarithm != float("-inf"), tl.exp2(tl.where(top > UNSEEN, anchor - top, 0.0)), 0.0)
+        asked = load_block(d_value, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+        v = load_block(final_value, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+        shift = load_block_vector(d_log_normalizer, plane, FEATURES, features, keep, 0.0) - tl.sum(asked * v, 1)
+        asked, shift = asked * factor[:, None], shift * factor
+    if parts is not None:
+        part_rows, part_shifts, part_anchors = parts
+        for back in range(splits - 1 - split):
+            place = (splits - 1 - back) * planes + plane
+            lower = load_block_vector(part_anchors, place, FEATURES, features, keep, UNSEEN)
+            fall = tl.exp2(tl.minimum(lower - anchor, 0.0))
+            anchor = lower
+            block = load_block(part_rows, place, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+            asked = asked * fall[:, None] + block
+            shift = shift * fall + load_block_vector(part_shifts, place, FEATURES, features, keep, 0.0)
+    return asked, shift, anchor
 
 
 @triton.jit
 def store_received(
-    received, anchor, shift, rows, place, head, features, keep, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr
+    received, values, state, place, first, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    row_tiles, shifts, anchors = received
-    tl.debug_barrier()  # all threads have loaded what is overwritten
-    store_vector(anchors, place, head, features, keep, anchor)
-    store_vector(shifts, place, head, features, keep, shift)
-    store_tile(row_tiles, place, head, features, keep, rows, VALUE_DIM, BLOCK_E)
+    """Write R, and A with what rounding R has taken from R . v of a typical v: V of the tile's first feature."""
+    rows, shifts = received
+    asked, shift = state
+    rounded = asked.to(rows.dtype.element_ty)
+    one = tl.arange(0, 1)
+    typical = load_block(values, place, FEATURES, first + one, one == 0, VALUE_DIM, BLOCK_E).to(tl.float32)  # [1, E]
+    store_block(rows, place, FEATURES, features, keep, rounded, VALUE_DIM, BLOCK_E)
+    lost = tl.sum((asked - rounded.to(tl.float32)) * typical, 1)
+    store_block_vector(shifts, place, FEATURES, features, keep, shift + lost)
 
 
 @triton.jit
-def open_reverse(
-    running, later, place, later_place, head, query_head, takes,
-    ALL_FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+def gather(x, gain, anchor, bias, reference, inverse, weighted, do, asked, shift, OPERAND: tl.constexpr,
+           FEATURE_MAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Add queries with products x [M, N] to R [M, E] and A [M]."""
+    logits = exponent_of(x, gain, (anchor + bias)[:, None], FEATURE_MAP)
+    alpha = attention_share(logits, reference[None, :], inverse[None, :])  # [M, N]
+    asked = tl.dot(alpha.to(OPERAND), do, asked, input_precision=PRECISION)  # [M, N] @ [N, E]
+    return asked, shift - tl.sum(alpha * weighted[None, :], 1)
+
+
+@triton.jit
+def lower_received(state, states, place, features, keep, FEATURES: tl.constexpr):
+    """Return R, A and anchors relative to those of the segment before."""
+    asked, shift, anchor = state
+    lower = load_block_vector(states[1], place, FEATURES, features, keep, 0.0)
+    fall = tl.exp2(tl.minimum(lower - anchor, 0.0))
+    return asked * fall[:, None], shift * fall, lower
+
+
+@triton.jit
+def close_received(
+    initial, d_initial, log_weight, state, plane, head, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Bring what queries behind a segment ask of it into the program's memory; one query head of a group takes it."""
-    for start in range(0, ALL_FEATURES, BLOCK_M):
-        features = start + tl.arange(0, BLOCK_M)
-        keep = features < ALL_FEATURES
-        anchor = tl.full([BLOCK_M], -UNSEEN, tl.float32)  # nothing received yet, at any anchor
-        shift = tl.zeros([BLOCK_M], tl.float32)
-        rows = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
-        if later is not None:
-            found, shift, rows = load_received(later, later_place, head, features, keep & takes, VALUE_DIM, BLOCK_E)
-            anchor = tl.where(takes & (found > UNSEEN), found, anchor)
-        store_received(running, anchor, shift, rows, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-    tl.debug_barrier()  # what one thread stored, another loads
+    """Write the gradient (dV, dL) of the initial state."""
+    value, log_normalizer = initial
+    d_value, d_log_normalizer = d_initial
+    asked, shift, anchor = state
+    logarithm = load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf"))
+    top = relative_maximum(logarithm, log_weight, head, features, keep)
+    share = tl.where(top > UNSEEN, tl.exp2(tl.minimum(top - anchor, 0.0)), 0.0)
+    v = tl.where((share > 0)[:, None], load_block(value, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E), 0.0)
+    d_log = share * (tl.sum(asked * v, 1) + shift)
+    store_block(d_value, plane, FEATURES, features, keep, asked * share[:, None], VALUE_DIM, BLOCK_E)
+    store_block_vector(d_log_normalizer, plane, FEATURES, features, keep, d_log)
 
 
-@triton.jit(do_not_specialize=["batch_count", "token_count", "segment_length", "segments", "tokens_per_step", "chunk"])
-def _causal_key_gradient_kernel(
-    query, key, value, mask, projection, log_weight, later, running, d_output, statistics, weighted_output,
-    anchors, d_key, d_value, d_projection, d_log_weight,
-    batch_count, token_count, segment_length, segments, tokens_per_step, chunk, query_heads, group,
-    gain, norm_gain, chain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+@triton.jit
+def store_received_part(parts, state, place, features, keep, FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr,
+                        BLOCK_E: tl.constexpr):  # fmt: skip
+    """Write what a split has gathered."""
+    part_rows, part_shifts, part_anchors = parts
+    asked, shift, anchor = state
+    store_block(part_rows, place, FEATURES, features, keep, asked, VALUE_DIM, BLOCK_E)
+    store_block_vector(part_shifts, place, FEATURES, features, keep, shift)
+    store_block_vector(part_anchors, place, FEATURES, features, keep, anchor)
+
+
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "split_segments", "splits", "planes"])
+def _received_walk_kernel(
+    query, d_output, projection, log_weight, statistics, weighted_output, states, parts, received,
+    initial, d_initial, final, d_final,
+    token_count, segment_length, segments, split_segments, splits, heads, group, planes, gain,
+    WITHIN: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own a feature tile and a split of the segments of one key head: R and A behind each segment.
+
+    Without `received`, it only gathers its split into `parts`, from which a second launch goes on.
+    """
+    TILES: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    AHEAD: tl.constexpr = 0 if WITHIN else 1  # the queries of long steps read the state behind their own
+    index = tl.program_id(0)
+    tile, index = index % TILES, index // TILES
+    split, plane = index % splits, index // splits
+    head, batch = plane % heads, plane // heads
+    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    keep, others = features < FEATURES, FEATURES + features
+    w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(query.pointer.dtype.element_ty)  # [M, D]
+    bias = tl.where(keep, 0.0, float("-inf"))
+    other_bias = bias
+    if log_weight is not None:
+        bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
+        other_bias += load_vector(log_weight, head * 0, head, others, keep & PAIRED, 0.0) * LOG2_E
+    if received is None:
+        asked, shift, anchor = open_received(final, None, None, log_weight, states, split, splits, segments, plane,
+                                             planes, head, features, keep, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
+        other_asked, other_shift, other_anchor = asked, shift, anchor
+    else:
+        asked, shift, anchor = open_received(final, d_final, parts, log_weight, states, split, splits, segments, plane,
+                                             planes, head, features, keep, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
+        other_asked, other_shift, other_anchor = asked, shift, anchor
+        if PAIRED:
+            other_asked, other_shift, other_anchor = open_received(
+                final, d_final, parts, log_weight, states, split, splits, segments, plane, planes, head, others, keep,
+                ALL, VALUE_DIM, BLOCK_E,
+            )  # fmt: skip
+    tiles = tl.cdiv(segment_length, BLOCK_N)
+    first = split * split_segments
+    last = tl.minimum(first + split_segments, segments)
+    visits = tiles * group
+    for position in range(0, (last - first) * visits):
+        segment, visit = last - 1 - position // visits, position % visits
+        if visit == 0:
+            if received is not None:
+                place = (segment + 1 + AHEAD) * planes + plane
+                due = keep & ((position > 0) | WITHIN)
+                store_received(received, states[0], (asked, shift), place, tile * BLOCK_M, features, due, ALL,
+                               VALUE_DIM, BLOCK_E)  # fmt: skip
+                if PAIRED:
+                    store_received(received, states[0], (other_asked, other_shift), place, FEATURES + tile * BLOCK_M,
+                                   others, due, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
+            place = (segment + AHEAD) * planes + plane
+            asked, shift, anchor = lower_received((asked, shift, anchor), states, place, features, keep, ALL)
+            if PAIRED:
+                other_asked, other_shift, other_anchor = lower_received(
+                    (other_asked, other_shift, other_anchor), states, place, others, keep, ALL
+                )
+        query_head = head * group + visit // tiles
+        query_plane = plane * group + visit // tiles
+        start = segment * segment_length
+        rows = start + visit % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+        exists = rows < tl.minimum(start + segment_length, token_count)
+        q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [N, D]
+        do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
+        reference, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
+        weighted = load_block_vector(weighted_output, query_plane, token_count, rows, exists, 0.0)
+        x = tl.dot(w, tl.trans(q), input_precision=PRECISION)  # [M, D] @ [D, N]
+        asked, shift = gather(x, gain, anchor, bias, reference, inverse, weighted, do, asked, shift, OPERAND,
+                              FEATURE_MAP, PRECISION)  # fmt: skip
+        if PAIRED:
+            other_asked, other_shift = gather(x, -gain, other_anchor, other_bias, reference, inverse, weighted, do,
+                                              other_asked, other_shift, OPERAND, FEATURE_MAP, PRECISION)  # fmt: skip
+    state, other_state = (asked, shift, anchor), (other_asked, other_shift, other_anchor)
+    if received is None:
+        place = split * planes + plane
+        store_received_part(parts, state, place, features, keep, ALL, VALUE_DIM, BLOCK_E)
+        if PAIRED:
+            store_received_part(parts, other_state, place, others, keep, ALL, VALUE_DIM, BLOCK_E)
+    else:
+        if not WITHIN:
+            place = (first + 1) * planes + plane
+            due = keep & (last > first)
+            store_received(received, states[0], (asked, shift), place, tile * BLOCK_M, features, due, ALL, VALUE_DIM,
+                           BLOCK_E)  # fmt: skip
+            if PAIRED:
+                store_received(received, states[0], (other_asked, other_shift), place, FEATURES + tile * BLOCK_M,
+                               others, due, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
+        if d_initial is not None:
+            is_first = keep & (split == 0)
+            close_received(initial, d_initial, log_weight, state, plane, head, features, is_first, ALL, VALUE_DIM,
+                           BLOCK_E)  # fmt: skip
+            if PAIRED:
+                close_received(initial, d_initial, log_weight, other_state, plane, head, others, is_first, ALL,
+                               VALUE_DIM, BLOCK_E)  # fmt: skip
+
+
+@triton.jit
+def key_gradient_features(
+    of_keys, of_queries, gain, key_bias, values, do, pairs, terms, d_values, scores, log_weight, states, source,
+    received, place, takes, head, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, WITHIN: tl.constexpr,
     BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own a segment of one query head: what its rows, and for one head of a group all later ones, send to the keys.
+    """Return de [C, M] of the keys of a part, with dv [C, E] and T [C, C] added to; R and A stand at `place`."""
+    later_anchor = load_block_vector(states[1], place, FEATURES, features, keep, 0.0)
+    asked = load_block(received[0], place, FEATURES, features, keep & takes, VALUE_DIM, BLOCK_E)  # [M, E]
+    shift = load_block_vector(received[1], place, FEATURES, features, keep & takes, 0.0)
+    reach = tl.dot(values, tl.trans(asked), input_precision=PRECISION) + shift[None, :]  # [C, E] @ [E, M]
+    if WITHIN:
+        reference, inverse = terms
+        logits, anchor = query_logits(
+            of_queries, gain, log_weight, states, source, head, features, keep, FEATURES, FEATURE_MAP
+        )
+        fall = tl.exp2(tl.minimum(anchor - later_anchor, 1.0))
+        phi = key_features(of_keys, gain, key_bias, anchor, FEATURE_MAP)  # [C, M]
+        phi = tl.where(keep[None, :], phi, 0.0)
+        alpha = attention_share(logits, reference[:, None], inverse[:, None]).to(OPERAND)
+        reach = tl.dot(tl.trans(pairs), alpha, reach * fall[None, :], input_precision=PRECISION)  # [C, C] @ [C, M]
+        d_values = tl.dot((phi * fall[None, :]).to(OPERAND), asked, d_values, input_precision=PRECISION)
+        scores = tl.dot(alpha, tl.trans(phi.to(OPERAND)), scores, input_precision=PRECISION)  # [C, M] @ [M, C]
+    else:
+        phi = key_features(of_keys, gain, key_bias, later_anchor, FEATURE_MAP)
+        phi = tl.where(keep[None, :], phi, 0.0)
+        d_values = tl.dot(phi.to(OPERAND), asked, d_values, input_precision=PRECISION)  # [C, M] @ [M, E]
+    return phi * reach, d_values, scores
 
-    `later` are G, A and maxima of `_suffix_gradients_kernel`. Where features are learnt, their gradients through the
-    keys are summed in memory: sum_j de_jr k_j and sum_j de_jr.
-    """
-    index = tl.program_id(0)
-    segment, index = index % segments, index // segments
-    query_head, batch = index % query_heads, index // query_heads
-    head = query_head // group
-    place = segment * batch_count + batch
-    open_reverse(
-        running, later, place, place + batch_count, head, query_head, query_head % group == 0,
-        FEATURES, VALUE_DIM, BLOCK_M, BLOCK_E,
-    )  # fmt: skip
-    local = tl.arange(0, BLOCK_C)
-    first, last = segment_bounds(segment, segment_length, token_count)
-    chunks = tl.cdiv(last - first, chunk)
-    for back in range(chunks):
-        start = first + (chunks - 1 - back) * chunk
-        filled = tl.minimum(chunk, last - start)
-        chunk_place = start // chunk * batch_count + batch
-        rows, exists = start + local, local < filled
-        seen = seen_keys(mask, batch, rows, start + filled)
-        k, bias, v, q = load_chunk(
-            query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
-            FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
+
+@triton.jit
+def key_gradient_part(
+    k, q, key_bias, values, do, pairs, terms, d_k, d_v, d_sum, scores, projection, log_weight, states, source,
+    received, place, takes, d_projection, parameter_place, batch, head, gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, WITHIN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add what all features send to the keys of a part to dk [C, D], dv [C, E], sum_r de_jr [C] and T [C, C]."""
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    for tile in range(0, FEATURES, BLOCK_M):
+        features = tile + tl.arange(0, BLOCK_M)
+        keep = features < FEATURES
+        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
+        of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)  # [C, D] @ [D, M]
+        of_queries = of_keys
+        if WITHIN:
+            of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)
+        d_exponent, d_v, scores = key_gradient_features(
+            of_keys, of_queries, gain, key_bias, values, do, pairs, terms, d_v, scores, log_weight, states, source,
+            received, place, takes, head, features, keep, ALL, VALUE_DIM, FEATURE_MAP, WITHIN, BLOCK_E, OPERAND,
+            PRECISION,
         )  # fmt: skip
-        do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
-        weighted = load_vector(weighted_output, batch, query_head, rows, exists, 0.0)
-        minus_max, inverse = query_terms(statistics, batch, query_head, rows, exists)
-        terms = (minus_max, inverse, weighted)
-        pairs = pair_gradient(do, v, weighted, local, tokens_per_step, PRECISION)
-        d_k = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-        d_v = tl.zeros([BLOCK_C, BLOCK_E], tl.float32)
-        d_sum = tl.zeros([BLOCK_C], tl.float32)
-        scores = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
-        for tile in range(0, FEATURES, BLOCK_M):
-            features = tile + tl.arange(0, BLOCK_M)
-            keep = features < FEATURES
-            w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
-            if tl.float32 == OPERAND:  # again: kept over the tiles, their TF32 parts would spill
-                k, bias, v, q = load_chunk(
-                    query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
-                    FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
-                )  # fmt: skip
-                do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)
-            of_keys, of_queries = project_chunk(k, q, w, PRECISION)
-            exponent = exponents_of_keys(of_keys, gain, bias, keep, FEATURE_MAP)
-            logits = exponents_of_queries(of_queries, gain, log_weight, head, features, keep, FEATURE_MAP)
-            before = load_vector(anchors, chunk_place, head, features, keep, UNSEEN)
-            anchor, shift, received = load_received(running, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-            d_exponent, anchor, received, shift, d_v, scores = key_gradient_chunk(
-                exponent, logits, v, do, pairs, terms, local, filled, tokens_per_step, before, anchor, received, shift,
-                d_v, scores, OPERAND, PRECISION,
+        d_sum += tl.sum(d_exponent, 1)
+        d_projected = feature_slope(d_exponent, of_keys, gain, FEATURE_MAP)
+        if PAIRED:
+            d_exponent, d_v, scores = key_gradient_features(
+                of_keys, of_queries, -gain, key_bias, values, do, pairs, terms, d_v, scores, log_weight, states,
+                source, received, place, takes, head, FEATURES + features, keep, ALL, VALUE_DIM, FEATURE_MAP, WITHIN,
+                BLOCK_E, OPERAND, PRECISION,
             )  # fmt: skip
-            store_received(running, anchor, shift, received, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
             d_sum += tl.sum(d_exponent, 1)
-            d_projected = feature_slope(d_exponent, of_keys, gain, FEATURE_MAP)
-            if d_log_weight is not None:
-                so_far = load_vector(d_log_weight, place, query_head, features, keep, 0.0) + tl.sum(d_exponent, 0)
-                tl.debug_barrier()  # all threads have loaded what is overwritten
-                store_vector(d_log_weight, place, query_head, features, keep, so_far)
-            d_projected = d_projected.to(OPERAND)
-            d_k = tl.dot(d_projected, w.to(OPERAND), d_k, input_precision=PRECISION)  # [C, M] @ [M, D]
-            if d_projection is not None:
-                add_to_projection(
-                    d_projection, d_projected, k, place, query_head, features, keep, DIM, BLOCK_D, PRECISION
-                )
-        scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(OPERAND)
-        d_v = tl.dot(tl.trans(scores), do, d_v, input_precision=PRECISION)  # [C, C] @ [C, E]
-        d_k *= chain
-        if FEATURE_MAP == "exponential":
-            raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)  # again: kept, it would spill
-            d_k -= chain * chain * d_sum[:, None] * cut_entries(raw).to(tl.float32)
-        store_tile(d_key, batch, query_head, rows, exists, d_k, DIM, BLOCK_D)
-        store_tile(d_value, batch, query_head, rows, exists, d_v, VALUE_DIM, BLOCK_E)
-        tl.debug_barrier()  # the next chunk loads what this one stored
+            d_projected -= feature_slope(d_exponent, of_keys, -gain, FEATURE_MAP)
+        d_projected = d_projected.to(OPERAND)
+        d_k = tl.dot(d_projected, w.to(OPERAND), d_k, input_precision=PRECISION)  # [C, M] @ [M, D]
+        if d_projection is not None:
+            add_parameters((d_projection, None), d_projected, d_exponent, k, parameter_place, features, keep, FEATURES,
+                           DIM, BLOCK_D, PRECISION)  # fmt: skip
+    return d_k, d_v, d_sum, scores
 
 
-@triton.jit(do_not_specialize=["count"])
-def _sum_heads_kernel(
-    parts, total, count, heads, group, DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """Own a tile of tokens of one key head, and sum over its query heads what they found each for itself, in order."""
-    tiles = tl.cdiv(count, BLOCK_N)
-    index = tl.program_id(0)
-    tile, index = index % tiles, index // tiles
-    head, batch = index % heads, index // heads
-    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    keep = rows < count
-    summed = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for member in range(group):
-        summed += load_tile(parts, batch, head * group + member, rows, keep, DIM, BLOCK_D)
-    store_tile(total, batch, head, rows, keep, summed, DIM, BLOCK_D)
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
+def _causal_key_gradient_kernel(
+    query, key, value, mask, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
+    d_key, d_value, d_projection,
+    token_count, segment_length, segments, tokens_per_step, query_heads, group, planes, gain, norm_gain, chain,
+    WITHIN: tl.constexpr, WALK_TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own C keys of a segment of one key head: dk and dv, from the queries of the segment, head by head, and R, A."""
+    rows, end, local, segment, batch, head, plane = segment_of(
+        tl.program_id(0), segment_length, segments, token_count, query_heads // group, planes // group, WITHIN, BLOCK_C
+    )
+    key_planes = planes // group
+    exists = rows < end
+    own, later = segment * key_planes + plane, (segment + 1) * key_planes + plane
+    d_k = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    d_v = tl.zeros([BLOCK_C, BLOCK_E], tl.float32)
+    d_sum = tl.zeros([BLOCK_C], tl.float32)
+    k, bias, v, q = load_segment(
+        query, key, value, mask, batch, head, head * group, rows, end, norm_gain,
+        FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
+    )  # fmt: skip
+    if WITHIN:
+        spare = (segments + 1) * key_planes + own
+        jumped = segment_jumps(jumps, own, WALK_TILES, BLOCK_TILES)
+        source = tl.where(jumped, spare, own)
+        filled = end - segment * segment_length
+        for member in range(group):
+            query_head, query_plane = head * group + member, plane * group + member
+            q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
+            do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
+            weighted = load_block_vector(weighted_output, query_plane, token_count, rows, exists, 0.0)
+            row_max, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
+            pairs = pair_gradient(do, v, weighted, local, tokens_per_step, PRECISION)
+            scores = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+            low = 0
+            while low < filled:
+                part_end = filled
+                if jumped:
+                    part_end = next_part(
+                        k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states,
+                        gain, FEATURES, DIM, FEATURE_MAP, PAIRED, BLOCK_M, BLOCK_D, PRECISION,
+                    )  # fmt: skip
+                terms = (tl.where((local >= low) & (local < part_end), row_max, float("inf")), inverse)
+                takes = (member == 0) & (part_end == filled)  # the last anchors are those nearest to R's
+                d_k, d_v, d_sum, scores = key_gradient_part(
+                    k, q, tl.where(local < part_end, bias, float("-inf")), v, do, pairs, terms, d_k, d_v, d_sum,
+                    scores, projection, log_weight, states, source, received, later, takes, d_projection,
+                    tl.program_id(0), batch, head, gain,
+                    FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND,
+                    PRECISION,
+                )  # fmt: skip
+                low = part_end
+            scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(OPERAND)
+            d_v = tl.dot(tl.trans(scores), do, d_v, input_precision=PRECISION)  # [C, C] @ [C, E]
+    else:
+        d_k, d_v, d_sum, _ = key_gradient_part(
+            k, k, bias, v, v, v, (d_sum, d_sum), d_k, d_v, d_sum, d_sum, projection, log_weight, states, later,
+            received, later, True, d_projection, tl.program_id(0), batch, head, gain,
+            FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
+        )  # fmt: skip
+    d_k *= chain
+    if FEATURE_MAP == "exponential":
+        raw = load_tile(key, batch, head, rows, exists & (bias > float("-inf")), DIM, BLOCK_D)  # again: kept, it would spill
+        d_k -= chain * chain * d_sum[:, None] * cut_entries(raw).to(tl.float32)
+    store_tile(d_key, batch, head, rows, exists, d_k, DIM, BLOCK_D)
+    store_tile(d_value, batch, head, rows, exists, d_v, VALUE_DIM, BLOCK_E)

@@ -1,25 +1,31 @@
-"""GPU kernels of causal FAVOR attention over short steps: a state carried from chunk to chunk, and pairs within one.
+"""GPU kernels of causal FAVOR attention, forward: a walk over the keys that leaves states, and queries that read them.
 
-Dimension key: b batch, h key heads, t tokens, d head dim, e value dim, m features;
-tiles [C] tokens of a chunk (queries or keys), [M] features, [D] and [E] padded head and value dims.
+Dimension key: b batch, h key heads, g query heads per key head, t tokens, d head dim, e value dim, m features;
+tiles [S] keys of the walk, [C] tokens of a segment (queries or keys), [M] features, [D] and [E] padded dims.
 
-A chunk holds whole time steps. Its rows read the keys before it through the state of hop 1, and its own keys through a
-[C, C] product. With c_jr the exponent of key j and a_ir that of query i (base 2, log-weight on the query's side):
+    kernel                   one program owns                     loops over            keeps in registers
+    _prefix_states_kernel    M features, a split of the segments  key tiles             max, sum [M], sum of v [M, E]
+    _causal_attend_kernel    C queries of one segment             feature tiles         max, sum [C], o [C, E], T [C, C]
 
-    phi_jr = exp2(c_jr - M_r)       f_ir = exp2(a_ir + M_r - x_i),   x_i = max_r (a_ir + M_r)
-    z_r = sum_{earlier j} phi_jr    S_r = sum_{earlier j} phi_jr v_j
+A segment holds whole time steps. The walk is hop 1 of full attention that goes on from segment to segment; before each
+it stores the state of the keys so far, in the operands' dtype. A segment's queries read that state, and where WITHIN
+their own segment's keys through a [C, C] product. Steps too long for that are segments by themselves, whose queries
+see all of them: they read the state behind their segment. With c_jr the exponent of key j and a_ir that of query i
+(base 2, log-weight on the query's side):
+
+    f_ir = exp2(a_ir + M_r - x_i),  x_i = max_r (a_ir + M_r)     phi_jr = exp2(c_jr - M_r)
+    z_r = sum_{earlier j} phi_jr    V_r = sum_{earlier j} phi_jr v_j / z_r
     T_ij = sum_r f_ir phi_jr where step(j) <= step(i), else 0
-    o_i = (sum_r f_ir z_r (S_r / z_r) + sum_j T_ij v_j) / (sum_r f_ir z_r + sum_j T_ij)
+    o_i = (sum_r f_ir z_r V_r + sum_j T_ij v_j) / (sum_r f_ir z_r + sum_j T_ij)
 
-The anchor M_r is a whole number, so that moving it is exact. It starts at the state's own size and is raised only when
-a step's exponents exceed it by more than HEADROOM; the chunk is then cut before that step into *parts*, each with its
-own anchors (`next_part`). An anchor is thus attained by keys that all rows it serves can see: nothing overflows, what
-underflows is below 2^-126 of something kept, no row is 0 / 0, and no bit of a row depends on a key it cannot see.
-All but unusual inputs have one part a chunk.
+The anchor M_r is a whole number, so that moving it is exact: the logarithm of the state before the segment, or of the
+first step where there is none. The walk notes for each segment whether one of its keys exceeds an anchor by more than
+HEADROOM. If so, the segment is cut before that step into *parts*, each with its own anchors (`next_part`): an anchor is
+thus attained by keys that all rows it serves can see, nothing overflows, what underflows is below 2^-126 of something
+kept, no row is 0 / 0, and no bit of a row depends on a key it cannot see. All but unusual inputs have one part.
 
-One program owns a segment of one query head and walks over its chunks in order. The state is (m, e) float32, too large
-for registers: a program keeps it in memory of its own, read and written once a chunk, mostly in the second-level
-cache. Nothing of width m is stored for a token; there are no atomics.
+Memory traffic: keys and values once a feature tile, queries once, m (e + 2) numbers of state written and read a
+segment. Splits of the walk go on from the sums of earlier ones, merged in order; there are no atomics.
 """
 
 from __future__ import annotations
@@ -28,272 +34,452 @@ import triton
 import triton.language as tl
 
 from .favor_backward_kernels import key_shift, usable_tokens
-from .favor_forward_kernels import inverse_of
+from .favor_forward_kernels import inverse_of, relative_maximum
 from .favor_tiles import (
     LN_2,
     LOG2_E,
     UNSEEN,
+    absorb,
     cut_entries,
     exponent_of,
+    load_block,
+    load_block_vector,
     load_tile,
     load_vector,
     seen_keys,
-    segment_bounds,
+    store_block,
+    store_block_vector,
     store_tile,
-    store_vector,
 )
 
 HEADROOM = tl.constexpr(60.0)  # bits a key may exceed its anchor by: 2^20 such terms times |v| < 2^40 fit float32
 
 
 @triton.jit
-def load_chunk(
-    query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+def open_walk(initial, log_weight, parts, split, plane, planes, head, features, keep, FEATURES: tl.constexpr,
+              VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr):  # fmt: skip
+    """Return maximum, sum [M] and sum of p v [M, E] of the initial state and of the splits before `split`."""
+    BLOCK_M: tl.constexpr = features.shape[0]
+    top = tl.full([BLOCK_M], UNSEEN, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    if initial is not None:
+        value, log_normalizer = initial
+        logarithm = load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf"))
+        top = relative_maximum(logarithm, log_weight, head, features, keep)
+        total = tl.where(top == UNSEEN, 0.0, 1.0)
+        average = load_block(value, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+        sums = tl.where((total == 0)[:, None], 0.0, average)
+    if parts is not None:
+        part_sums, part_max, part_total = parts
+        for earlier in range(split):
+            place = earlier * planes + plane
+            part_top = load_block_vector(part_max, place, FEATURES, features, keep, UNSEEN)
+            raised = tl.maximum(top, part_top)
+            shrink, other_shrink = tl.exp2(top - raised), tl.exp2(part_top - raised)
+            other = load_block_vector(part_total, place, FEATURES, features, keep, 0.0)
+            total = total * shrink + other * other_shrink
+            block = load_block(part_sums, place, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+            sums = sums * shrink[:, None] + block * other_shrink[:, None]
+            top = raised
+    return top, total, sums
+
+
+@triton.jit
+def project_keys(
+    key, mask, w, batch, head, rows, end, norm_gain,
+    DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return w . k [M, S] and the bias [S] of the keys' exponents, -inf for those that are not seen."""
+    keep = seen_keys(mask, batch, rows, end)
+    raw = load_tile(key, batch, head, rows, keep, DIM, BLOCK_D)
+    k = usable_tokens(raw, True, FEATURE_MAP)
+    x = tl.dot(w, tl.trans(k), input_precision=PRECISION)  # [M, D] @ [D, S]
+    return x, key_shift(raw, keep, norm_gain, FEATURE_MAP)
+
+
+@triton.jit
+def store_prefix(
+    states, state, opening, place, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Write V, z and M of the keys so far and return M; without any it is `opening`."""
+    value, anchors, totals = states
+    top, total, sums = state
+    seen = total > 0
+    anchor = tl.where(seen, tl.ceil(top + tl.log2(tl.where(seen, total, 1.0))), opening)
+    z = tl.where(seen, total * tl.exp2(tl.where(seen, top - anchor, 0.0)), 0.0)
+    store_block(value, place, FEATURES, features, keep, sums * inverse_of(total)[:, None], VALUE_DIM, BLOCK_E)
+    store_block_vector(anchors, place, FEATURES, features, keep, anchor)
+    store_block_vector(totals, place, FEATURES, features, keep, z)
+    return anchor
+
+
+@triton.jit
+def exceeds(top, anchor, keep):
+    """Return 1 where a kept feature has seen a key beyond its headroom, else 0."""
+    return tl.max((keep & (top > anchor + HEADROOM)).to(tl.int32), 0)
+
+
+@triton.jit
+def close_walk(
+    final, log_weight, state, plane, head, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Write (V, L) of all keys."""
+    value, log_normalizer = final
+    top, total, sums = state
+    logarithm = top * LN_2 + tl.log(tl.where(total > 0, total, 1.0))
+    if log_weight is not None:
+        logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
+    logarithm = tl.where(total > 0, logarithm, float("-inf"))
+    store_block_vector(log_normalizer, plane, FEATURES, features, keep, logarithm)
+    store_block(value, plane, FEATURES, features, keep, sums * inverse_of(total)[:, None], VALUE_DIM, BLOCK_E)
+
+
+@triton.jit
+def store_part(parts, state, place, features, keep, FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr,
+               BLOCK_E: tl.constexpr):  # fmt: skip
+    """Write the sums of a split."""
+    part_sums, part_max, part_total = parts
+    top, total, sums = state
+    store_block_vector(part_max, place, FEATURES, features, keep, top)
+    store_block_vector(part_total, place, FEATURES, features, keep, total)
+    store_block(part_sums, place, FEATURES, features, keep, sums, VALUE_DIM, BLOCK_E)
+
+
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "split_segments", "splits",
+                               "tokens_per_step", "planes"])  # fmt: skip
+def _prefix_states_kernel(
+    key, value, mask, projection, log_weight, initial, parts, states, jumps, final,
+    token_count, segment_length, segments, split_segments, splits, tokens_per_step, heads, planes, gain, norm_gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own a feature tile and a split of the segments of one head: the state before each segment, and of all keys.
+
+    Without `states`, it only sums its split into `parts`, from which a second launch goes on.
+    """
+    TILES: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    index = tl.program_id(0)
+    tile, index = index % TILES, index // TILES  # neighbours share keys and values, in the second-level cache
+    split, plane = index % splits, index // splits
+    head, batch = plane % heads, plane // heads
+    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    keep, others = features < FEATURES, FEATURES + features
+    w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
+    opening = tl.full([BLOCK_M], UNSEEN, tl.float32)
+    other_opening = opening
+    local = tl.arange(0, BLOCK_S)
+    if states is None:
+        top, total, sums = open_walk(None, None, None, split, plane, planes, head, features, keep, ALL, VALUE_DIM,
+                                     BLOCK_E)  # fmt: skip
+        other_top, other_total, other_sums = top, total, sums
+    else:
+        top, total, sums = open_walk(initial, log_weight, parts, split, plane, planes, head, features, keep, ALL,
+                                     VALUE_DIM, BLOCK_E)  # fmt: skip
+        other_top, other_total, other_sums = top, total, sums
+        if PAIRED:
+            other_top, other_total, other_sums = open_walk(
+                initial, log_weight, parts, split, plane, planes, head, others, keep, ALL, VALUE_DIM, BLOCK_E
+            )
+        x, bias = project_keys(key, mask, w, batch, head, local, tl.minimum(tokens_per_step, token_count), norm_gain,
+                               DIM, FEATURE_MAP, BLOCK_D, PRECISION)  # fmt: skip
+        if split == 0:
+            opening = anchor_of(exponent_of(x, gain, bias[None, :], FEATURE_MAP))
+            other_opening = anchor_of(exponent_of(x, -gain, bias[None, :], FEATURE_MAP))
+    anchor, other_anchor = opening, other_opening
+    per_segment = tl.cdiv(segment_length, BLOCK_S)
+    first = split * split_segments
+    last = tl.minimum(first + split_segments, segments)
+    for position in range(first * per_segment, last * per_segment):
+        segment = position // per_segment
+        start = segment * segment_length
+        end = tl.minimum(start + segment_length, token_count)
+        if states is not None:
+            if position % per_segment == 0:
+                if jumps is not None:
+                    jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & PAIRED)
+                    place = (segment - 1) * planes + plane
+                    tl.store(jumps + place.to(tl.int64) * TILES + tile, jumped, mask=segment > first)
+                place = segment * planes + plane
+                anchor = store_prefix(states, (top, total, sums), opening, place, features, keep, ALL, VALUE_DIM,
+                                      BLOCK_E)  # fmt: skip
+                if PAIRED:
+                    other_anchor = store_prefix(states, (other_top, other_total, other_sums), other_opening, place,
+                                                others, keep, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
+        rows = start + position % per_segment * BLOCK_S + local
+        x, bias = project_keys(key, mask, w, batch, head, rows, end, norm_gain,
+                               DIM, FEATURE_MAP, BLOCK_D, PRECISION)  # fmt: skip
+        v = load_tile(value, batch, head, rows, seen_keys(mask, batch, rows, end), VALUE_DIM, BLOCK_E).to(OPERAND)
+        top, total, sums = absorb(exponent_of(x, gain, bias[None, :], FEATURE_MAP), v, top, total, sums, PRECISION)
+        if PAIRED:
+            other_top, other_total, other_sums = absorb(
+                exponent_of(x, -gain, bias[None, :], FEATURE_MAP), v, other_top, other_total, other_sums, PRECISION
+            )
+    if states is None:
+        place = split * planes + plane
+        store_part(parts, (top, total, sums), place, features, keep, ALL, VALUE_DIM, BLOCK_E)
+        if PAIRED:
+            store_part(parts, (other_top, other_total, other_sums), place, others, keep, ALL, VALUE_DIM, BLOCK_E)
+    else:
+        if jumps is not None:
+            jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & PAIRED)
+            place = (last - 1) * planes + plane
+            tl.store(jumps + place.to(tl.int64) * TILES + tile, jumped, mask=last > first)
+        is_last = keep & (split == splits - 1)
+        place = segments * planes + plane
+        store_prefix(states, (top, total, sums), opening, place, features, is_last, ALL, VALUE_DIM, BLOCK_E)
+        close_walk(final, log_weight, (top, total, sums), plane, head, features, is_last, ALL, VALUE_DIM, BLOCK_E)
+        if PAIRED:
+            other_state = (other_top, other_total, other_sums)
+            store_prefix(states, other_state, other_opening, place, others, is_last, ALL, VALUE_DIM, BLOCK_E)
+            close_walk(final, log_weight, other_state, plane, head, others, is_last, ALL, VALUE_DIM, BLOCK_E)
+
+
+@triton.jit
+def anchor_of(exponent):
+    """Return the anchors [M] of a step with exponents [M, S], UNSEEN where none of its keys is seen."""
+    return tl.maximum(tl.ceil(tl.max(exponent, 1)), UNSEEN)
+
+
+@triton.jit
+def load_segment(
+    query, key, value, mask, batch, head, query_head, rows, end, norm_gain,
     FEATURE_MAP: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     """Load keys [C, D] with the bias of their exponents [C], values [C, E] and queries [C, D]."""
+    seen = seen_keys(mask, batch, rows, end)
     raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)
     bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
     v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)
-    q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
+    q = cut_entries(load_tile(query, batch, query_head, rows, rows < end, DIM, BLOCK_D))
     return usable_tokens(raw, True, FEATURE_MAP), bias, v, q
 
 
 @triton.jit
-def project_chunk(k, q, w, PRECISION: tl.constexpr):
-    """Return w . k and w . q, [C, D] @ [D, M] each."""
-    of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)
-    return of_keys, tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)
+def segment_jumps(jumps, place, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr):
+    """Return whether one of the segment's keys exceeds its headroom in any feature tile of the walk."""
+    tiles = tl.arange(0, BLOCK_TILES)
+    return tl.max(load_block_vector(jumps, place, TILES, tiles, tiles < TILES, 0), 0) > 0
 
 
 @triton.jit
-def exponents_of_keys(projected, gain, bias, keep, FEATURE_MAP: tl.constexpr):
-    """Return c [C, M], -inf for keys that are not seen and features that are not there."""
-    return tl.where(keep[None, :], exponent_of(projected, gain, bias[:, None], FEATURE_MAP), float("-inf"))
+def raise_anchors(exponent, source, target, features, keep, low, end, local, tokens_per_step, states,
+                  FEATURES: tl.constexpr):  # fmt: skip
+    """Write the anchors and z [M] of the part that starts at row `low`; return the first row of a later part, or end.
 
-
-@triton.jit
-def exponents_of_queries(projected, gain, log_weight, head, features, keep, FEATURE_MAP: tl.constexpr):
-    """Return a [C, M] with the log-weight."""
-    bias = tl.zeros([features.shape[0]], tl.float32)
-    if log_weight is not None:
-        bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
-    return exponent_of(projected, gain, bias[None, :], FEATURE_MAP)
-
-
-@triton.jit
-def next_part(exponent, anchor, low, local, tokens_per_step):
-    """Return the anchors [M] from the step at row `low` on, and the row before which a later step needs higher ones."""
-    BLOCK_C: tl.constexpr = exponent.shape[0]
+    An anchor is raised to the largest exponent of the step at `low`, if that exceeds its headroom.
+    """
+    _, anchors, totals = states
+    anchor = load_block_vector(anchors, source, FEATURES, features, keep, UNSEEN)
+    total = load_block_vector(totals, source, FEATURES, features, keep, 0.0)
     in_step = (local >= low) & (local < low + tokens_per_step)
-    peak = tl.max(tl.where(in_step[:, None], exponent, float("-inf")), 0)  # [M]
-    anchor = tl.where(peak > anchor + HEADROOM, tl.ceil(peak), anchor)
-    jumps = (exponent > (anchor + HEADROOM)[None, :]) & (local >= low)[:, None]
+    peak = tl.max(tl.where(in_step[:, None] & keep[None, :], exponent, float("-inf")), 0)  # [M]
+    raised = tl.where(peak > anchor + HEADROOM, tl.ceil(peak), anchor)
+    fall = anchor - raised
+    tl.debug_barrier()  # all threads have loaded what is overwritten
+    store_block_vector(anchors, target, FEATURES, features, keep, raised)
+    store_block_vector(totals, target, FEATURES, features, keep, tl.where(fall > -100.0, total * tl.exp2(fall), 0.0))
+    jumped = (exponent > (raised + HEADROOM)[None, :]) & (local >= low)[:, None] & keep[None, :]
     step_start = local - local % tokens_per_step
-    end = tl.min(tl.where(tl.max(jumps.to(tl.int32), 1) > 0, step_start, BLOCK_C), 0)
-    return anchor, end
+    return tl.minimum(end, tl.min(tl.where(tl.max(jumped.to(tl.int32), 1) > 0, step_start, end), 0))
 
 
 @triton.jit
-def lower_state(total, sums, difference):
-    """Multiply z [M] and S [M, E] by exp2(difference); what falls below the rounding of anything kept becomes zero."""
-    shrink = tl.where(difference > -100.0, tl.exp2(difference), 0.0)
-    return total * shrink, sums * shrink[:, None]
-
-
-@triton.jit
-def features_of_part(exponent, anchor, low, end, local):
-    """Return which rows [C] are in a part, and phi [C, M] of its keys, zero for the others."""
-    inside = (local >= low) & (local < end)
-    return inside, tl.exp2(tl.where(inside[:, None], exponent - anchor[None, :], float("-inf")))
-
-
-@triton.jit
-def absorb_keys(phi, values, total, sums, PRECISION: tl.constexpr):
-    """Add the keys of a part to z [M] and S [M, E]; the rounded features are summed, so that weights sum to one."""
-    sums = tl.dot(tl.trans(phi), values, sums, input_precision=PRECISION)  # [M, C] @ [C, E] -> [M, E]
-    return total + tl.sum(phi.to(tl.float32), 0), sums
-
-
-@triton.jit
-def attend_chunk(
-    exponent, logits, values, local, filled, tokens_per_step, anchor, total, sums, top, den, num, scores,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+def next_part(
+    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Fold M features of a chunk into its rows: x, den [C], num [C, E], T [C, C]; and its keys into the state."""
-    low = filled * 0
-    while low < filled:
-        raised, end = next_part(exponent, anchor, low, local, tokens_per_step)
-        total, sums = lower_state(total, sums, anchor - raised)
-        anchor = raised
-        inside, phi = features_of_part(exponent, anchor, low, end, local)
-        phi = phi.to(OPERAND)  # [C, M]
-        shifted = tl.where(inside[:, None], logits + anchor[None, :], float("-inf"))
-        highest = tl.maximum(top, tl.max(shifted, 1))
-        feature = tl.exp2(shifted - highest[:, None])  # [C, M]
-        shrink = tl.exp2(top - highest)
-        weight = (feature * total[None, :]).to(OPERAND)
-        average = (sums * inverse_of(total)[:, None]).to(OPERAND)  # [M, E]
-        num = tl.dot(weight, average, num * shrink[:, None], input_precision=PRECISION)  # [C, M] @ [M, E]
-        den = den * shrink + tl.sum(weight.to(tl.float32), 1)
-        scores = tl.dot(
-            feature.to(OPERAND), tl.trans(phi), scores * shrink[:, None], input_precision=PRECISION
-        )  # [C, M] @ [M, C]
-        top = highest
-        total, sums = absorb_keys(phi, values, total, sums, PRECISION)
-        low = end
-    return anchor, total, sums, top, den, num, scores
+    """Find the end of the part that starts at row `low`, and leave its anchors and z at place `spare` of the states.
+
+    The first part goes on from the anchors at place `own`, later ones from those of the part before.
+    """
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    end = filled
+    source = tl.where(low == 0, own, spare)
+    for tile in range(0, FEATURES, BLOCK_M):
+        features = tile + tl.arange(0, BLOCK_M)
+        keep = features < FEATURES
+        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(k.dtype)  # [M, D]
+        x = tl.dot(k, tl.trans(w), input_precision=PRECISION)  # [C, D] @ [D, M]
+        exponent = exponent_of(x, gain, bias[:, None], FEATURE_MAP)
+        end = raise_anchors(exponent, source, spare, features, keep, low, end, local, tokens_per_step, states, ALL)
+        if PAIRED:
+            exponent = exponent_of(x, -gain, bias[:, None], FEATURE_MAP)
+            end = raise_anchors(exponent, source, spare, FEATURES + features, keep, low, end, local, tokens_per_step,
+                                states, ALL)  # fmt: skip
+    tl.debug_barrier()  # what one thread stored, another loads
+    return end
 
 
 @triton.jit
 def visible_pairs(local, tokens_per_step):
     """Return [C, C], True where the key's step is not after the query's."""
-    step = local // tokens_per_step
-    return step[:, None] >= step[None, :]
+    step_end = (local // tokens_per_step + 1) * tokens_per_step
+    return local[None, :] < step_end[:, None]  # a row divides once, whatever the columns
 
 
 @triton.jit
-def load_running(running, place, head, features, keep, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Load the anchors, z [M] and S [M, E] that a program keeps in memory."""
-    sums, anchor, total = running
-    return (
-        load_vector(anchor, place, head, features, keep, UNSEEN),
-        load_vector(total, place, head, features, keep, 0.0),
-        load_tile(sums, place, head, features, keep, VALUE_DIM, BLOCK_E),
-    )
-
-
-@triton.jit
-def store_running(
-    running, anchor, total, sums, place, head, features, keep, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr
+def query_logits(
+    of_queries, gain, log_weight, states, place, head, features, keep,
+    FEATURES: tl.constexpr, FEATURE_MAP: tl.constexpr,
 ):  # fmt: skip
-    """Store them, with z in (1/2, 1]: the anchors follow the state."""
-    bump = tl.where(total > 0, tl.ceil(tl.log2(tl.where(total > 0, total, 1.0))), 0.0)
-    shrink = tl.exp2(-bump)
-    sums_rows, anchor_vectors, total_vectors = running
-    tl.debug_barrier()  # all threads have loaded what is overwritten
-    store_vector(anchor_vectors, place, head, features, keep, anchor + bump)
-    store_vector(total_vectors, place, head, features, keep, total * shrink)
-    store_tile(sums_rows, place, head, features, keep, sums * shrink[:, None], VALUE_DIM, BLOCK_E)
+    """Return a + M [C, M] of queries with the anchors M [M] of a state; both are harmless for missing features."""
+    anchor = load_block_vector(states[1], place, FEATURES, features, keep, 0.0)
+    bias = tl.where(keep, anchor, float("-inf"))
+    if log_weight is not None:
+        bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
+    return exponent_of(of_queries, gain, bias[None, :], FEATURE_MAP), anchor
 
 
 @triton.jit
-def open_segment(
-    running, prefix, place, head, query_head,
-    ALL_FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
-    """Bring the state before a segment into the program's memory; no prefix state is no earlier key."""
-    for start in range(0, ALL_FEATURES, BLOCK_M):
-        features = start + tl.arange(0, BLOCK_M)
-        keep = features < ALL_FEATURES
-        top = tl.full([BLOCK_M], UNSEEN, tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        average = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
-        if prefix is not None:
-            value, _, row_max, row_sum = prefix
-            top = load_vector(row_max, place, head, features, keep, UNSEEN)
-            total = load_vector(row_sum, place, head, features, keep, 0.0)
-            average += load_tile(value, place, head, features, keep, VALUE_DIM, BLOCK_E)
-        anchor = tl.where(total != 0, tl.ceil(top), UNSEEN)
-        total = tl.where(total != 0, total * tl.exp2(top - anchor), 0.0)
-        store_running(
-            running, anchor, total, average * total[:, None], place, query_head, features, keep, VALUE_DIM, BLOCK_E
-        )
-    tl.debug_barrier()  # what one thread stored, another loads
+def key_features(of_keys, gain, bias, anchor, FEATURE_MAP: tl.constexpr):
+    """Return phi [C, M] = exp2(c - M)."""
+    return tl.exp2(exponent_of(of_keys, gain, bias[:, None], FEATURE_MAP) - anchor[None, :])
 
 
 @triton.jit
-def close_segment(
-    running, final, log_weight, place, batch, head, query_head, writes,
-    ALL_FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+def attend_features(
+    logits, anchor, of_keys, gain, key_bias, states, source, landmark_place, features, keep, reference,
+    row_sum, acc, scores,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, WITHIN: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write (V, L) of all keys so far."""
-    value, log_normalizer = final
-    for start in range(0, ALL_FEATURES, BLOCK_M):
-        features = start + tl.arange(0, BLOCK_M)
-        keep = (features < ALL_FEATURES) & writes
-        anchor, total, sums = load_running(running, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-        logarithm = anchor * LN_2 + tl.log(tl.where(total != 0, total, 1.0))
-        if log_weight is not None:
-            logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
-        logarithm = tl.where(total != 0, logarithm, float("-inf"))
-        store_vector(log_normalizer, batch, head, features, keep, logarithm)
-        store_tile(value, batch, head, features, keep, sums * inverse_of(total)[:, None], VALUE_DIM, BLOCK_E)
+    """Add features with logits [C, M], relative to the rows' `reference` [C], to den [C], o [C, E] and T [C, C]."""
+    total = load_block_vector(states[2], source, FEATURES, features, keep, 0.0)
+    landmarks = load_block(states[0], landmark_place, FEATURES, features, keep, VALUE_DIM, BLOCK_E)  # [M, E]
+    feature = tl.exp2(logits - reference[:, None])  # [C, M]
+    weight = (feature * total[None, :]).to(OPERAND)
+    row_sum += tl.sum(weight.to(tl.float32), 1)  # of the rounded weights, so that they sum to one
+    acc = tl.dot(weight, landmarks, acc, input_precision=PRECISION)  # [C, M] @ [M, E]
+    if WITHIN:
+        phi = key_features(of_keys, gain, key_bias, anchor, FEATURE_MAP).to(OPERAND)
+        scores = tl.dot(feature.to(OPERAND), tl.trans(phi), scores, input_precision=PRECISION)  # [C, M] @ [M, C]
+    return row_sum, acc, scores
 
 
-@triton.jit(do_not_specialize=["batch_count", "token_count", "segment_length", "segments", "tokens_per_step", "chunk"])
+@triton.jit
+def attend_part(
+    q, k, key_bias, projection, log_weight, states, source, landmark_place, batch, head, inside,
+    row_max, row_sum, acc, scores, gain,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, WITHIN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Fold all features into x, den [C], o [C, E] and T [C, C] of the rows inside a part; others stay as they are.
+
+    The anchors and z of the part stand at place `source` of the states, V at `landmark_place`.
+    """
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    for tile in range(0, FEATURES, BLOCK_M):
+        features = tile + tl.arange(0, BLOCK_M)
+        keep = features < FEATURES
+        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
+        of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)  # [C, D] @ [D, M]
+        of_keys = of_queries
+        if WITHIN:
+            of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)
+        logits, anchor = query_logits(of_queries, gain, log_weight, states, source, head, features, keep, ALL, FEATURE_MAP)
+        highest = tl.max(logits, 1)
+        if PAIRED:
+            others = FEATURES + features
+            other_logits, other_anchor = query_logits(
+                of_queries, -gain, log_weight, states, source, head, others, keep, ALL, FEATURE_MAP
+            )
+            highest = tl.maximum(highest, tl.max(other_logits, 1))
+        new_max = tl.maximum(row_max, tl.where(inside, highest, UNSEEN))
+        reference = tl.where(inside, new_max, float("inf"))
+        rescale = tl.exp2(row_max - new_max)
+        row_max = new_max
+        row_sum, acc, scores = row_sum * rescale, acc * rescale[:, None], scores * rescale[:, None]
+        row_sum, acc, scores = attend_features(
+            logits, anchor, of_keys, gain, key_bias, states, source, landmark_place, features, keep, reference,
+            row_sum, acc, scores, ALL, VALUE_DIM, FEATURE_MAP, WITHIN, BLOCK_E, OPERAND, PRECISION,
+        )  # fmt: skip
+        if PAIRED:
+            row_sum, acc, scores = attend_features(
+                other_logits, other_anchor, of_keys, -gain, key_bias, states, source, landmark_place, others, keep,
+                reference, row_sum, acc, scores, ALL, VALUE_DIM, FEATURE_MAP, WITHIN, BLOCK_E, OPERAND, PRECISION,
+            )  # fmt: skip
+    return row_max, row_sum, acc, scores
+
+
+@triton.jit
+def segment_of(index, segment_length, segments, token_count, heads, planes, WITHIN: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return (rows [C], end, local [C], segment, batch, head, plane) of a program; where WITHIN, a segment is one tile."""
+    tiles = tl.cdiv(segment_length, BLOCK_C)
+    if WITHIN:
+        tiles = 1
+    tile, index = index % tiles, index // tiles
+    plane, segment = index % planes, index // planes
+    local = tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    start = segment * segment_length
+    end = tl.minimum(start + segment_length, token_count)
+    return start + local, end, local, segment, plane // heads, plane % heads, plane
+
+
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
 def _causal_attend_kernel(
-    query, key, value, mask, projection, log_weight, prefix, running, output, statistics, final,
-    batch_count, token_count, segment_length, segments, tokens_per_step, chunk, query_heads, group, gain, norm_gain,
+    query, key, value, mask, projection, log_weight, states, jumps, output, statistics,
+    token_count, segment_length, segments, tokens_per_step, query_heads, group, planes, gain, norm_gain,
+    WITHIN: tl.constexpr, WALK_TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own a segment of one query head: outputs, and from the last segment the state of all keys."""
-    ALL_FEATURES: tl.constexpr = FEATURES * (2 if PAIRED else 1)
-    index = tl.program_id(0)
-    segment, index = index % segments, index // segments
-    query_head, batch = index % query_heads, index // query_heads
-    head = query_head // group
-    place = segment * batch_count + batch
-    open_segment(
-        running, prefix, place, head, query_head,
-        ALL_FEATURES, VALUE_DIM, BLOCK_M, BLOCK_E,
-    )  # fmt: skip
-    query_max, inverse_sum, _ = statistics
-    local = tl.arange(0, BLOCK_C)
-    first, last = segment_bounds(segment, segment_length, token_count)
-    for start in range(first, last, chunk):
-        filled = tl.minimum(chunk, last - start)
-        rows, exists = start + local, local < filled
-        seen = seen_keys(mask, batch, rows, start + filled)
-        k, bias, v, q = load_chunk(
-            query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
+    """Own C queries of a segment of one query head; `planes` counts batches and query heads."""
+    rows, end, local, segment, batch, query_head, query_plane = segment_of(
+        tl.program_id(0), segment_length, segments, token_count, query_heads, planes, WITHIN, BLOCK_C
+    )
+    head, key_planes = query_head // group, planes // group
+    plane = batch * (query_heads // group) + head
+    exists = rows < end
+    row_max = tl.full([BLOCK_C], UNSEEN, tl.float32)
+    row_sum = tl.zeros([BLOCK_C], tl.float32)
+    acc = tl.zeros([BLOCK_C, BLOCK_E], tl.float32)
+    scores = tl.zeros([BLOCK_C, BLOCK_C if WITHIN else 1], tl.float32)
+    if WITHIN:
+        k, bias, v, q = load_segment(
+            query, key, value, mask, batch, head, query_head, rows, end, norm_gain,
             FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
         )  # fmt: skip
-        top = tl.full([BLOCK_C], UNSEEN, tl.float32)
-        den = tl.zeros([BLOCK_C], tl.float32)
-        num = tl.zeros([BLOCK_C, BLOCK_E], tl.float32)
-        scores = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
-        for tile in range(0, FEATURES, BLOCK_M):
-            features = tile + tl.arange(0, BLOCK_M)
-            keep = features < FEATURES
-            w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
-            if tl.float32 == OPERAND:  # again: kept over the tiles, their TF32 parts would spill
-                k, bias, v, q = load_chunk(
-                    query, key, value, batch, head, query_head, rows, exists, seen, norm_gain,
-                    FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
+        own = segment * key_planes + plane
+        spare = (segments + 1) * key_planes + segment * planes + query_plane
+        jumped = segment_jumps(jumps, own, WALK_TILES, BLOCK_TILES)
+        source = tl.where(jumped, spare, own)
+        filled = end - segment * segment_length
+        low = 0
+        while low < filled:
+            part_end = filled
+            if jumped:
+                part_end = next_part(
+                    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain,
+                    FEATURES, DIM, FEATURE_MAP, PAIRED, BLOCK_M, BLOCK_D, PRECISION,
                 )  # fmt: skip
-            of_keys, of_queries = project_chunk(k, q, w, PRECISION)
-            exponent = exponents_of_keys(of_keys, gain, bias, keep, FEATURE_MAP)
-            logits = exponents_of_queries(of_queries, gain, log_weight, head, features, keep, FEATURE_MAP)
-            anchor, total, sums = load_running(running, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-            anchor, total, sums, top, den, num, scores = attend_chunk(
-                exponent, logits, v, local, filled, tokens_per_step, anchor, total, sums, top, den, num, scores,
-                OPERAND, PRECISION,
+            row_max, row_sum, acc, scores = attend_part(
+                q, k, tl.where(local < part_end, bias, float("-inf")), projection, log_weight, states, source, own,
+                batch, head, (local >= low) & (local < part_end), row_max, row_sum, acc, scores, gain,
+                FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
             )  # fmt: skip
-            store_running(running, anchor, total, sums, place, query_head, features, keep, VALUE_DIM, BLOCK_E)
-            if PAIRED:
-                others = FEATURES + features
-                exponent = exponents_of_keys(of_keys, -gain, bias, keep, FEATURE_MAP)
-                logits = exponents_of_queries(of_queries, -gain, log_weight, head, others, keep, FEATURE_MAP)
-                anchor, total, sums = load_running(running, place, query_head, others, keep, VALUE_DIM, BLOCK_E)
-                anchor, total, sums, top, den, num, scores = attend_chunk(
-                    exponent, logits, v, local, filled, tokens_per_step, anchor, total, sums, top, den, num, scores,
-                    OPERAND, PRECISION,
-                )  # fmt: skip
-                store_running(running, anchor, total, sums, place, query_head, others, keep, VALUE_DIM, BLOCK_E)
+            low = part_end
         scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(OPERAND)
-        den += tl.sum(scores.to(tl.float32), 1)
-        num = tl.dot(scores, v, num, input_precision=PRECISION)  # [C, C] @ [C, E]
-        inverse = inverse_of(den)
-        store_tile(output, batch, query_head, rows, exists, num * inverse[:, None], VALUE_DIM, BLOCK_E)
-        store_vector(query_max, batch, query_head, rows, exists, top)
-        store_vector(inverse_sum, batch, query_head, rows, exists, inverse)
-        tl.debug_barrier()  # the next chunk loads what this one stored
-    writes = (segment == segments - 1) & (query_head % group == 0)
-    close_segment(
-        running, final, log_weight, place, batch, head, query_head, writes,
-        ALL_FEATURES, VALUE_DIM, BLOCK_M, BLOCK_E,
-    )  # fmt: skip
+        row_sum += tl.sum(scores.to(tl.float32), 1)
+        acc = tl.dot(scores, v, acc, input_precision=PRECISION)  # [C, C] @ [C, E]
+    else:
+        q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
+        own = (segment + 1) * key_planes + plane
+        row_max, row_sum, acc, scores = attend_part(
+            q, q, row_sum, projection, log_weight, states, own, own, batch, head, exists, row_max, row_sum, acc, scores,
+            gain,
+            FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
+        )  # fmt: skip
+    inverse = inverse_of(row_sum)
+    store_tile(output, batch, query_head, rows, exists, acc * inverse[:, None], VALUE_DIM, BLOCK_E)
+    query_max, inverse_sum = statistics
+    store_block_vector(query_max, query_plane, token_count, rows, exists, row_max)
+    store_block_vector(inverse_sum, query_plane, token_count, rows, exists, inverse)

@@ -1,107 +1,122 @@
-"""Causal FAVOR attention on the GPU, forward: plans, allocates and launches, for `favor_ops.py`.
+"""Causal FAVOR attention on the GPU, forward: cuts the tokens, allocates and launches, for `favor_ops.py`.
 
 Dimension key: b batch, h key heads, g query heads per key head, t tokens, d head dim, e value dim, m features.
 
-    steps                             launches
-    of at most a chunk's tokens       [_summarize_kernel of all segments but the last, _prefix_states_kernel,]
-                                      _causal_attend_kernel
-    longer                            _summarize_kernel of each step, _prefix_states_kernel, _attend_kernel
-    one of at most 256 tokens         _short_kernel, a step of decoding, where `is_short` takes it
+    launches of the forward: [_prefix_states_kernel for the sums of splits,] _prefix_states_kernel, _causal_attend_kernel
+    a step of decoding:      _short_kernel, where `is_short` takes it
 
-Short steps are walked over chunk by chunk, in as many segments as fill the device. Long ones see all of themselves, so
-that each reads one state, which its queries and those of full attention do alike. States are kept between the launches
-of one pass only, (m, e) for each segment; the backward makes them again.
+States are kept between the launches of one pass only, (m, e) numbers of the operands' dtype and two vectors for each
+segment; the backward makes them again.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .favor_attention_triton import (
-    State,
-    Statistics,
-    described_state,
-    is_short,
-    launch_attend,
-    short_attention,
-    summarize_segments,
-)
-from .favor_causal_kernels import _causal_attend_kernel
+from .favor_attention_triton import State, Statistics, is_short, short_attention
+from .favor_causal_kernels import _causal_attend_kernel, _prefix_states_kernel
 from .favor_causal_parts import CausalTensors
 from .favor_causal_reference import CausalSummary
 from .favor_launch import (
     LONGEST_SPLIT,
     Launch,
-    Segments,
     ceil_div,
     gains,
     launch_of,
     next_power_of_two,
+    operand_dtype,
     processors,
     shared_constants,
 )
 from .favor_reference import attention_output
-from .favor_scan_kernels import _prefix_states_kernel
 from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
 from .launch_plans import launch_kernel
 from .random_features import FeatureSpace
 
-SHORTEST_SEGMENT_CHUNKS = 4
-"""Chunks below which a segment is not worth summarising ahead of time."""
+SHORTEST_SPLIT_SEGMENTS = 8
+"""Segments below which a split of a walk is not worth summing ahead of time."""
+
+StatePair = tuple[Tensor, Tensor]
 
 
-class CausalPlan(NamedTuple):
-    """How the tokens are cut: segments with a state each, and chunks of `chunk` tokens, None where a step is longer."""
+class States(NamedTuple):
+    """V (segments + 1, b, h, m, e), M and z before each segment and after the last, and which segments have jumps.
 
-    segments: Segments
-    chunk: int | None
+    M and z have one more place for each segment of a query head, for the anchors of its parts. The jumps are
+    (segments, b, h, feature tiles of the walk), None where steps are segments.
+    """
 
-
-class Running(NamedTuple):
-    """What each program of the scans keeps in memory: S or R (segments b, h g, m, e), and two vectors a feature."""
-
-    rows: Tensor
-    first: Tensor
-    second: Tensor
-
-    @classmethod
-    def empty(cls, plan: CausalPlan, query: Tensor, num_features: int, value_dim: int) -> Running:
-        shape = (plan.segments.count * query.shape[0], query.shape[1], num_features)
-        rows = torch.empty((*shape, value_dim), dtype=torch.float32, device=query.device)
-        return cls(rows, *(torch.empty(shape, dtype=torch.float32, device=query.device) for _ in range(2)))
-
-    def described(self) -> tuple[Rows, Vectors, Vectors]:
-        return rows_of(self.rows), vectors_of(self.first), vectors_of(self.second)
+    value: Tensor
+    anchors: Tensor
+    totals: Tensor
+    jumps: Tensor | None
 
 
-def causal_plan(tensors: CausalTensors, space: FeatureSpace, impl: str, tokens_per_step: int) -> CausalPlan:
-    """Cut the tokens so that the programs fill the device; equal for the forward and the backward of equal shapes."""
-    query = tensors.query
-    length = query.shape[-2]
-    tokens = causal_launch("causal_attend", tensors, space, impl).tokens
-    if tokens_per_step >= length or tokens_per_step > tokens:
-        step = max(1, min(tokens_per_step, length))
-        return CausalPlan(Segments(step, ceil_div(length, step)), None)
-    chunk = tokens // tokens_per_step * tokens_per_step
-    chunks = ceil_div(length, chunk)
-    wanted = ceil_div(2 * processors(query.device), max(1, query.shape[0] * query.shape[1]))
-    count = max(1, ceil_div(length, LONGEST_SPLIT), min(wanted, chunks // SHORTEST_SEGMENT_CHUNKS))
-    each = ceil_div(chunks, count)
-    return CausalPlan(Segments(each * chunk, ceil_div(chunks, each)), chunk)
+class CausalProblem:
+    """What the launches of one call share: its tensors, how its tokens are cut, and compile-time values.
 
+    A segment has at most `tokens` tokens, all of whole steps, and its queries see keys within it (`within`); longer
+    steps are segments by themselves. So are those that would leave more than half of a tile empty.
+    """
 
-def causal_launch(kernel: str, tensors: CausalTensors, space: FeatureSpace, impl: str) -> Launch:
-    """Return how to launch a kernel that walks over chunks."""
-    constants = causal_constants(tensors, space, impl)
-    return launch_of(kernel, constants, tensors.query.shape[-2], tensors.query.device)
+    def __init__(self, tensors: CausalTensors, space: FeatureSpace, impl: str, tokens_per_step: int) -> None:
+        self.tensors, self.space, self.impl = tensors, space, impl
+        self.batch, self.heads, self.length, _ = tensors.key.shape
+        self.query_heads = tensors.query.shape[1]
+        self.num_features, self.value_dim = space.projection.shape[-2], tensors.value.shape[-1]
+        self.step = max(1, min(tokens_per_step, self.length))
+        tokens = self.launch("causal_attend").tokens
+        self.within = self.step < self.length and 2 * self.step <= tokens
+        self.segment_length = tokens // self.step * self.step if self.within else self.step
+        self.segments = ceil_div(self.length, self.segment_length)
 
+    @property
+    def planes(self) -> int:
+        return self.batch * self.heads
 
-def causal_constants(tensors: CausalTensors, space: FeatureSpace, impl: str) -> dict[str, Any]:
-    """Return the compile-time values of a kernel that walks over chunks, but for its tiles."""
-    return shared_constants(space, tensors.query, space.projection.shape[-2], tensors.value.shape[-1], impl)
+    @property
+    def query_planes(self) -> int:
+        return self.batch * self.query_heads
+
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        return shared_constants(self.space, self.tensors.query, self.num_features, self.value_dim, self.impl)
+
+    @cached_property
+    def log_weight(self) -> Vectors | None:
+        return None if self.space.log_weight is None else vectors_of(self.space.log_weight)
+
+    def launch(self, kernel: str) -> Launch:
+        return launch_of(kernel, self.constants, self.length, self.tensors.query.device)
+
+    def split(self, tiles: int) -> tuple[int, int]:
+        """Return (segments of a split, splits) so that walks by `tiles` programs a head fill the device."""
+        wanted = ceil_div(2 * processors(self.tensors.query.device), max(1, self.planes * tiles))
+        needed = ceil_div(self.length, LONGEST_SPLIT)
+        count = max(1, needed, min(wanted, self.segments // SHORTEST_SPLIT_SEGMENTS))
+        each = max(1, ceil_div(self.segments, count))
+        return each, max(1, ceil_div(self.segments, each))
+
+    def inputs(self) -> tuple[Rows, Rows, Rows, Vectors | None, Rows, Vectors | None]:
+        """Describe what every kernel of queries and keys reads first."""
+        query, key, value, mask, _ = self.tensors
+        return (*map(rows_of, (query, key, value)), mask_of(mask), rows_of(self.space.projection), self.log_weight)
+
+    def sizes(self) -> tuple[int, ...]:
+        """Return what a kernel over segments needs to find its own."""
+        group = self.query_heads // self.heads
+        return (self.length, self.segment_length, self.segments, self.step, self.query_heads, group, self.query_planes)
+
+    def segment_constants(self, kernel: str) -> dict[str, Any]:
+        """Return the compile-time values of a kernel over segments."""
+        launch, tiles = self.launch(kernel), self.launch("prefix_states").tiles
+        tokens = self.launch("causal_attend").tokens if self.within else launch.tokens
+        walk = {"WITHIN": self.within, "WALK_TILES": tiles, "BLOCK_TILES": next_power_of_two(tiles)}
+        return {**self.constants, **walk, "BLOCK_C": tokens, "BLOCK_M": launch.features, **launch.options}
 
 
 def causal_attention_triton(
@@ -109,98 +124,81 @@ def causal_attention_triton(
 ) -> CausalSummary:
     """Attend to the keys of the own and of earlier steps; the state of all keys is float32."""
     query, key, value, mask, initial = tensors
-    (b, h, _, _), m, e = key.shape, space.projection.shape[-2], value.shape[-1]
-    plan = causal_plan(tensors, space, impl, tokens_per_step)
-    if plan.segments.count == 1 and plan.chunk is None and is_short(query, key, value, space):
+    (b, h, t, _), m, e = key.shape, space.projection.shape[-2], value.shape[-1]
+    if tokens_per_step >= t and is_short(query, key, value, space):
         state, statistics = State.empty((b, h, m), e, key.device), Statistics.empty(query, 1)
         output = short_attention((query, key, value, mask), space, impl, state, statistics, initial)
         assert state.log_normalizer is not None
         return CausalSummary(output, state.log_normalizer, state.value, statistics.softmax)
+    problem = CausalProblem(tensors, space, impl, tokens_per_step)
     log_normalizer = torch.empty((b, h, m), dtype=torch.float32, device=key.device)
     state_value = torch.empty((b, h, m, e), dtype=torch.float32, device=key.device)
-    final = (log_normalizer, state_value)
-    if b * h == 0 or plan.chunk is None:
-        states = prefix_states(tensors, space, impl, plan, final)
-        assert states.log_normalizer is not None
-        state, statistics = (states.log_normalizer, states.value), Statistics.empty(query, plan.segments.count)
-        output = launch_attend(query, state, space, impl, statistics, plan.segments)
-        return CausalSummary(output, *final, statistics.softmax)
-    states = None
-    if plan.segments.count > 1 or initial is not None:
-        states = prefix_states(tensors, space, impl, plan, None)
-    output, statistics = attention_output(query, e), Statistics.empty(query, 0)
-    launch = causal_launch("causal_attend", tensors, space, impl)
-    launch_kernel(
-        _causal_attend_kernel,
-        plan.segments.count * b * query.shape[1],
-        *described_inputs(tensors, space),
-        None if states is None else states.described(),
-        Running.empty(plan, query, m, e).described(),
-        rows_of(output),
-        statistics.described(),
-        (rows_of(state_value), vectors_of(log_normalizer)),
-        *described_cut(tensors, plan, tokens_per_step),
-        *gains(space),
-        **causal_constants(tensors, space, impl),
-        BLOCK_C=launch.tokens,
-        BLOCK_M=launch.features,
-        **launch.options,
-    )
-    return CausalSummary(output, *final, statistics.softmax)
+    states = prefix_states(problem, (log_normalizer, state_value))
+    output = attention_output(query, e)
+    softmax = torch.empty((2, *query.shape[:-1]), dtype=torch.float32, device=query.device)
+    if output.numel():
+        constants = problem.segment_constants("causal_attend")
+        launch_kernel(
+            _causal_attend_kernel,
+            problem.query_planes * problem.segments * ceil_div(problem.segment_length, constants["BLOCK_C"]),
+            *problem.inputs(),
+            states[:3],
+            states.jumps,
+            rows_of(output),
+            tuple(softmax.unbind()),
+            *problem.sizes(),
+            *gains(space),
+            **constants,
+        )
+    return CausalSummary(output, log_normalizer, state_value, softmax)
 
 
-def prefix_states(
-    tensors: CausalTensors,
-    space: FeatureSpace,
-    impl: str,
-    plan: CausalPlan,
-    final: tuple[Tensor, Tensor] | None,
-) -> State:
-    """Return the states before each segment, or those up to each long step, with the initial one; fill `final`."""
-    _, key, value, mask, initial = tensors
-    (b, h, _, _), m, e = key.shape, space.projection.shape[-2], value.shape[-1]
-    segments = plan.segments
-    states = State.empty((segments.count * b, h, m), e, key.device)
-    if b * h == 0:
-        return states
-    summarised = segments.count - (plan.chunk is not None)
-    if summarised > 0:
-        summarize_segments((key, value, mask), space, impl, states, segments._replace(count=summarised))
-    block = scan_block(m, e)
-    launch_kernel(
-        _prefix_states_kernel,
-        b * h * ceil_div(m, block),
-        states.described(),
-        described_state(initial),
-        described_state(final),
-        None if space.log_weight is None else vectors_of(space.log_weight),
-        b,
-        segments.count,
-        summarised,
-        h,
-        INCLUSIVE=plan.chunk is None,
-        FEATURES=m,
-        VALUE_DIM=e,
-        BLOCK_M=block,
-        BLOCK_E=next_power_of_two(e),
-    )
+def prefix_states(problem: CausalProblem, final: StatePair) -> States:
+    """Return the states before each segment, with the initial one, and fill (L, V) of all keys."""
+    tensors, space, device = problem.tensors, problem.space, problem.tensors.key.device
+    m, e, planes = problem.num_features, problem.value_dim, problem.planes
+    launch = problem.launch("prefix_states")
+    slots = (problem.segments + 1) * planes
+    value = torch.empty((slots, m, e), dtype=operand_dtype(tensors.query.dtype), device=device)
+    spare = slots + problem.segments * problem.query_planes * problem.within
+    anchors, totals = (torch.empty((spare, m), dtype=torch.float32, device=device) for _ in range(2))
+    jumps = None
+    if problem.within:
+        jumps = torch.empty((problem.segments * planes, launch.tiles), dtype=torch.int32, device=device)
+    states = States(value, anchors, totals, jumps)
+    each, splits = problem.split(launch.tiles)
+    parts = None
+    if splits > 1:
+        parts = torch.empty((splits * planes, m, e), dtype=torch.float32, device=device)
+        parts = (parts, *(torch.empty((splits * planes, m), dtype=torch.float32, device=device) for _ in range(2)))
+    initial = None if tensors.initial is None else tuple(x.contiguous() for x in reversed(tensors.initial))
+    passes = ([None] if parts else []) + [states]
+    for written in passes if planes else ():
+        launch_kernel(
+            _prefix_states_kernel,
+            planes * splits * launch.tiles,
+            rows_of(tensors.key),
+            rows_of(tensors.value),
+            mask_of(tensors.mask),
+            rows_of(space.projection),
+            problem.log_weight,
+            initial,
+            parts,
+            None if written is None else written[:3],
+            None if written is None else jumps,
+            tuple(reversed(final)),
+            problem.length,
+            problem.segment_length,
+            problem.segments,
+            each,
+            splits,
+            problem.step,
+            problem.heads,
+            planes,
+            *gains(space),
+            **problem.constants,
+            BLOCK_M=launch.features,
+            BLOCK_S=launch.tokens,
+            **launch.options,
+        )
     return states
-
-
-def scan_block(num_features: int, value_dim: int) -> int:
-    """Return how many features a program carries over the segments: fewer rows of a wide value fit the registers."""
-    return min(16 if value_dim <= 32 else 8 if value_dim <= 64 else 4, next_power_of_two(num_features))
-
-
-def described_inputs(tensors: CausalTensors, space: FeatureSpace) -> tuple[Any, ...]:
-    """Describe the first arguments of every kernel that walks over chunks."""
-    query, key, value, mask, _ = tensors
-    log_weight = None if space.log_weight is None else vectors_of(space.log_weight)
-    rows = (rows_of(x) for x in (query, key, value))
-    return *rows, mask_of(mask), rows_of(space.projection), log_weight
-
-
-def described_cut(tensors: CausalTensors, plan: CausalPlan, tokens_per_step: int) -> tuple[int | None, ...]:
-    """Describe batch, tokens, segments, chunks and heads to a kernel that walks over chunks."""
-    b, heads, t, _ = tensors.query.shape
-    return b, t, *plan.segments, tokens_per_step, plan.chunk, heads, heads // tensors.key.shape[1]

@@ -1,6 +1,6 @@
 """The GPU kernels of causal and step-causal FAVOR attention against float64: on a device, or else in the interpreter.
 
-Tiles are shrunk to 16 x 32, so that short sequences have many chunks, feature tiles and segments.
+Tiles are shrunk to 16 x 32, so that short sequences have many segments, feature tiles and splits of the walks.
 """
 
 from __future__ import annotations
@@ -41,15 +41,19 @@ DRAWN = RandomFeatures(
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     tabled = launch_table.launch_config
     monkeypatch.setattr(favor_launch, "launch_config", lambda *x: tabled(*x)._replace(tokens=16, features=32))
-    monkeypatch.setattr(favor_causal_triton, "SHORTEST_SEGMENT_CHUNKS", 2)
+    monkeypatch.setattr(favor_causal_triton, "SHORTEST_SPLIT_SEGMENTS", 2)
 
 
-def segments_of(inputs: tuple[Tensor, ...], tokens_per_step: int, **options) -> tuple[int, int | None]:
-    """Return the number of segments and the chunk that a launch would have."""
+def problem_of(inputs: tuple[Tensor, ...], tokens_per_step: int):
+    """Return how a launch would cut these tokens."""
     space = favor_causal_triton.FeatureSpace(DRAWN.projection, None, 0.25, "exponential", True)
     tensors = favor_causal_triton.CausalTensors(*(x.to(DEVICE) for x in inputs), None, None)
-    plan = favor_causal_triton.causal_plan(tensors, space, "triton", tokens_per_step)
-    return plan.segments.count, plan.chunk
+    return favor_causal_triton.CausalProblem(tensors, space, "triton", tokens_per_step)
+
+
+def splits_of(inputs: tuple[Tensor, ...], tokens_per_step: int) -> int:
+    problem = problem_of(inputs, tokens_per_step)
+    return problem.split(problem.launch("prefix_states").tiles)[1]
 
 
 SHAPES = {
@@ -81,25 +85,21 @@ def test_output_and_gradients_equal_the_float64_reference(case, dtype):
 
 
 @pytest.mark.parametrize(
-    ("length", "tokens_per_step", "expected"), [(83, 1, (3, 16)), (83, 3, (3, 15)), (83, 17, (5, None))]
+    ("length", "tokens_per_step", "expected"),
+    [
+        (83, 1, (3, 6, 16, True)),
+        (83, 3, (3, 6, 15, True)),
+        (83, 8, (3, 6, 16, True)),
+        (83, 9, (5, 10, 9, False)),
+        (83, 17, (2, 5, 17, False)),
+        (83, 100, (1, 1, 83, False)),
+    ],
 )
 def test_the_shapes_above_reach_every_schedule(length, tokens_per_step, expected):
-    assert segments_of(qkv(b=1, h=1, t=length, d=16), tokens_per_step) == expected
-
-
-def test_the_scans_of_a_pass_agree_on_their_chunks():
-    """The backward reads anchors that it and the forward cut at the same tokens."""
-    for (_, _, kernel), configs in launch_table._rows().items():
-        if kernel.startswith("causal"):
-            assert all(config.tokens >= 16 for config in configs.values())
-    rows = launch_table._rows()
-    for architecture, operands, kernel in rows:
-        if kernel == "causal_attend":
-            tokens = [
-                [config.tokens for config in rows[architecture, operands, name].values()]
-                for name in ("causal_attend", "causal_query_gradient", "causal_key_gradient")
-            ]
-            assert tokens[0] == tokens[1] == tokens[2]
+    inputs = qkv(b=1, h=1, t=length, d=16)
+    problem = problem_of(inputs, tokens_per_step)
+    splits = splits_of(inputs, tokens_per_step)
+    assert (splits, problem.segments, problem.segment_length, problem.within) == expected
 
 
 FEATURES = {
@@ -240,16 +240,15 @@ def test_any_strides_are_read_in_place_and_change_no_bit(layout):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_the_number_of_segments_changes_only_the_rounding(monkeypatch):
+def test_the_number_of_splits_changes_only_the_rounding(monkeypatch):
     inputs = qkv(b=1, h=1, t=160, d=16, dtype=torch.float32)
     results = {}
     for processors, longest in ((1, 10**6), (64, 10**6), (1, 32)):
-        monkeypatch.setattr(favor_launch, "processors", lambda device, p=processors: p)
         monkeypatch.setattr(favor_causal_triton, "processors", lambda device, p=processors: p)
         monkeypatch.setattr(favor_causal_triton, "LONGEST_SPLIT", longest)
         kernels, reference = both(inputs, draw_features(64, 16), is_causal=True)
         assert_close(kernels, reference, torch.float32)
-        results[segments_of(inputs, 1)[0]] = kernels[0]
+        results[splits_of(inputs, 1)] = kernels[0]
     assert list(results) == [2, 5]
     assert not torch.equal(results[2], results[5])
 
@@ -322,7 +321,7 @@ def test_nothing_of_tokens_times_features_is_allocated(monkeypatch, tokens_per_s
     b, h, t, d, m = 1, 2, 400, 4, 32
     inputs = [x.requires_grad_() for x in qkv(b=b, h=h, t=t, d=d, dtype=torch.float32)]
     features = draw_features(m, d)
-    segments = segments_of(qkv(b=b, h=h, t=t, d=16), tokens_per_step)[0]
+    segments = problem_of(qkv(b=b, h=h, t=t, d=16), tokens_per_step).segments
     largest = LargestAllocation(monkeypatch)
     output = favor_attention(*inputs, features, is_causal=True, tokens_per_step=tokens_per_step, impl="triton")
     torch.autograd.grad(output.sum(), inputs)
