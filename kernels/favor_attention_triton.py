@@ -75,7 +75,7 @@ class Statistics(NamedTuple):
     """
 
     softmax: Tensor
-    anchor: Tensor
+    anchor: Tensor | None
 
     @classmethod
     def empty(cls, query: Tensor, segments: int) -> Statistics:
@@ -90,8 +90,9 @@ class Statistics(NamedTuple):
         anchor = packed[: b * heads].view(b, heads)
         return cls(packed[_anchor_places(query) :].view(2, b, heads, t), anchor)
 
-    def described(self) -> tuple[Vectors, Vectors, Vectors]:
-        return vectors_of(self.softmax[0]), vectors_of(self.softmax[1]), vectors_of(self.anchor.unsqueeze(-1))
+    def described(self) -> tuple[Vectors, Vectors, Vectors | None]:
+        anchor = None if self.anchor is None else vectors_of(self.anchor.unsqueeze(-1))
+        return vectors_of(self.softmax[0]), vectors_of(self.softmax[1]), anchor
 
 
 def packed_statistics(query: Tensor) -> Tensor:

@@ -336,7 +336,10 @@ def _received_walk_kernel(
     AHEAD: tl.constexpr = 0 if WITHIN else 1  # the queries of long steps read the state behind their own
     index = tl.program_id(0)
     tile, index = index % TILES, index // TILES
-    split, plane = index % splits, index // splits
+    walked = splits
+    if received is None:
+        walked -= 1  # nobody goes on from the first split
+    split, plane = index % walked + splits - walked, index // walked
     head, batch = plane % heads, plane // heads
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep, others = features < FEATURES, FEATURES + features

@@ -129,10 +129,10 @@ class _CausalBackward:
             None if x is None else tuple(y.contiguous() for y in reversed(x))
             for x in (problem.tensors.initial, d_initial, (log_normalizer, state_value), d_state)
         ]
-        for written in ([None] if parts else []) + [received]:
+        for written, walked in [(None, splits - 1)] * (parts is not None) + [(received, splits)]:
             launch_kernel(
                 _received_walk_kernel,
-                planes * splits * launch.tiles,
+                planes * walked * launch.tiles,
                 rows_of(problem.tensors.query),
                 rows_of(self.d_output),
                 rows_of(problem.space.projection),

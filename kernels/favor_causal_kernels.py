@@ -106,7 +106,7 @@ def store_prefix(
     """Write V, z and M of the keys so far and return M; without any it is `opening`."""
     value, anchors, totals = states
     top, total, sums = state
-    seen = total > 0
+    seen = total != 0  # or NaN, which stays
     anchor = tl.where(seen, tl.ceil(top + tl.log2(tl.where(seen, total, 1.0))), opening)
     z = tl.where(seen, total * tl.exp2(tl.where(seen, top - anchor, 0.0)), 0.0)
     store_block(value, place, FEATURES, features, keep, sums * inverse_of(total)[:, None], VALUE_DIM, BLOCK_E)
@@ -129,10 +129,10 @@ def close_walk(
     """Write (V, L) of all keys."""
     value, log_normalizer = final
     top, total, sums = state
-    logarithm = top * LN_2 + tl.log(tl.where(total > 0, total, 1.0))
+    logarithm = top * LN_2 + tl.log(tl.where(total != 0, total, 1.0))
     if log_weight is not None:
         logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
-    logarithm = tl.where(total > 0, logarithm, float("-inf"))
+    logarithm = tl.where(total != 0, logarithm, float("-inf"))
     store_block_vector(log_normalizer, plane, FEATURES, features, keep, logarithm)
     store_block(value, plane, FEATURES, features, keep, sums * inverse_of(total)[:, None], VALUE_DIM, BLOCK_E)
 

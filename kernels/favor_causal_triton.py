@@ -11,7 +11,7 @@ segment; the backward makes them again.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -94,11 +94,9 @@ class CausalProblem:
         return launch_of(kernel, self.constants, self.length, self.tensors.query.device)
 
     def split(self, tiles: int) -> tuple[int, int]:
-        """Return (segments of a split, splits) so that walks by `tiles` programs a head fill the device."""
-        wanted = ceil_div(2 * processors(self.tensors.query.device), max(1, self.planes * tiles))
+        """Return (segments of a split, splits) of a walk by `tiles` programs a head."""
         needed = ceil_div(self.length, LONGEST_SPLIT)
-        count = max(1, needed, min(wanted, self.segments // SHORTEST_SPLIT_SEGMENTS))
-        each = max(1, ceil_div(self.segments, count))
+        each = _split_segments(self.segments, needed, self.planes * tiles, processors(self.tensors.query.device))
         return each, max(1, ceil_div(self.segments, each))
 
     def inputs(self) -> tuple[Rows, Rows, Rows, Vectors | None, Rows, Vectors | None]:
@@ -119,6 +117,22 @@ class CausalProblem:
         return {**self.constants, **walk, "BLOCK_C": tokens, "BLOCK_M": launch.features, **launch.options}
 
 
+@lru_cache(maxsize=1024)
+def _split_segments(segments: int, needed: int, programs: int, processors: int) -> int:
+    """Return the segments of a split for which a walk by `programs` programs takes the fewest steps.
+
+    Splits are summed ahead of time, all but one, before they are walked over; a processor runs one program at a time.
+    """
+
+    def steps(each: int) -> int:
+        splits = ceil_div(segments, each)
+        return each * (ceil_div(programs * (splits - 1), processors) + ceil_div(programs * splits, processors))
+
+    fewest = max(1, needed)
+    most = max(fewest, segments // SHORTEST_SPLIT_SEGMENTS)
+    return min((max(1, ceil_div(segments, count)) for count in range(fewest, most + 1)), key=steps)
+
+
 def causal_attention_triton(
     tensors: CausalTensors, space: FeatureSpace, impl: str, tokens_per_step: int
 ) -> CausalSummary:
@@ -126,7 +140,8 @@ def causal_attention_triton(
     query, key, value, mask, initial = tensors
     (b, h, t, _), m, e = key.shape, space.projection.shape[-2], value.shape[-1]
     if tokens_per_step >= t and is_short(query, key, value, space):
-        state, statistics = State.empty((b, h, m), e, key.device), Statistics.empty(query, 1)
+        state = State.empty((b, h, m), e, key.device)
+        statistics = Statistics.empty(query, 0)._replace(anchor=None)
         output = short_attention((query, key, value, mask), space, impl, state, statistics, initial)
         assert state.log_normalizer is not None
         return CausalSummary(output, state.log_normalizer, state.value, statistics.softmax)
@@ -172,11 +187,11 @@ def prefix_states(problem: CausalProblem, final: StatePair) -> States:
         parts = torch.empty((splits * planes, m, e), dtype=torch.float32, device=device)
         parts = (parts, *(torch.empty((splits * planes, m), dtype=torch.float32, device=device) for _ in range(2)))
     initial = None if tensors.initial is None else tuple(x.contiguous() for x in reversed(tensors.initial))
-    passes = ([None] if parts else []) + [states]
-    for written in passes if planes else ():
+    passes = [(None, splits - 1)] * (parts is not None) + [(states, splits)]
+    for written, walked in passes if planes else ():
         launch_kernel(
             _prefix_states_kernel,
-            planes * splits * launch.tiles,
+            planes * walked * launch.tiles,
             rows_of(tensors.key),
             rows_of(tensors.value),
             mask_of(tensors.mask),
@@ -191,7 +206,7 @@ def prefix_states(problem: CausalProblem, final: StatePair) -> States:
             problem.segment_length,
             problem.segments,
             each,
-            splits,
+            walked,
             problem.step,
             problem.heads,
             planes,

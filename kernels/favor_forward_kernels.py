@@ -220,8 +220,9 @@ def store_statistics(statistics, batch, place, query_head, rows, exists, top, in
     query_max, inverse_sum, anchor = statistics
     store_vector(query_max, batch, query_head, rows, exists, top)
     store_vector(inverse_sum, batch, query_head, rows, exists, inverse)
-    first = tl.arange(0, 1)
-    store_vector(anchor, place, query_head, first, (first == 0) & writes, first * 0.0 + shift)
+    if anchor is not None:
+        first = tl.arange(0, 1)
+        store_vector(anchor, place, query_head, first, (first == 0) & writes, first * 0.0 + shift)
 
 
 @triton.jit
@@ -351,5 +352,7 @@ def _short_kernel(
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
     anchor = tl.where(highest > float("-inf"), highest, 0.0)
-    top += (shift - anchor) * LOG2_E  # relative to the largest L, as `_attend_kernel` has it
+    if statistics[2] is None:
+        anchor = 0.0
+    top += (shift - anchor) * LOG2_E  # relative to the largest L, as `_attend_kernel` has it, or to nothing
     store_statistics(statistics, batch, batch, query_head, rows, exists, top, inverse, anchor, tile == 0)
