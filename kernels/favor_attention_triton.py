@@ -24,7 +24,6 @@ from torch import Tensor
 
 from .favor_forward_kernels import _attend_kernel, _merge_splits_kernel, _short_kernel, _summarize_kernel
 from .favor_launch import (
-    Segments,
     ceil_div,
     gains,
     launch_of,
@@ -71,17 +70,11 @@ def described_state(state: tuple[Tensor, Tensor] | None) -> tuple[Rows, Vectors]
 class Statistics(NamedTuple):
     """The softmax of queries over landmarks: maximum and 1 / sum (2, b, h g, t), and what L is taken relative to.
 
-    The latter is (segments b, h g), one number for each state.
+    The latter is (b, h g), one number for each state; where it is None, L is taken as it is.
     """
 
     softmax: Tensor
     anchor: Tensor | None
-
-    @classmethod
-    def empty(cls, query: Tensor, segments: int) -> Statistics:
-        b, heads, t, _ = query.shape
-        softmax = torch.empty((2, b, heads, t), dtype=torch.float32, device=query.device)
-        return cls(softmax, torch.empty((segments * b, heads), dtype=torch.float32, device=query.device))
 
     @classmethod
     def within(cls, packed: Tensor, query: Tensor) -> Statistics:
@@ -112,42 +105,6 @@ def summarize_triton(key: Tensor, value: Tensor, mask: Tensor | None, space: Fea
     _launch_summarize(key, value, mask, space, impl, state, None)
     assert state.log_normalizer is not None
     return KeySummary(state.log_normalizer, state.value, state.row_max, state.row_sum)
-
-
-def summarize_segments(
-    tensors: tuple[Tensor, Tensor, Tensor | None],
-    space: FeatureSpace,
-    impl: str,
-    state: State,
-    segments: Segments,
-) -> None:
-    """Summarize keys, values and mask segment by segment: state i, without L, goes to batch i B + b of `state`."""
-    key, value, mask = tensors
-    b, h, s, _ = key.shape
-    m, e = state.value.shape[-2:]
-    constants = shared_constants(space, key, m, e, impl)
-    launch = launch_of("summarize", constants, segments.length, key.device)
-    launch_kernel(
-        _summarize_kernel,
-        b * h * segments.count * launch.tiles,
-        rows_of(key),
-        rows_of(value),
-        mask_of(mask),
-        rows_of(space.projection),
-        None,
-        state._replace(log_normalizer=None).described(),
-        None,
-        b,
-        min(s, segments.length * segments.count),
-        segments.length,
-        segments.count,
-        h,
-        *gains(space),
-        **constants,
-        BLOCK_M=launch.features,
-        BLOCK_S=launch.tokens,
-        **launch.options,
-    )
 
 
 def _launch_summarize(
@@ -221,33 +178,26 @@ def launch_attend(
     space: FeatureSpace,
     impl: str,
     statistics: Statistics,
-    segments: Segments | None = None,
 ) -> Tensor:
-    """Return o (b, h g, t, e) in query's dtype, and fill the statistics.
-
-    With segments, the state has one for each, (segments b, h, m) and (segments b, h, m, e).
-    """
+    """Return o (b, h g, t, e) in query's dtype, and fill the statistics."""
     log_normalizer, state_value = state
     b, heads, t, _ = query.shape
     h, m, e = state_value.shape[1:]
-    segments = segments or Segments.whole(t)
     output = attention_output(query, e)
     if b * heads * t == 0:
         return output
     constants = shared_constants(space, query, m, e, impl)
-    launch = launch_of("attend", constants, segments.length, query.device)
+    launch = launch_of("attend", constants, t, query.device)
     launch_kernel(
         _attend_kernel,
-        b * heads * segments.count * ceil_div(segments.length, launch.tokens),
+        b * heads * ceil_div(t, launch.tokens),
         rows_of(query),
         rows_of(space.projection),
         vectors_of(log_normalizer),
         rows_of(state_value),
         rows_of(output),
         statistics.described(),
-        b,
         t,
-        *segments,
         heads,
         heads // h,
         gains(space)[0],

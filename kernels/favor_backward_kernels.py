@@ -31,8 +31,6 @@ import triton.language as tl
 from .favor_forward_kernels import landmark_bias
 from .favor_tiles import (
     FAR,
-    LOG2_E,
-    UNSEEN,
     cut_entries,
     exponent_of,
     feature_slope,
@@ -40,11 +38,10 @@ from .favor_tiles import (
     load_vector,
     row_pointers,
     seen_keys,
-    segment_bounds,
     square_norm,
     store_tile,
     store_vector,
-    tile_of_segment,
+    tile_of,
 )
 
 
@@ -134,23 +131,19 @@ def landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features
         return bias, bias
 
 
-@triton.jit(do_not_specialize=["batch_count", "token_count", "segment_length", "segments"])
+@triton.jit(do_not_specialize=["token_count"])
 def _token_gradient_kernel(
     tokens, token_rows, mask, output, statistics, projection, landmark_rows, log_normalizer, row_max, shifts,
     d_tokens, d_token_rows, weighted_output,
-    batch_count, token_count, segment_length, segments, token_heads, group, gain, norm_gain, chain,
+    token_count, token_heads, group, gain, norm_gain, chain,
     KEYS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own N tokens and loop over features: dq, or with KEYS dk and dv. Writes D_t = do_t . o_t for the next kernel.
-
-    Tokens of segment i are between state i and its gradient, which stand at batch i B + b.
-    """
-    rows, exists, segment, index = tile_of_segment(tl.program_id(0), token_count, segment_length, segments, BLOCK_N)
+    """Own N tokens and loop over features: dq, or with KEYS dk and dv. Writes D_t = do_t . o_t for the next kernel."""
+    rows, exists, index = tile_of(tl.program_id(0), token_count, BLOCK_N)
     token_head, batch = index % token_heads, index // token_heads
     head = token_head // group
-    place = segment * batch_count + batch
     seen = seen_keys(mask, batch, rows, token_count) & exists
     raw = load_tile(tokens, batch, token_head, rows, seen, DIM, BLOCK_D)
     x = usable_tokens(raw, KEYS, FEATURE_MAP)  # [N, D]
@@ -166,7 +159,7 @@ def _token_gradient_kernel(
         store_vector(weighted_output, batch, token_head, rows, exists, weighted)
         token_bias, inverse = query_terms(statistics, batch, token_head, rows, exists)
         token_shift = -weighted
-        shift = query_anchor(statistics, place, token_head)
+        shift = query_anchor(statistics, batch, token_head)
     own = (token_bias[:, None], token_shift[:, None])
     d_x = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     d_u = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
@@ -176,8 +169,8 @@ def _token_gradient_kernel(
         keep = features < FEATURES
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(x.dtype)  # [M, D]
         y = tl.dot(x, tl.trans(w), input_precision=PRECISION)  # [N, D] @ [D, M] -> [N, M]
-        g = load_tile(landmark_rows, place, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-        bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, place, head, features, keep, KEYS)
+        g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+        bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
         landmarks = (bias[None, :], offset[None, :])
         weight, d_exponent = hop_gradient(y, gain, own, landmarks, u, g, FEATURE_MAP, KEYS, PRECISION)
         d_projected = feature_slope(d_exponent, y, gain, FEATURE_MAP)
@@ -186,8 +179,8 @@ def _token_gradient_kernel(
             d_u = tl.dot(weight.to(OPERAND), g, d_u, input_precision=PRECISION)  # [N, M] @ [M, E]
         if PAIRED:
             others = FEATURES + features
-            g = load_tile(landmark_rows, place, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
-            bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, place, head, others, keep, KEYS)
+            g = load_tile(landmark_rows, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
+            bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, others, keep, KEYS)
             landmarks = (bias[None, :], offset[None, :])
             weight, d_exponent = hop_gradient(y, -gain, own, landmarks, u, g, FEATURE_MAP, KEYS, PRECISION)
             d_projected -= feature_slope(d_exponent, y, -gain, FEATURE_MAP)
@@ -204,58 +197,36 @@ def _token_gradient_kernel(
     store_tile(d_tokens, batch, token_head, rows, exists, d_x, DIM, BLOCK_D)
 
 
-@triton.jit
-def maximum_bias(row_max, log_weight, place, head, features, keep):
-    """Return max_r + log2(e) c_r [M] of a state, -inf for features that have seen no key or are not there."""
-    bias = load_vector(row_max, place, head, features, keep, UNSEEN)
-    bias = tl.where(bias > UNSEEN, bias, float("-inf"))
-    if log_weight is not None:
-        bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
-    return bias
-
-
-@triton.jit(do_not_specialize=["batch_count", "query_count", "segment_length", "segments", "split_length", "splits"])
+@triton.jit(do_not_specialize=["batch_count", "query_count", "split_length", "splits"])
 def _landmark_gradient_kernel(
-    query, d_output, statistics, weighted_output, projection, log_normalizer, row_max, log_weight,
-    received, received_weighted, batch_count, query_count, segment_length, segments, split_length, splits,
-    heads, group, gain,
+    query, d_output, statistics, weighted_output, projection, log_normalizer,
+    received, received_weighted, batch_count, query_count, split_length, splits, heads, group, gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own M features and a split of the query tiles of a key head: R_r and E_r of the state they read.
-
-    Split i of segment j and batch b goes to (i J + j) B + b, state j stands at j B + b. Given `row_max`, sums are
-    relative to the state's maximum and not to L, whose digits are those of its own size.
-    """
+    """Own M features and a split of the query tiles of a key head: R_r and E_r, of split i at batch i B + b."""
     tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
     index = tl.program_id(0)
     tile, index = index % tiles, index // tiles
     split, index = index % splits, index // splits
-    segment, index = index % segments, index // segments
     head, batch = index % heads, index // heads
-    place = segment * batch_count + batch
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep = features < FEATURES
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(query.pointer.dtype.element_ty)  # [M, D]
     others = FEATURES + features
-    if row_max is None:
-        shift = query_anchor(statistics, place, head * group)
-        bias = landmark_bias(log_normalizer, shift, place, head, features, keep)
-        other_bias = landmark_bias(log_normalizer, shift, place, head, others, keep & PAIRED)
-    else:
-        bias = maximum_bias(row_max, log_weight, place, head, features, keep)
-        other_bias = maximum_bias(row_max, log_weight, place, head, others, keep & PAIRED)
+    shift = query_anchor(statistics, batch, head * group)
+    bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
+    other_bias = landmark_bias(log_normalizer, shift, batch, head, others, keep & PAIRED)
     rows_sum = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     weighted_sum = tl.zeros([BLOCK_M], tl.float32)
     other_rows_sum, other_weighted_sum = rows_sum, weighted_sum
-    start, end = segment_bounds(segment, segment_length, query_count)
-    head_tiles = tl.cdiv(end - start, BLOCK_N)
+    head_tiles = tl.cdiv(query_count, BLOCK_N)
     last = tl.minimum((split + 1) * split_length, head_tiles * group)
     for position in range(split * split_length, last):
         query_head = head * group + position // head_tiles
-        rows = start + position % head_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-        exists = rows < end
+        rows = position % head_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+        exists = rows < query_count
         q = load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D)  # [N, D]
         do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
         token_bias, inverse = query_terms(statistics, batch, query_head, rows, exists)
@@ -268,7 +239,7 @@ def _landmark_gradient_kernel(
             weight = share(x, -gain, other_bias[:, None], token_bias[None, :], FEATURE_MAP) * inverse[None, :]
             other_rows_sum = tl.dot(weight.to(OPERAND), do, other_rows_sum, input_precision=PRECISION)
             other_weighted_sum += tl.sum(weight * weighted[None, :], 1)
-    part = (split * segments + segment) * batch_count + batch
+    part = split * batch_count + batch
     store_tile(received, part, head, features, keep, rows_sum, VALUE_DIM, BLOCK_E)
     store_vector(received_weighted, part, head, features, keep, weighted_sum)
     if PAIRED:
@@ -316,10 +287,10 @@ def _reduce_gradient_kernel(
         store_vector(shifts, batch, head, features, keep, d_log / total - tl.sum(rounded.to(tl.float32) * v, 1))
 
 
-@triton.jit(do_not_specialize=["batch_count", "token_count", "segment_length", "segments", "split_length", "splits"])
+@triton.jit(do_not_specialize=["batch_count", "token_count", "split_length", "splits"])
 def _projection_gradient_kernel(
     tokens, token_rows, mask, statistics, weighted_output, projection, landmark_rows, log_normalizer, row_max, shifts,
-    d_projection, batch_count, token_count, segment_length, segments, split_length, splits, heads, group,
+    d_projection, batch_count, token_count, split_length, splits, heads, group,
     gain, norm_gain,
     KEYS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     FEATURE_MAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -330,24 +301,21 @@ def _projection_gradient_kernel(
     index = tl.program_id(0)
     tile, index = index % tiles, index // tiles
     split, index = index % splits, index // splits
-    segment, index = index % segments, index // segments
     head, batch = index % heads, index // heads
-    place = segment * batch_count + batch
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep = features < FEATURES
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(tokens.pointer.dtype.element_ty)  # [M, D]
-    g = load_tile(landmark_rows, place, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-    shift = 0.0 if KEYS else query_anchor(statistics, place, head * group)
-    bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, place, head, features, keep, KEYS)
+    g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+    shift = 0.0 if KEYS else query_anchor(statistics, batch, head * group)
+    bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
     landmarks = (bias[:, None], offset[:, None])
     d_w = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    start, end = segment_bounds(segment, segment_length, token_count)
-    head_tiles = tl.cdiv(end - start, BLOCK_N)
+    head_tiles = tl.cdiv(token_count, BLOCK_N)
     last = tl.minimum((split + 1) * split_length, head_tiles * group)
     for position in range(split * split_length, last):
         token_head = head * group + position // head_tiles
-        rows = start + position % head_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-        seen = seen_keys(mask, batch, rows, end)
+        rows = position % head_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+        seen = seen_keys(mask, batch, rows, token_count)
         raw = load_tile(tokens, batch, token_head, rows, seen, DIM, BLOCK_D)
         x = usable_tokens(raw, KEYS, FEATURE_MAP)  # [N, D]
         u = load_tile(token_rows, batch, token_head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
@@ -363,5 +331,5 @@ def _projection_gradient_kernel(
         _, d_exponent = hop_gradient(y, gain, own, landmarks, g, u, FEATURE_MAP, KEYS, PRECISION)
         d_y = feature_slope(d_exponent * inverse[None, :], y, gain, FEATURE_MAP)
         d_w = tl.dot(d_y.to(OPERAND), x.to(OPERAND), d_w, input_precision=PRECISION)  # [M, N] @ [N, D]
-    part = (split * segments + segment) * batch_count + batch
+    part = split * batch_count + batch
     store_tile(d_projection, part, head, features, keep, d_w, DIM, BLOCK_D)

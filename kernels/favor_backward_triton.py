@@ -20,7 +20,6 @@ from .favor_backward_kernels import (
 )
 from .favor_launch import (
     Launch,
-    Segments,
     ceil_div,
     gains,
     launch_of,
@@ -39,8 +38,7 @@ class Hop(NamedTuple):
     """One softmax between tokens and landmarks, as the backward kernels see it (favor_backward_kernels.py).
 
     Of the queries: L, V as landmark rows, o, the statistics, and room for do . o. Of the keys: the maximum of each
-    landmark, dV / z as landmark rows, and the landmark shifts. Where tokens have one state a segment, what belongs to
-    the landmarks is (segments b, h, ...).
+    landmark, dV / z as landmark rows, and the landmark shifts.
     """
 
     landmark_rows: Tensor
@@ -50,15 +48,12 @@ class Hop(NamedTuple):
     weighted_output: Tensor | None = None
     row_max: Tensor | None = None
     shifts: Tensor | None = None
-    segments: Segments | None = None
 
     @classmethod
-    def of_queries(
-        cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Statistics, segments: Segments | None = None
-    ) -> Hop:
+    def of_queries(cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Statistics) -> Hop:
         log_normalizer, state_value = state
         weighted_output = torch.empty_like(statistics.softmax[0])
-        return cls(state_value, log_normalizer, output, statistics, weighted_output, segments=segments)
+        return cls(state_value, log_normalizer, output, statistics, weighted_output)
 
     @classmethod
     def of_keys(cls, state_value: Tensor, row_max: Tensor, operand: torch.dtype) -> Hop:
@@ -160,33 +155,28 @@ def _query_side(
 def landmark_gradient(
     query: Tensor, d_output: Tensor, hop: Hop, space: FeatureSpace, impl: str
 ) -> tuple[Tensor, Tensor]:
-    """Return the partial sums R (splits segments b, h, m, e) and E (splits segments b, h, m) of the states."""
+    """Return the partial sums R (splits b, h, m, e) and E (splits b, h, m)."""
     b, heads, t, _ = query.shape
     h, m, e = hop.landmark_rows.shape[1:]
-    segments = hop.segments or Segments.whole(t)
     constants = shared_constants(space, query, m, e, impl)
-    launch = launch_of("landmark_gradient", constants, segments.length, query.device)
-    splits, each = _split_segment(segments, launch, b * h, heads // h, query.device)
-    parts = splits * segments.count
-    received = torch.empty((parts * b, h, m, e), dtype=torch.float32, device=query.device)
-    received_weighted = torch.empty((parts * b, h, m), dtype=torch.float32, device=query.device)
+    launch = launch_of("landmark_gradient", constants, t, query.device)
+    splits, each = _split_heads(t, launch, b * h, heads // h, query.device)
+    received = torch.empty((splits * b, h, m, e), dtype=torch.float32, device=query.device)
+    received_weighted = torch.empty((splits * b, h, m), dtype=torch.float32, device=query.device)
     if received.numel():
         launch_kernel(
             _landmark_gradient_kernel,
-            b * h * parts * launch.tiles,
+            b * h * splits * launch.tiles,
             rows_of(query),
             rows_of(d_output),
             _statistics(hop),
             _vectors(hop.weighted_output),
             rows_of(space.projection),
             _vectors(hop.log_normalizer),
-            _vectors(hop.row_max),
-            None if hop.row_max is None or space.log_weight is None else vectors_of(space.log_weight),
             rows_of(received),
             vectors_of(received_weighted),
             b,
             t,
-            *segments,
             each,
             splits,
             h,
@@ -200,12 +190,10 @@ def landmark_gradient(
     return received, received_weighted
 
 
-def _split_segment(
-    segments: Segments, launch: Launch, planes: int, group: int, device: torch.device
-) -> tuple[int, int]:
+def _split_heads(tokens: int, launch: Launch, planes: int, group: int, device: torch.device) -> tuple[int, int]:
     """Return (splits, token tiles of each) for the tokens of `group` heads that share a state."""
-    tiles = ceil_div(segments.length, launch.tokens) * group
-    return split_tokens(tiles, launch.tokens, max(1, planes * launch.tiles * segments.count), device)
+    tiles = ceil_div(tokens, launch.tokens) * group
+    return split_tokens(tiles, launch.tokens, max(1, planes * launch.tiles), device)
 
 
 def _key_side(
@@ -232,12 +220,11 @@ def token_gradient(
     if b * heads * n == 0:
         return
     is_key_side = d_token_rows is not None
-    segments = hop.segments or Segments.whole(n)
     constants = shared_constants(space, tokens, m, e, impl)
-    launch = launch_of("key_gradient" if is_key_side else "query_gradient", constants, segments.length, tokens.device)
+    launch = launch_of("key_gradient" if is_key_side else "query_gradient", constants, n, tokens.device)
     launch_kernel(
         _token_gradient_kernel,
-        b * heads * segments.count * ceil_div(segments.length, launch.tokens),
+        b * heads * ceil_div(n, launch.tokens),
         rows_of(tokens),
         rows_of(token_rows),
         mask_of(mask),
@@ -251,9 +238,7 @@ def token_gradient(
         rows_of(d_tokens),
         _rows(d_token_rows),
         _vectors(hop.weighted_output),
-        b,
         n,
-        *segments,
         heads,
         heads // h,
         *gains(space),
@@ -309,15 +294,13 @@ def projection_gradient(
     h, m, e = hop.landmark_rows.shape[1:]
     constants = dict(shared_constants(space._replace(paired=False), tokens, m, e, impl))
     del constants["PAIRED"]
-    segments = hop.segments or Segments.whole(n)
-    launch = launch_of("projection_gradient", constants, segments.length, tokens.device)
-    splits, each = _split_segment(segments, launch, b * h, heads // h, tokens.device)
-    count = splits * segments.count
-    parts = torch.empty((count * b, h, m, d), dtype=torch.float32, device=tokens.device)
+    launch = launch_of("projection_gradient", constants, n, tokens.device)
+    splits, each = _split_heads(n, launch, b * h, heads // h, tokens.device)
+    parts = torch.empty((splits * b, h, m, d), dtype=torch.float32, device=tokens.device)
     if parts.numel():
         launch_kernel(
             _projection_gradient_kernel,
-            b * h * count * launch.tiles,
+            b * h * splits * launch.tiles,
             rows_of(tokens),
             rows_of(token_rows),
             mask_of(mask),
@@ -331,7 +314,6 @@ def projection_gradient(
             rows_of(parts),
             b,
             n,
-            *segments,
             each,
             splits,
             h,
@@ -343,7 +325,7 @@ def projection_gradient(
             BLOCK_N=launch.tokens,
             **launch.options,
         )
-    return parts.unflatten(0, (count, b)).sum(0)
+    return parts.unflatten(0, (splits, b)).sum(0)
 
 
 def to_parameters(parts: Tensor, d_log_normalizer: Tensor, space: FeatureSpace) -> ParameterGradients:

@@ -19,9 +19,9 @@ G_ij = do_i . v_j - D_i where step(j) <= step(i), else 0 (both sums over j, i go
 alpha_ir is in units of 2^M_r and phi_jr in units of 2^-M_r, so any anchor will do. R and A are walked from the last
 segment to the first, always relative to the anchors of the segment they are gathered from: going back, those fall, and
 no factor exceeds 1. Behind a segment, they are relative to the anchors there, which none of its keys exceeds. The
-gradient of the state of all keys opens the walk as R = dV, A = dL - V . dV, relative to its L; that of the initial state
-is what arrives at the front. What rounding takes from a stored R, A gives back for a typical v: equal values have no
-gradient through the weights.
+gradient of the state of all keys opens the walk as R = dV, A = dL - V . dV, relative to its L; that of the initial
+state is what arrives at the front. What rounding takes from a stored R, A gives back for a typical v: equal values have
+no gradient through the weights.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def add_parameters(
     parameters, d_projected, d_exponent, tokens, place, features, keep,
     FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add sum_n d_nr x_n [M, D], and of queries sum_n d_nr [M], of a part to what the program's earlier parts have left."""
+    """Add sum_n d_nr x_n [M, D], and of queries sum_n d_nr [M], to what the program's earlier parts have left."""
     d_projection, d_log_weight = parameters
     so_far = load_block(d_projection, place, FEATURES, features, keep, DIM, BLOCK_D)
     so_far = tl.dot(tl.trans(d_projected), tokens.to(d_projected.dtype), so_far, input_precision=PRECISION)
@@ -172,7 +172,7 @@ def _causal_query_gradient_kernel(
     `parameters`, of learnt features, are zeros for sum_i da_ir q_i and sum_i da_ir of each program.
     """
     rows, end, local, segment, batch, query_head, query_plane = segment_of(
-        tl.program_id(0), segment_length, segments, token_count, query_heads, planes, WITHIN, BLOCK_C
+        tl.program_id(0), segment_length, token_count, query_heads, planes, WITHIN, BLOCK_C
     )
     head, key_planes = query_head // group, planes // group
     plane = batch * (query_heads // group) + head
@@ -506,7 +506,7 @@ def _causal_key_gradient_kernel(
 ):  # fmt: skip
     """Own C keys of a segment of one key head: dk and dv, from the queries of the segment, head by head, and R, A."""
     rows, end, local, segment, batch, head, plane = segment_of(
-        tl.program_id(0), segment_length, segments, token_count, query_heads // group, planes // group, WITHIN, BLOCK_C
+        tl.program_id(0), segment_length, token_count, query_heads // group, planes // group, WITHIN, BLOCK_C
     )
     key_planes = planes // group
     exists = rows < end
@@ -559,7 +559,7 @@ def _causal_key_gradient_kernel(
         )  # fmt: skip
     d_k *= chain
     if FEATURE_MAP == "exponential":
-        raw = load_tile(key, batch, head, rows, exists & (bias > float("-inf")), DIM, BLOCK_D)  # again: kept, it would spill
+        raw = load_tile(key, batch, head, rows, bias > float("-inf"), DIM, BLOCK_D)  # again: kept, it would spill
         d_k -= chain * chain * d_sum[:, None] * cut_entries(raw).to(tl.float32)
     store_tile(d_key, batch, head, rows, exists, d_k, DIM, BLOCK_D)
     store_tile(d_value, batch, head, rows, exists, d_v, VALUE_DIM, BLOCK_E)

@@ -21,7 +21,7 @@ from .favor_causal_backward_kernels import (
 )
 from .favor_causal_parts import CausalTensors
 from .favor_causal_reference import CausalGradients, CausalSummary
-from .favor_causal_triton import CausalProblem, StatePair, States, prefix_states
+from .favor_causal_triton import CausalProblem, StatePair, prefix_states
 from .favor_launch import ceil_div, gains
 from .favor_tiles import rows_of
 from .launch_plans import launch_kernel
@@ -42,7 +42,7 @@ def causal_backward_triton(
     query, key, value, _, initial = tensors
     problem = CausalProblem(tensors, space, impl, tokens_per_step)
     d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    d_initial = None if initial is None else tuple(torch.zeros_like(x).contiguous() for x in initial)
+    d_initial = None if initial is None else tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in initial)
     if problem.query_planes == 0:
         return CausalGradients(d_query, d_key, d_value, d_initial, no_parameters(results.softmax))
     backward = _CausalBackward(problem, results, d_output, parameter_gradients)
@@ -62,28 +62,17 @@ class _CausalBackward:
         self, problem: CausalProblem, results: CausalSummary, d_output: Tensor, parameter_gradients: bool
     ) -> None:
         self.problem, self.results, self.d_output = problem, results, d_output
-        self.states = self._states()
+        self.states = prefix_states(problem, None)
         self.statistics = tuple(results.softmax.unbind())
         self.weighted_output = torch.empty_like(results.softmax[0])
         self.chain = math.sqrt(problem.space.scale)
-        self.of_queries = self.of_keys = None
-        if parameter_gradients:
-            query_programs, key_programs = (
-                x * self._programs(name)
-                for x, name in (
-                    (problem.query_planes, "causal_query_gradient"),
-                    (problem.planes, "causal_key_gradient"),
-                )
-            )
+        self.parameters: tuple[Tensor, ...] | None = None
+        if parameter_gradients:  # sums of each program: a program adds to its own once a part
             m, d = problem.space.projection.shape[-2:]
-            self.of_queries = tuple(
-                torch.zeros((query_programs, *x), dtype=torch.float32, device=d_output.device) for x in ((m, d), (m,))
-            )
-            self.of_keys = torch.zeros((key_programs, m, d), dtype=torch.float32, device=d_output.device)
-
-    def _states(self) -> States:
-        final = tuple(torch.empty_like(x) for x in self.results[1:3])
-        return prefix_states(self.problem, final)
+            queries = problem.query_planes * self._programs("causal_query_gradient")
+            keys = problem.planes * self._programs("causal_key_gradient")
+            shapes = (queries, m, d), (queries, m), (keys, m, d)
+            self.parameters = tuple(torch.zeros(x, dtype=torch.float32, device=d_output.device) for x in shapes)
 
     def _programs(self, kernel: str) -> int:
         """Return the programs of a kernel over segments for one head."""
@@ -106,7 +95,7 @@ class _CausalBackward:
             self.statistics,
             self.weighted_output,
             rows_of(d_query),
-            self.of_queries,
+            None if self.parameters is None else self.parameters[:2],
             *problem.sizes(),
             *gains(problem.space),
             self.chain,
@@ -115,15 +104,15 @@ class _CausalBackward:
 
     def received(self, d_state: StatePair | None, d_initial: StatePair | None) -> tuple[Tensor, Tensor]:
         """Return R and A behind each segment, like the states, and fill the gradient of the initial state."""
-        problem, (states, anchors, _, _) = self.problem, self.states
+        problem, states = self.problem, self.states.value
         launch = problem.launch("received_walk")
         m, e, planes = problem.num_features, problem.value_dim, problem.planes
         received = torch.empty_like(states), torch.empty((len(states), m), dtype=torch.float32, device=states.device)
         each, splits = problem.split(launch.tiles)
         parts = None
         if splits > 1:
-            parts = torch.empty((splits * planes, m, e), dtype=torch.float32, device=states.device)
-            parts = (parts, *(torch.empty((splits * planes, m), dtype=torch.float32, device=parts.device) for _ in "AM"))
+            shapes = (m, e), (m,), (m,)
+            parts = tuple(torch.empty((splits * planes, *x), dtype=torch.float32, device=states.device) for x in shapes)
         log_normalizer, state_value = self.results[1:3]
         pairs = [
             None if x is None else tuple(y.contiguous() for y in reversed(x))
@@ -177,7 +166,7 @@ class _CausalBackward:
             self.weighted_output,
             rows_of(d_key),
             rows_of(d_value),
-            self.of_keys,
+            None if self.parameters is None else self.parameters[2],
             *problem.sizes(),
             *gains(problem.space),
             self.chain,
@@ -189,14 +178,13 @@ class _CausalBackward:
 
         The log-weight enters the logits of queries and the state of all keys; of the initial state it is a part.
         """
-        assert self.of_queries is not None and self.of_keys is not None
-        (of_queries, log_weight), of_keys = self.of_queries, self.of_keys
-        over = (self.problem.segments, self.problem.batch, self.problem.heads, -1)  # the rest: query heads, tiles
-        projection, log_weight = (
-            sum(x.view(*over, *x.shape[1:]).sum((0, 3)) for x in parts) for parts in ((of_queries, of_keys), (log_weight,))
+        problem, (of_queries, log_weight, of_keys) = self.problem, self.parameters
+        over = (problem.segments, problem.batch, problem.heads, -1)  # the rest: query heads and tiles
+        of_queries, log_weight, of_keys = (
+            x.view(*over, *x.shape[1:]).sum((0, 3)) for x in (of_queries, log_weight, of_keys)
         )
         if d_state is not None:
             log_weight = log_weight + d_state[0].masked_fill(self.results.log_normalizer == -math.inf, 0.0)
         if d_initial is not None:
             log_weight = log_weight - d_initial[0]
-        return projection, log_weight
+        return of_queries + of_keys, log_weight

@@ -198,18 +198,17 @@ def _prefix_states_kernel(
         segment = position // per_segment
         start = segment * segment_length
         end = tl.minimum(start + segment_length, token_count)
-        if states is not None:
-            if position % per_segment == 0:
-                if jumps is not None:
-                    jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & PAIRED)
-                    place = (segment - 1) * planes + plane
-                    tl.store(jumps + place.to(tl.int64) * TILES + tile, jumped, mask=segment > first)
-                place = segment * planes + plane
-                anchor = store_prefix(states, (top, total, sums), opening, place, features, keep, ALL, VALUE_DIM,
-                                      BLOCK_E)  # fmt: skip
-                if PAIRED:
-                    other_anchor = store_prefix(states, (other_top, other_total, other_sums), other_opening, place,
-                                                others, keep, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
+        if states is not None and position % per_segment == 0:
+            if jumps is not None:
+                jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & PAIRED)
+                place = (segment - 1) * planes + plane
+                tl.store(jumps + place.to(tl.int64) * TILES + tile, jumped, mask=segment > first)
+            place = segment * planes + plane
+            anchor = store_prefix(states, (top, total, sums), opening, place, features, keep, ALL, VALUE_DIM,
+                                  BLOCK_E)  # fmt: skip
+            if PAIRED:
+                other_anchor = store_prefix(states, (other_top, other_total, other_sums), other_opening, place,
+                                            others, keep, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
         rows = start + position % per_segment * BLOCK_S + local
         x, bias = project_keys(key, mask, w, batch, head, rows, end, norm_gain,
                                DIM, FEATURE_MAP, BLOCK_D, PRECISION)  # fmt: skip
@@ -231,12 +230,14 @@ def _prefix_states_kernel(
             tl.store(jumps + place.to(tl.int64) * TILES + tile, jumped, mask=last > first)
         is_last = keep & (split == splits - 1)
         place = segments * planes + plane
-        store_prefix(states, (top, total, sums), opening, place, features, is_last, ALL, VALUE_DIM, BLOCK_E)
-        close_walk(final, log_weight, (top, total, sums), plane, head, features, is_last, ALL, VALUE_DIM, BLOCK_E)
+        state, other_state = (top, total, sums), (other_top, other_total, other_sums)
+        store_prefix(states, state, opening, place, features, is_last, ALL, VALUE_DIM, BLOCK_E)
         if PAIRED:
-            other_state = (other_top, other_total, other_sums)
             store_prefix(states, other_state, other_opening, place, others, is_last, ALL, VALUE_DIM, BLOCK_E)
-            close_walk(final, log_weight, other_state, plane, head, others, is_last, ALL, VALUE_DIM, BLOCK_E)
+        if final is not None:
+            close_walk(final, log_weight, state, plane, head, features, is_last, ALL, VALUE_DIM, BLOCK_E)
+            if PAIRED:
+                close_walk(final, log_weight, other_state, plane, head, others, is_last, ALL, VALUE_DIM, BLOCK_E)
 
 
 @triton.jit
@@ -384,7 +385,9 @@ def attend_part(
         of_keys = of_queries
         if WITHIN:
             of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)
-        logits, anchor = query_logits(of_queries, gain, log_weight, states, source, head, features, keep, ALL, FEATURE_MAP)
+        logits, anchor = query_logits(
+            of_queries, gain, log_weight, states, source, head, features, keep, ALL, FEATURE_MAP
+        )
         highest = tl.max(logits, 1)
         if PAIRED:
             others = FEATURES + features
@@ -410,8 +413,8 @@ def attend_part(
 
 
 @triton.jit
-def segment_of(index, segment_length, segments, token_count, heads, planes, WITHIN: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return (rows [C], end, local [C], segment, batch, head, plane) of a program; where WITHIN, a segment is one tile."""
+def segment_of(index, segment_length, token_count, heads, planes, WITHIN: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return (rows [C], end, local [C], segment, batch, head, plane) of a program; WITHIN segments are one tile."""
     tiles = tl.cdiv(segment_length, BLOCK_C)
     if WITHIN:
         tiles = 1
@@ -434,7 +437,7 @@ def _causal_attend_kernel(
 ):  # fmt: skip
     """Own C queries of a segment of one query head; `planes` counts batches and query heads."""
     rows, end, local, segment, batch, query_head, query_plane = segment_of(
-        tl.program_id(0), segment_length, segments, token_count, query_heads, planes, WITHIN, BLOCK_C
+        tl.program_id(0), segment_length, token_count, query_heads, planes, WITHIN, BLOCK_C
     )
     head, key_planes = query_head // group, planes // group
     plane = batch * (query_heads // group) + head

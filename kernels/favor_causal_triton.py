@@ -2,8 +2,8 @@
 
 Dimension key: b batch, h key heads, g query heads per key head, t tokens, d head dim, e value dim, m features.
 
-    launches of the forward: [_prefix_states_kernel for the sums of splits,] _prefix_states_kernel, _causal_attend_kernel
-    a step of decoding:      _short_kernel, where `is_short` takes it
+    forward:            [_prefix_states_kernel for the sums of splits,] _prefix_states_kernel, _causal_attend_kernel
+    a step of decoding: _short_kernel, where `is_short` takes it
 
 States are kept between the launches of one pass only, (m, e) numbers of the operands' dtype and two vectors for each
 segment; the backward makes them again.
@@ -141,7 +141,7 @@ def causal_attention_triton(
     (b, h, t, _), m, e = key.shape, space.projection.shape[-2], value.shape[-1]
     if tokens_per_step >= t and is_short(query, key, value, space):
         state = State.empty((b, h, m), e, key.device)
-        statistics = Statistics.empty(query, 0)._replace(anchor=None)
+        statistics = Statistics(query.new_empty((2, *query.shape[:-1]), dtype=torch.float32), None)
         output = short_attention((query, key, value, mask), space, impl, state, statistics, initial)
         assert state.log_normalizer is not None
         return CausalSummary(output, state.log_normalizer, state.value, statistics.softmax)
@@ -168,8 +168,8 @@ def causal_attention_triton(
     return CausalSummary(output, log_normalizer, state_value, softmax)
 
 
-def prefix_states(problem: CausalProblem, final: StatePair) -> States:
-    """Return the states before each segment, with the initial one, and fill (L, V) of all keys."""
+def prefix_states(problem: CausalProblem, final: StatePair | None) -> States:
+    """Return the states before each segment, with the initial one, and fill (L, V) of all keys if wanted."""
     tensors, space, device = problem.tensors, problem.space, problem.tensors.key.device
     m, e, planes = problem.num_features, problem.value_dim, problem.planes
     launch = problem.launch("prefix_states")
@@ -184,8 +184,9 @@ def prefix_states(problem: CausalProblem, final: StatePair) -> States:
     each, splits = problem.split(launch.tiles)
     parts = None
     if splits > 1:
-        parts = torch.empty((splits * planes, m, e), dtype=torch.float32, device=device)
-        parts = (parts, *(torch.empty((splits * planes, m), dtype=torch.float32, device=device) for _ in range(2)))
+        parts = tuple(
+            torch.empty((splits * planes, *x), dtype=torch.float32, device=device) for x in ((m, e), (m,), (m,))
+        )
     initial = None if tensors.initial is None else tuple(x.contiguous() for x in reversed(tensors.initial))
     passes = [(None, splits - 1)] * (parts is not None) + [(states, splits)]
     for written, walked in passes if planes else ():
@@ -201,7 +202,7 @@ def prefix_states(problem: CausalProblem, final: StatePair) -> States:
             parts,
             None if written is None else written[:3],
             None if written is None else jumps,
-            tuple(reversed(final)),
+            None if final is None else tuple(reversed(final)),
             problem.length,
             problem.segment_length,
             problem.segments,

@@ -39,7 +39,7 @@ from .favor_tiles import (
     square_norm,
     store_tile,
     store_vector,
-    tile_of_segment,
+    tile_of,
 )
 
 
@@ -215,44 +215,30 @@ def landmark_bias(log_normalizer, shift, batch, head, features, keep):
 
 
 @triton.jit
-def store_statistics(statistics, batch, place, query_head, rows, exists, top, inverse, shift, writes):
+def store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, writes):
     """Write the maximum and 1 / sum [T] of a softmax over landmarks, and what the L_r of its state are relative to."""
     query_max, inverse_sum, anchor = statistics
     store_vector(query_max, batch, query_head, rows, exists, top)
     store_vector(inverse_sum, batch, query_head, rows, exists, inverse)
     if anchor is not None:
         first = tl.arange(0, 1)
-        store_vector(anchor, place, query_head, first, (first == 0) & writes, first * 0.0 + shift)
+        store_vector(anchor, batch, query_head, first, (first == 0) & writes, first * 0.0 + shift)
 
 
-@triton.jit
-def _anchor_kernel(log_normalizer, anchor, query_heads, group, ALL_FEATURES: tl.constexpr, BLOCK_ALL: tl.constexpr):
-    """Own a state and a query head, and write what `_attend_kernel` took the L_r of that state relative to."""
-    index = tl.program_id(0)
-    query_head, place = index % query_heads, index // query_heads
-    shift = common_shift(log_normalizer, place, query_head // group, ALL_FEATURES, BLOCK_ALL)
-    first = tl.arange(0, 1)
-    store_vector(anchor, place, query_head, first, first == 0, first * 0.0 + shift)
-
-
-@triton.jit(do_not_specialize=["batch_count", "query_count", "segment_length", "segments"])
+@triton.jit(do_not_specialize=["query_count"])
 def _attend_kernel(
     query, projection, log_normalizer, state_value, output, statistics,
-    batch_count, query_count, segment_length, segments, query_heads, group, gain,
+    query_count, query_heads, group, gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`.
-
-    Queries of segment i read state i, which stands at batch i B + b; full attention is one segment.
-    """
-    rows, exists, segment, index = tile_of_segment(tl.program_id(0), query_count, segment_length, segments, BLOCK_T)
+    """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
+    rows, exists, index = tile_of(tl.program_id(0), query_count, BLOCK_T)
     query_head, batch = index % query_heads, index // query_heads
     head = query_head // group
-    place = segment * batch_count + batch
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [T, D]
-    shift = common_shift(log_normalizer, place, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
+    shift = common_shift(log_normalizer, batch, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
     top = tl.full([BLOCK_T], UNSEEN, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
@@ -260,14 +246,14 @@ def _attend_kernel(
         features = start + tl.arange(0, BLOCK_M)
         keep = features < FEATURES
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
-        landmarks = load_tile(state_value, place, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-        bias = landmark_bias(log_normalizer, shift, place, head, features, keep)
+        landmarks = load_tile(state_value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+        bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
         x = tl.dot(q, tl.trans(w), input_precision=PRECISION)  # [T, D] @ [D, M] -> [T, M]
         logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
         if PAIRED:
             others = FEATURES + features
-            other_landmarks = load_tile(state_value, place, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
-            bias = landmark_bias(log_normalizer, shift, place, head, others, keep)
+            other_landmarks = load_tile(state_value, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
+            bias = landmark_bias(log_normalizer, shift, batch, head, others, keep)
             other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)
             top, total, average = absorb_pair(
                 logits, other_logits, landmarks, other_landmarks, top, total, average, PRECISION
@@ -276,8 +262,7 @@ def _attend_kernel(
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
-    first = tl.min(rows, 0) == segment * segment_length
-    store_statistics(statistics, batch, place, query_head, rows, exists, top, inverse, shift, first)
+    store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, tl.min(rows, 0) == 0)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
@@ -355,4 +340,4 @@ def _short_kernel(
     if statistics[2] is None:
         anchor = 0.0
     top += (shift - anchor) * LOG2_E  # relative to the largest L, as `_attend_kernel` has it, or to nothing
-    store_statistics(statistics, batch, batch, query_head, rows, exists, top, inverse, anchor, tile == 0)
+    store_statistics(statistics, batch, query_head, rows, exists, top, inverse, anchor, tile == 0)

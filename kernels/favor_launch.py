@@ -28,17 +28,6 @@ SHORTEST_SPLIT_TILES = 4
 """Token tiles below which a split is not worth its merging."""
 
 
-class Segments(NamedTuple):
-    """Consecutive tokens that share a state: `count` stretches of `length` tokens, the last one maybe shorter."""
-
-    length: int
-    count: int
-
-    @classmethod
-    def whole(cls, token_count: int) -> Segments:
-        return cls(max(1, token_count), 1)
-
-
 def ceil_div(n: int, d: int) -> int:
     return -(-n // d)
 

@@ -2,9 +2,9 @@
 
 Dimension key: b batch, h heads, n tokens, d columns, A rows of a tile, B columns of a tile.
 
-Kernels receive the caller's tensors as `Rows` and `Vectors`: a pointer with the strides of its dimensions, so any layout
-is read in place. What our own launchers allocate is contiguous and enters as a bare pointer, read by the `_block`
-functions. Offsets are 64-bit. Exponents are kept in base 2 throughout, where exp2 is one instruction.
+Kernels receive the caller's tensors as `Rows` and `Vectors`: a pointer with the strides of its dimensions, so any
+layout is read in place. What our own launchers allocate is contiguous and enters as a bare pointer, read by the
+`_block` functions. Offsets are 64-bit. Exponents are kept in base 2 throughout, where exp2 is one instruction.
 """
 
 from __future__ import annotations
@@ -65,21 +65,11 @@ def row_pointers(x, batch, head, rows):
 
 
 @triton.jit
-def segment_bounds(segment, segment_length, count):
-    """Return the first token of a segment and the one behind its last."""
-    start = segment * segment_length
-    return start, tl.minimum(start + segment_length, count)
-
-
-@triton.jit
-def tile_of_segment(index, count, segment_length, segments, BLOCK: tl.constexpr):
-    """Return (rows [BLOCK], which of them exist, segment, rest of index) of a tile that lies within one segment."""
-    tiles = tl.cdiv(segment_length, BLOCK)
-    tile, index = index % tiles, index // tiles
-    segment, index = index % segments, index // segments
-    start, end = segment_bounds(segment, segment_length, count)
-    rows = start + tile * BLOCK + tl.arange(0, BLOCK)
-    return rows, rows < end, segment, index
+def tile_of(index, count, BLOCK: tl.constexpr):
+    """Return (rows [BLOCK], which of them exist, rest of index) of a tile of `count` tokens."""
+    tiles = tl.cdiv(count, BLOCK)
+    rows = index % tiles * BLOCK + tl.arange(0, BLOCK)
+    return rows, rows < count, index // tiles
 
 
 @triton.jit

@@ -72,7 +72,8 @@ SHAPES = {
 
 
 IN_HALF = ("steps-of-3-gqa", "steps-of-17", "two-segments-of-one-head")
-RUNS = [(case, torch.float32) for case in SHAPES] + [(case, torch.float16) for case in IN_HALF]
+RUNS = [(case, dtype) for dtype in (torch.float32, torch.bfloat16) for case in SHAPES]
+RUNS += [(case, torch.float16) for case in IN_HALF]
 
 
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=[f"{case}-{str(dtype)[6:]}" for case, dtype in RUNS])

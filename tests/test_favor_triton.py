@@ -1,6 +1,6 @@
 """The GPU kernels of full FAVOR attention against float64: on a CUDA device, or else in Triton's interpreter.
 
-What only a device can show (bfloat16, tensor cores, graphs, sizes) is in `test_favor_gpu.py`.
+What only a device can show (tensor cores, graphs, sizes) is in `test_favor_gpu.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adversarial_keys import (
     natural_scales,
 )
 from favor_textbook import qkv
-from kernel_runs import BOUNDS, DEVICE, LAYOUTS, RUNS_KERNELS, assert_close, both
+from kernel_runs import BOUNDS, DEVICE, DTYPE_IDS, LAYOUTS, RUNS_KERNELS, assert_close, both
 from torch import Tensor
 
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
@@ -51,12 +51,14 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", BOUNDS, ids=["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", BOUNDS, ids=DTYPE_IDS)
 @pytest.mark.parametrize("case", SHAPES)
 def test_output_and_gradients_equal_the_float64_reference(case, dtype, schedule):
     shape, num_features = SHAPES[case]
     inputs = qkv(**shape, dtype=dtype)
-    assert_close(*both(inputs, draw_features(num_features, inputs[0].shape[-1])), dtype)
+    one_key = inputs[1].shape[-2] == 1  # its gradient is a difference of equals, and o is rounded
+    results = both(inputs, draw_features(num_features, inputs[0].shape[-1]))
+    assert_close(*results, dtype, factor=8 if one_key and dtype == torch.bfloat16 else 1)
 
 
 FEATURES = {
@@ -129,7 +131,7 @@ def test_adversarial_inputs_stay_within_the_error_budget(case, limit, monkeypatc
     assert_within_budget(result, plain, exact, Gradients(output, *(x * moved for x in gradients)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", BOUNDS, ids=DTYPE_IDS)
 def test_padding_may_hold_anything_and_blind_queries_get_zeros(dtype, schedule):
     query, key, value = qkv(t=30, s=90, d=16, dtype=dtype)
     mask = torch.rand(2, 90) < 0.5
@@ -191,13 +193,13 @@ def test_attend_of_summarize_is_the_full_attention():
     torch.testing.assert_close(attend(q, state, features, impl="triton"), whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", BOUNDS, ids=DTYPE_IDS)
 def test_query_and_key_may_differ_in_dtype(dtype):
     q, k, v = qkv(t=40, s=90, d=16, dtype=dtype)
     other = torch.float32 if dtype == torch.float16 else torch.float16
     results = both((q.to(other), k, v), draw_features(64, 16))
     assert results[0][0].dtype == other
-    assert_close(*results, torch.float16)
+    assert_close(*results, torch.bfloat16 if dtype == torch.bfloat16 else torch.float16)
 
 
 def test_the_number_of_splits_changes_only_the_rounding(monkeypatch):
