@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compile_report import Case, launch_favor
-from offline_compile import compiled_launches, loop_instructions
+from offline_compile import compiled_launches, main_loop
 
 PROCESSORS, GIGAHERTZ = 132, 1.755
 """H100 and H200 SXM: multiprocessors, and the clock they sustain under tensor load."""
@@ -105,7 +105,7 @@ def cycles_per_logit(work: Work, cubin: bytes, arguments: dict[str, Any], d: int
         l2 = 2 * d * work.token_vectors / min(landmarks, m)  # a feature tile reads every token
     cycle = PROCESSORS * GIGAHERTZ * 1e9
     return {
-        "issue": loop_instructions(cubin) * threads / (landmarks * tokens) / ISSUE,
+        "issue": main_loop(cubin).instructions * threads / (landmarks * tokens) / ISSUE,
         "exp": 1 / EXPONENTIALS,
         "tensor": flop / TENSOR_FLOP,
         "L2": l2 / L2_BYTES * cycle,

@@ -18,6 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
 
 class CompiledLaunch(NamedTuple):
     """A kernel with the keyword arguments it was launched with, and Triton's compiled object."""
@@ -70,21 +72,57 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(usage[1]), int(usage[2])
 
 
-def loop_instructions(cubin: bytes) -> int:
-    """Count the instructions of the longest loop of a binary, or all of them if it has none."""
+class MainLoop(NamedTuple):
+    """Instructions of a binary's main loop, how many of them move spilled registers, and instructions outside of it.
+
+    The main loop is the one with most products among those that contain no other loop with products, and the longest
+    where there are no products.
+    """
+
+    instructions: int
+    spills: int
+    outside: int
+
+
+def main_loop(cubin: bytes) -> MainLoop:
+    """Find the main loop of a binary; without any loop, everything is outside of it."""
     text = _cuobjdump(cubin, "-sass")
     code = [(int(x[1], 16), x[2]) for x in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)]
-    longest = 0
+    loops = []
     for address, instruction in code:
         target = re.search(r"BRA\S*.*?0x([0-9a-f]+)", instruction)
         if target and int(target[1], 16) < address:
-            longest = max(longest, sum(int(target[1], 16) <= x <= address for x, _ in code))
-    return longest or len(code)
+            body = [opcode(x) for at, x in code if int(target[1], 16) <= at <= address]
+            products = sum(x.endswith("MMA") for x in body)
+            loops.append((int(target[1], 16), address, products, body))
+    innermost = [x for x in loops if not any(x[0] <= y[0] and y[1] <= x[1] and y[2] and y is not x for y in loops)]
+    if not innermost:
+        return MainLoop(0, 0, len(code))
+    *_, body = max(innermost, key=lambda x: (x[2], len(x[3])))
+    return MainLoop(len(body), sum(x in ("LDL", "STL") for x in body), len(code) - len(body))
+
+
+def opcode(instruction: str) -> str:
+    """Return the name of an instruction, without predicate and modifiers."""
+    return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0].split(".")[0]
+
+
+def serialised_products(ptx: str, architecture: int) -> list[str]:
+    """Return the codes with which ptxas says that it serialises asynchronous products (wgmma), such as C7510."""
+    if architecture != 90:
+        return []
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [BINARIES / "ptxas", "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return sorted(set(re.findall(r"\((C751[0-5])\)", said)))
 
 
 def _cuobjdump(cubin: bytes, option: str) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([tool, option, file.name], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [BINARIES / "cuobjdump", option, file.name], check=True, capture_output=True, text=True
+        ).stdout

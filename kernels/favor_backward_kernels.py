@@ -232,13 +232,14 @@ def _landmark_gradient_kernel(
         token_bias, inverse = query_terms(statistics, batch, query_head, rows, exists)
         weighted = load_vector(weighted_output, batch, query_head, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=PRECISION)  # [M, D] @ [D, N] -> [M, N]
-        weight = share(x, gain, bias[:, None], token_bias[None, :], FEATURE_MAP) * inverse[None, :]
-        rows_sum = tl.dot(weight.to(OPERAND), do, rows_sum, input_precision=PRECISION)  # [M, N] @ [N, E]
-        weighted_sum += tl.sum(weight * weighted[None, :], 1)
+        weight = (share(x, gain, bias[:, None], token_bias[None, :], FEATURE_MAP) * inverse[None, :]).to(OPERAND)
+        rows_sum = tl.dot(weight, do, rows_sum, input_precision=PRECISION)  # [M, N] @ [N, E]
+        weighted_sum += tl.sum(weight.to(tl.float32) * weighted[None, :], 1)  # rounded alike: V . R - E cancels
         if PAIRED:
             weight = share(x, -gain, other_bias[:, None], token_bias[None, :], FEATURE_MAP) * inverse[None, :]
-            other_rows_sum = tl.dot(weight.to(OPERAND), do, other_rows_sum, input_precision=PRECISION)
-            other_weighted_sum += tl.sum(weight * weighted[None, :], 1)
+            weight = weight.to(OPERAND)
+            other_rows_sum = tl.dot(weight, do, other_rows_sum, input_precision=PRECISION)
+            other_weighted_sum += tl.sum(weight.to(tl.float32) * weighted[None, :], 1)
     part = split * batch_count + batch
     store_tile(received, part, head, features, keep, rows_sum, VALUE_DIM, BLOCK_E)
     store_vector(received_weighted, part, head, features, keep, weighted_sum)

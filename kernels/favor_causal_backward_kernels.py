@@ -29,6 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .favor_backward_kernels import key_shift, usable_tokens
 from .favor_causal_kernels import (
     key_features,
     load_segment,
@@ -49,6 +50,7 @@ from .favor_tiles import (
     load_block_vector,
     load_tile,
     load_vector,
+    seen_keys,
     store_block,
     store_block_vector,
     store_tile,
@@ -275,9 +277,9 @@ def gather(x, gain, anchor, bias, reference, inverse, weighted, do, asked, shift
            FEATURE_MAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Add queries with products x [M, N] to R [M, E] and A [M]."""
     logits = exponent_of(x, gain, (anchor + bias)[:, None], FEATURE_MAP)
-    alpha = attention_share(logits, reference[None, :], inverse[None, :])  # [M, N]
-    asked = tl.dot(alpha.to(OPERAND), do, asked, input_precision=PRECISION)  # [M, N] @ [N, E]
-    return asked, shift - tl.sum(alpha * weighted[None, :], 1)
+    alpha = attention_share(logits, reference[None, :], inverse[None, :]).to(OPERAND)  # [M, N]
+    asked = tl.dot(alpha, do, asked, input_precision=PRECISION)  # [M, N] @ [N, E]
+    return asked, shift - tl.sum(alpha.to(tl.float32) * weighted[None, :], 1)  # rounded alike: v . R + A cancels
 
 
 @triton.jit
@@ -426,42 +428,47 @@ def _received_walk_kernel(
 def key_gradient_features(
     of_keys, of_queries, gain, key_bias, values, do, pairs, terms, d_values, scores, log_weight, states, source,
     received, place, takes, head, features, keep,
-    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, WITHIN: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    D_KEY: tl.constexpr, D_VALUE: tl.constexpr, FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr,
+    FEATURE_MAP: tl.constexpr, WITHIN: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return de [C, M] of the keys of a part, with dv [C, E] and T [C, C] added to; R and A stand at `place`."""
     later_anchor = load_block_vector(states[1], place, FEATURES, features, keep, 0.0)
     asked = load_block(received[0], place, FEATURES, features, keep & takes, VALUE_DIM, BLOCK_E)  # [M, E]
-    shift = load_block_vector(received[1], place, FEATURES, features, keep & takes, 0.0)
-    reach = tl.dot(values, tl.trans(asked), input_precision=PRECISION) + shift[None, :]  # [C, E] @ [E, M]
+    anchor = later_anchor
+    if D_KEY:
+        shift = load_block_vector(received[1], place, FEATURES, features, keep & takes, 0.0)
+        reach = tl.dot(values, tl.trans(asked), input_precision=PRECISION) + shift[None, :]  # [C, E] @ [E, M]
     if WITHIN:
         reference, inverse = terms
         logits, anchor = query_logits(
             of_queries, gain, log_weight, states, source, head, features, keep, FEATURES, FEATURE_MAP
         )
-        fall = tl.exp2(tl.minimum(anchor - later_anchor, 1.0))
-        phi = key_features(of_keys, gain, key_bias, anchor, FEATURE_MAP)  # [C, M]
-        phi = tl.where(keep[None, :], phi, 0.0)
-        alpha = attention_share(logits, reference[:, None], inverse[:, None]).to(OPERAND)
-        reach = tl.dot(tl.trans(pairs), alpha, reach * fall[None, :], input_precision=PRECISION)  # [C, C] @ [C, M]
+        alpha = attention_share(logits, reference[:, None], inverse[:, None]).to(OPERAND)  # [C, M]
+    fall = tl.exp2(tl.minimum(anchor - later_anchor, 1.0))  # R is relative to the anchors behind the segment
+    phi = tl.where(keep[None, :], key_features(of_keys, gain, key_bias, anchor, FEATURE_MAP), 0.0)  # [C, M]
+    d_exponent = phi
+    if D_KEY:
+        reach *= fall[None, :]
+        if WITHIN:
+            reach = tl.dot(tl.trans(pairs), alpha, reach, input_precision=PRECISION)  # [C, C] @ [C, M]
+        d_exponent = phi * reach
+    if D_VALUE:
         d_values = tl.dot((phi * fall[None, :]).to(OPERAND), asked, d_values, input_precision=PRECISION)
-        scores = tl.dot(alpha, tl.trans(phi.to(OPERAND)), scores, input_precision=PRECISION)  # [C, M] @ [M, C]
-    else:
-        phi = key_features(of_keys, gain, key_bias, later_anchor, FEATURE_MAP)
-        phi = tl.where(keep[None, :], phi, 0.0)
-        d_values = tl.dot(phi.to(OPERAND), asked, d_values, input_precision=PRECISION)  # [C, M] @ [M, E]
-    return phi * reach, d_values, scores
+        if WITHIN:
+            scores = tl.dot(alpha, tl.trans(phi.to(OPERAND)), scores, input_precision=PRECISION)  # [C, M] @ [M, C]
+    return d_exponent, d_values, scores
 
 
 @triton.jit
 def key_gradient_part(
     k, q, key_bias, values, do, pairs, terms, d_k, d_v, d_sum, scores, projection, log_weight, states, source,
-    received, place, takes, d_projection, parameter_place, batch, head, gain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, WITHIN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    received, place, takes, d_projection, batch, head, gain,
+    D_KEY: tl.constexpr, D_VALUE: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, WITHIN: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what all features send to the keys of a part to dk [C, D], dv [C, E], sum_r de_jr [C] and T [C, C]."""
+    """Add what all features send to the keys of a part to dk [C, D] and sum_r de_jr [C], to dv [C, E] and T [C, C]."""
     ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     for tile in range(0, FEATURES, BLOCK_M):
         features = tile + tl.arange(0, BLOCK_M)
@@ -473,64 +480,62 @@ def key_gradient_part(
             of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)
         d_exponent, d_v, scores = key_gradient_features(
             of_keys, of_queries, gain, key_bias, values, do, pairs, terms, d_v, scores, log_weight, states, source,
-            received, place, takes, head, features, keep, ALL, VALUE_DIM, FEATURE_MAP, WITHIN, BLOCK_E, OPERAND,
-            PRECISION,
+            received, place, takes, head, features, keep, D_KEY, D_VALUE, ALL, VALUE_DIM, FEATURE_MAP, WITHIN,
+            BLOCK_E, OPERAND, PRECISION,
         )  # fmt: skip
-        d_sum += tl.sum(d_exponent, 1)
-        d_projected = feature_slope(d_exponent, of_keys, gain, FEATURE_MAP)
+        if D_KEY:
+            d_sum += tl.sum(d_exponent, 1)
+            d_projected = feature_slope(d_exponent, of_keys, gain, FEATURE_MAP)
         if PAIRED:
             d_exponent, d_v, scores = key_gradient_features(
                 of_keys, of_queries, -gain, key_bias, values, do, pairs, terms, d_v, scores, log_weight, states,
-                source, received, place, takes, head, FEATURES + features, keep, ALL, VALUE_DIM, FEATURE_MAP, WITHIN,
-                BLOCK_E, OPERAND, PRECISION,
+                source, received, place, takes, head, FEATURES + features, keep, D_KEY, D_VALUE, ALL, VALUE_DIM,
+                FEATURE_MAP, WITHIN, BLOCK_E, OPERAND, PRECISION,
             )  # fmt: skip
-            d_sum += tl.sum(d_exponent, 1)
-            d_projected -= feature_slope(d_exponent, of_keys, -gain, FEATURE_MAP)
-        d_projected = d_projected.to(OPERAND)
-        d_k = tl.dot(d_projected, w.to(OPERAND), d_k, input_precision=PRECISION)  # [C, M] @ [M, D]
-        if d_projection is not None:
-            add_parameters((d_projection, None), d_projected, d_exponent, k, parameter_place, features, keep, FEATURES,
-                           DIM, BLOCK_D, PRECISION)  # fmt: skip
+            if D_KEY:
+                d_sum += tl.sum(d_exponent, 1)
+                d_projected -= feature_slope(d_exponent, of_keys, -gain, FEATURE_MAP)
+        if D_KEY:
+            d_projected = d_projected.to(OPERAND)
+            d_k = tl.dot(d_projected, w.to(OPERAND), d_k, input_precision=PRECISION)  # [C, M] @ [M, D]
+            if d_projection is not None:
+                add_parameters((d_projection, None), d_projected, d_exponent, k, tl.program_id(0), features, keep,
+                               FEATURES, DIM, BLOCK_D, PRECISION)  # fmt: skip
     return d_k, d_v, d_sum, scores
 
 
-@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
-def _causal_key_gradient_kernel(
-    query, key, value, mask, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
-    d_key, d_value, d_projection,
-    token_count, segment_length, segments, tokens_per_step, query_heads, group, planes, gain, norm_gain, chain,
-    WITHIN: tl.constexpr, WALK_TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+@triton.jit
+def gather_key_gradients(
+    query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
+    d_projection, rows, end, local, segment, batch, head, plane, token_count, segment_length, segments,
+    tokens_per_step, group, key_planes, gain,
+    D_KEY: tl.constexpr, D_VALUE: tl.constexpr, WITHIN: tl.constexpr, WALK_TILES: tl.constexpr,
+    BLOCK_TILES: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own C keys of a segment of one key head: dk and dv, from the queries of the segment, head by head, and R, A."""
-    rows, end, local, segment, batch, head, plane = segment_of(
-        tl.program_id(0), segment_length, token_count, query_heads // group, planes // group, WITHIN, BLOCK_C
-    )
-    key_planes = planes // group
-    exists = rows < end
+    """Return dk [C, D] before its last terms, sum_r de_jr [C] and dv [C, E] of the keys of a segment."""
+    BLOCK_C: tl.constexpr = k.shape[0]
     own, later = segment * key_planes + plane, (segment + 1) * key_planes + plane
     d_k = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     d_v = tl.zeros([BLOCK_C, BLOCK_E], tl.float32)
     d_sum = tl.zeros([BLOCK_C], tl.float32)
-    k, bias, v, q = load_segment(
-        query, key, value, mask, batch, head, head * group, rows, end, norm_gain,
-        FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
-    )  # fmt: skip
     if WITHIN:
         spare = (segments + 1) * key_planes + own
         jumped = segment_jumps(jumps, own, WALK_TILES, BLOCK_TILES)
         source = tl.where(jumped, spare, own)
         filled = end - segment * segment_length
+        exists = rows < end
         for member in range(group):
             query_head, query_plane = head * group + member, plane * group + member
             q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
             do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [C, E]
             weighted = load_block_vector(weighted_output, query_plane, token_count, rows, exists, 0.0)
             row_max, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
-            pairs = pair_gradient(do, v, weighted, local, tokens_per_step, PRECISION)
-            scores = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+            pairs = do
+            if D_KEY:
+                pairs = pair_gradient(do, v, weighted, local, tokens_per_step, PRECISION)
+            scores = tl.zeros([BLOCK_C, BLOCK_C if D_VALUE else 1], tl.float32)
             low = 0
             while low < filled:
                 part_end = filled
@@ -543,23 +548,64 @@ def _causal_key_gradient_kernel(
                 takes = (member == 0) & (part_end == filled)  # the last anchors are those nearest to R's
                 d_k, d_v, d_sum, scores = key_gradient_part(
                     k, q, tl.where(local < part_end, bias, float("-inf")), v, do, pairs, terms, d_k, d_v, d_sum,
-                    scores, projection, log_weight, states, source, received, later, takes, d_projection,
-                    tl.program_id(0), batch, head, gain,
+                    scores, projection, log_weight, states, source, received, later, takes, d_projection, batch, head,
+                    gain, D_KEY, D_VALUE,
                     FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND,
                     PRECISION,
                 )  # fmt: skip
                 low = part_end
-            scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(OPERAND)
-            d_v = tl.dot(tl.trans(scores), do, d_v, input_precision=PRECISION)  # [C, C] @ [C, E]
+            if D_VALUE:
+                scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(OPERAND)
+                d_v = tl.dot(tl.trans(scores), do, d_v, input_precision=PRECISION)  # [C, C] @ [C, E]
     else:
         d_k, d_v, d_sum, _ = key_gradient_part(
             k, k, bias, v, v, v, (d_sum, d_sum), d_k, d_v, d_sum, d_sum, projection, log_weight, states, later,
-            received, later, True, d_projection, tl.program_id(0), batch, head, gain,
+            received, later, True, d_projection, batch, head, gain, D_KEY, D_VALUE,
             FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
         )  # fmt: skip
+    return d_k, d_sum, d_v
+
+
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
+def _causal_key_gradient_kernel(
+    query, key, value, mask, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
+    d_key, d_value, d_projection,
+    token_count, segment_length, segments, tokens_per_step, query_heads, group, planes, gain, norm_gain, chain,
+    WITHIN: tl.constexpr, WALK_TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
+    PAIRED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Own C keys of a segment of one key head: dk and dv, from the queries of the segment, head by head, and R, A.
+
+    Wide dk and dv do not fit the registers beside T: then features are walked over twice, for one after the other.
+    """
+    APART: tl.constexpr = (128 if tl.bfloat16 == OPERAND else 64) < BLOCK_D + BLOCK_E
+    rows, end, local, segment, batch, head, plane = segment_of(
+        tl.program_id(0), segment_length, token_count, query_heads // group, planes // group, WITHIN, BLOCK_C
+    )
+    seen = seen_keys(mask, batch, rows, end)
+    raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)
+    k, bias = usable_tokens(raw, True, FEATURE_MAP), key_shift(raw, seen, norm_gain, FEATURE_MAP)
+    v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)
+    d_k, d_sum, d_v = gather_key_gradients(
+        query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
+        d_projection, rows, end, local, segment, batch, head, plane, token_count, segment_length, segments,
+        tokens_per_step, group, planes // group, gain, True, not APART,
+        WITHIN, WALK_TILES, BLOCK_TILES, FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_M, BLOCK_D, BLOCK_E,
+        OPERAND, PRECISION,
+    )  # fmt: skip
     d_k *= chain
     if FEATURE_MAP == "exponential":
-        raw = load_tile(key, batch, head, rows, bias > float("-inf"), DIM, BLOCK_D)  # again: kept, it would spill
+        raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)  # again: kept, it would spill
         d_k -= chain * chain * d_sum[:, None] * cut_entries(raw).to(tl.float32)
-    store_tile(d_key, batch, head, rows, exists, d_k, DIM, BLOCK_D)
-    store_tile(d_value, batch, head, rows, exists, d_v, VALUE_DIM, BLOCK_E)
+    store_tile(d_key, batch, head, rows, rows < end, d_k, DIM, BLOCK_D)
+    if APART:
+        _, _, d_v = gather_key_gradients(
+            query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
+            d_projection, rows, end, local, segment, batch, head, plane, token_count, segment_length, segments,
+            tokens_per_step, group, planes // group, gain, False, True,
+            WITHIN, WALK_TILES, BLOCK_TILES, FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_M, BLOCK_D, BLOCK_E,
+            OPERAND, PRECISION,
+        )  # fmt: skip
+    store_tile(d_value, batch, head, rows, rows < end, d_v, VALUE_DIM, BLOCK_E)

@@ -42,7 +42,9 @@ def causal_backward_triton(
     query, key, value, _, initial = tensors
     problem = CausalProblem(tensors, space, impl, tokens_per_step)
     d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    d_initial = None if initial is None else tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in initial)
+    d_initial = None
+    if initial is not None:
+        d_initial = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in initial)
     if problem.query_planes == 0:
         return CausalGradients(d_query, d_key, d_value, d_initial, no_parameters(results.softmax))
     backward = _CausalBackward(problem, results, d_output, parameter_gradients)

@@ -287,7 +287,7 @@ def raise_anchors(exponent, source, target, features, keep, low, end, local, tok
     store_block_vector(totals, target, FEATURES, features, keep, tl.where(fall > -100.0, total * tl.exp2(fall), 0.0))
     jumped = (exponent > (raised + HEADROOM)[None, :]) & (local >= low)[:, None] & keep[None, :]
     step_start = local - local % tokens_per_step
-    return tl.minimum(end, tl.min(tl.where(tl.max(jumped.to(tl.int32), 1) > 0, step_start, end), 0))
+    return tl.minimum(end, tl.min(tl.where(jumped, step_start[:, None], end)))
 
 
 @triton.jit

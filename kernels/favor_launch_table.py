@@ -2,7 +2,7 @@
 
 Each cell reads TOKENSxFEATURESwWARPSsSTAGES; of paired features, FEATURES counts the pairs. Rows "half" are for
 bfloat16 operands, "wide" for float32 and float16 inputs, whose softmax weights are float32 (TF32 products). The three
-causal scans of a cell share their TOKENS, the most that a chunk holds.
+kernels over causal segments share the TOKENS of causal_attend, the most that a segment holds.
 
 How the cells were chosen, until a GPU has timed them: for sm_90, "half", among tiles without spilled registers one with
 few instructions a logit in its main loop, provided that second-level cache reads do not bind (`bench/issue_model.py`);
@@ -38,11 +38,11 @@ arch operands  kernel                 16           32           64           128
 80   half      landmark_gradient      64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x32w4s2
 80   half      key_gradient           128x32w4s2   64x32w4s2    64x16w4s2    16x16w4s2    16x16w4s2
 80   half      projection_gradient    64x64w4s2    32x32w4s2    64x32w4s2    64x32w4s2    32x16w4s2
-80   half      prefix_states          64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-80   half      causal_attend          128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x32w8s1
-80   half      causal_query_gradient  128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w8s1
-80   half      received_walk          64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-80   half      causal_key_gradient    128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w8s1
+80   half      prefix_states          64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2    32x16w4s2
+80   half      causal_attend          64x32w4s1    64x32w4s1    64x16w4s1    32x32w4s1    32x16w8s1
+80   half      causal_query_gradient  64x32w4s1    64x32w4s1    64x16w4s1    32x32w4s1    32x16w8s1
+80   half      received_walk          64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2    32x16w4s2
+80   half      causal_key_gradient    64x32w4s1    64x32w4s1    64x16w4s1    32x32w4s1    32x16w8s1
 80   wide      summarize              32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 80   wide      attend                 64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s1
 80   wide      short                  32x16w4s2    32x16w4s2    -            -            -
@@ -50,23 +50,23 @@ arch operands  kernel                 16           32           64           128
 80   wide      landmark_gradient      32x64w4s2    32x32w4s2    32x16w4s2    32x16w4s2    16x16w8s1
 80   wide      key_gradient           64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 80   wide      projection_gradient    32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s2    16x16w8s1
-80   wide      prefix_states          32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-80   wide      causal_attend          32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-80   wide      causal_query_gradient  32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-80   wide      received_walk          32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-80   wide      causal_key_gradient    32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-90   half      summarize              128x128w8s2  64x64w4s2    64x128w8s2   32x64w4s2    32x16w4s2
+80   wide      prefix_states          32x32w4s2    32x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
+80   wide      causal_attend          32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
+80   wide      causal_query_gradient  32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
+80   wide      received_walk          32x32w4s2    32x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
+80   wide      causal_key_gradient    32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
+90   half      summarize              64x128w8s1   64x128w8s1   64x128w8s1   64x128w8s1   32x16w4s2
 90   half      attend                 128x64w4s2   256x64w8s2   256x32w8s2   128x64w8s2   32x32w4s2
 90   half      short                  64x64w4s2    64x32w4s2    64x32w4s2    -            -
 90   half      query_gradient         128x32w4s2   256x32w8s2   256x32w8s2   128x32w8s2   32x32w4s2
 90   half      landmark_gradient      64x64w4s2    64x64w4s2    64x128w8s2   32x64w4s2    32x32w4s2
-90   half      key_gradient           128x32w4s2   128x32w8s2   128x32w8s2   16x16w4s2    16x16w4s2
+90   half      key_gradient           128x32w4s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w4s2
 90   half      projection_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
-90   half      prefix_states          64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-90   half      causal_attend          128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x32w8s1
-90   half      causal_query_gradient  128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w8s1
-90   half      received_walk          64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-90   half      causal_key_gradient    128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w8s1
+90   half      prefix_states          128x128w8s1  128x128w8s1  128x128w8s1  64x128w8s1   32x16w4s2
+90   half      causal_attend          128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   64x16w8s1
+90   half      causal_query_gradient  128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   64x16w8s1
+90   half      received_walk          64x128w8s2   64x128w8s2   64x128w8s2   64x128w8s2   32x16w4s2
+90   half      causal_key_gradient    128x16w8s1   128x16w8s1   128x16w8s1   128x16w8s1   64x16w8s1
 90   wide      summarize              32x64w4s2    32x64w4s2    32x64w4s2    16x16w4s2    16x16w8s1
 90   wide      attend                 64x32w4s2    64x32w4s2    64x32w4s2    16x16w4s2    16x16w8s1
 90   wide      short                  32x16w4s2    32x16w4s2    -            -            -
@@ -74,11 +74,11 @@ arch operands  kernel                 16           32           64           128
 90   wide      landmark_gradient      32x64w4s2    32x64w4s2    32x64w4s2    32x16w4s2    16x16w8s1
 90   wide      key_gradient           64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 90   wide      projection_gradient    32x64w4s2    32x64w4s2    32x64w4s2    16x16w4s2    16x16w8s1
-90   wide      prefix_states          32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-90   wide      causal_attend          32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-90   wide      causal_query_gradient  32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-90   wide      received_walk          32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-90   wide      causal_key_gradient    32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
+90   wide      prefix_states          64x64w4s1    64x64w4s1    64x64w4s1    32x32w4s2    16x16w8s1
+90   wide      causal_attend          64x32w4s1    64x32w4s1    64x32w4s1    64x32w4s1    16x16w8s1
+90   wide      causal_query_gradient  64x32w4s1    64x32w4s1    64x32w4s1    64x32w4s1    16x16w8s1
+90   wide      received_walk          64x64w4s1    64x64w4s1    64x64w4s1    32x32w4s2    16x16w8s1
+90   wide      causal_key_gradient    64x32w4s1    64x32w4s1    64x32w4s1    64x32w4s1    16x16w8s1
 100  half      summarize              64x64w4s2    64x32w4s2    64x64w4s2    64x64w4s2    32x16w4s2
 100  half      attend                 128x32w4s2   128x32w4s2   128x64w8s2   64x32w4s2    64x32w4s2
 100  half      short                  64x32w4s2    64x32w4s2    64x32w4s2    -            -
@@ -87,10 +87,10 @@ arch operands  kernel                 16           32           64           128
 100  half      key_gradient           64x16w4s2    64x32w4s2    64x32w4s2    64x16w4s2    16x16w4s2
 100  half      projection_gradient    64x64w4s2    64x64w4s2    64x64w4s2    64x64w4s2    32x16w4s2
 100  half      prefix_states          64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-100  half      causal_attend          128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x32w8s1
-100  half      causal_query_gradient  128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w8s1
+100  half      causal_attend          64x32w4s1    64x32w4s1    64x32w4s1    64x32w4s1    32x16w8s1
+100  half      causal_query_gradient  64x32w4s1    64x32w4s1    64x32w4s1    64x32w4s1    32x16w8s1
 100  half      received_walk          64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-100  half      causal_key_gradient    128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w8s1
+100  half      causal_key_gradient    64x32w4s1    64x32w4s1    64x32w4s1    64x32w4s1    32x16w8s1
 100  wide      summarize              32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
 100  wide      attend                 64x32w4s2    64x32w4s2    32x16w4s2    16x16w4s2    16x16w8s1
 100  wide      short                  32x16w4s2    32x16w4s2    -            -            -
@@ -98,11 +98,11 @@ arch operands  kernel                 16           32           64           128
 100  wide      landmark_gradient      32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 100  wide      key_gradient           64x32w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 100  wide      projection_gradient    32x64w4s2    32x32w4s2    32x16w4s2    16x16w4s2    16x16w8s1
-100  wide      prefix_states          32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-100  wide      causal_attend          32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-100  wide      causal_query_gradient  32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-100  wide      received_walk          32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-100  wide      causal_key_gradient    32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
+100  wide      prefix_states          32x32w4s2    32x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
+100  wide      causal_attend          32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
+100  wide      causal_query_gradient  32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
+100  wide      received_walk          32x32w4s2    32x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
+100  wide      causal_key_gradient    32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
 120  half      summarize              64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
 120  half      attend                 128x64w4s2   128x32w4s2   128x32w4s2   64x32w8s2    64x16w4s2
 120  half      short                  64x32w4s2    64x16w4s2    64x16w4s2    -            -
@@ -110,11 +110,11 @@ arch operands  kernel                 16           32           64           128
 120  half      landmark_gradient      64x64w4s2    64x32w4s2    64x64w4s2    64x32w4s2    32x32w4s2
 120  half      key_gradient           128x32w4s2   128x32w8s2   64x16w4s2    16x16w4s2    16x16w4s2
 120  half      projection_gradient    64x64w4s2    64x64w4s2    64x32w4s2    64x32w4s2    16x16w4s2
-120  half      prefix_states          64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-120  half      causal_attend          128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x32w8s1
-120  half      causal_query_gradient  128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w8s1
-120  half      received_walk          64x64w4s2    64x64w4s2    64x64w4s2    64x32w4s2    32x16w4s2
-120  half      causal_key_gradient    128x32w8s2   128x32w8s2   128x32w8s2   128x32w8s2   16x16w8s1
+120  half      prefix_states          64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2    32x16w4s2
+120  half      causal_attend          64x32w4s1    64x32w4s1    64x16w4s1    32x32w4s1    32x16w8s1
+120  half      causal_query_gradient  64x32w4s1    64x32w4s1    64x16w4s1    32x32w4s1    32x16w8s1
+120  half      received_walk          64x64w4s2    64x64w4s2    64x64w4s2    32x32w4s2    32x16w4s2
+120  half      causal_key_gradient    64x32w4s1    64x32w4s1    64x16w4s1    32x32w4s1    32x16w8s1
 120  wide      summarize              32x64w4s2    32x64w4s2    32x32w4s2    32x16w4s2    16x16w8s1
 120  wide      attend                 64x32w4s2    64x16w4s2    64x16w4s2    16x16w4s2    16x16w8s1
 120  wide      short                  32x16w4s2    32x16w4s2    -            -            -
@@ -122,11 +122,11 @@ arch operands  kernel                 16           32           64           128
 120  wide      landmark_gradient      32x64w4s2    32x32w4s2    32x16w4s2    32x16w4s2    16x16w8s1
 120  wide      key_gradient           64x16w4s2    64x16w4s2    16x16w4s2    16x16w8s2    16x16w8s1
 120  wide      projection_gradient    32x64w4s2    32x64w4s2    32x32w4s2    16x16w8s2    16x16w8s1
-120  wide      prefix_states          32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-120  wide      causal_attend          32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-120  wide      causal_query_gradient  32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
-120  wide      received_walk          32x64w4s2    32x64w4s2    32x32w4s2    16x16w4s2    16x16w8s1
-120  wide      causal_key_gradient    32x32w4s1    32x32w4s1    32x32w4s1    16x16w8s1    16x16w8s1
+120  wide      prefix_states          32x32w4s2    32x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
+120  wide      causal_attend          32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
+120  wide      causal_query_gradient  32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
+120  wide      received_walk          32x32w4s2    32x32w4s2    32x32w4s2    16x16w4s2    16x16w8s1
+120  wide      causal_key_gradient    32x16w4s1    32x16w4s1    32x16w4s1    16x16w8s1    16x16w8s1
 """
 
 

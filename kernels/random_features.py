@@ -83,8 +83,8 @@ def draw_features(
 
     E[phi(q) . phi(k)] = exp(q . k), phi_r(x) = exp(w_r . x - |x|^2 / 2) / sqrt(m)   (Choromanski et al. 2021, Lemma 1)
 
-    All rows lie on the bfloat16 grid, whatever the dtype: one draw is as good as its neighbour, and bfloat16 kernels then
-    multiply with the same rows as a float64 reference, which halves their error.
+    All rows lie on the bfloat16 grid, whatever the dtype: one draw is as good as its neighbour, and bfloat16 kernels
+    then multiply with the same rows as a float64 reference, which halves their error.
 
     Args:
         num_features: m. Complete orthogonal blocks estimate best: a multiple of 2 d for "hyperbolic", of d for

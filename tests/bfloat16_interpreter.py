@@ -1,8 +1,8 @@
 """Make Triton's interpreter compute with bfloat16: by itself it truncates what it rounds, and multiplies bit patterns.
 
-The interpreter keeps bfloat16 tensors as uint16. Here casts round to nearest even (through torch), products multiply the
-values and sum them in float32, as tensor cores do, and any other arithmetic on bfloat16 is refused: of that, neither the
-interpreter nor the GPU's bfloat16 units would say the same as float32 does.
+The interpreter keeps bfloat16 tensors as uint16. Here casts round to nearest even (through torch), products multiply
+the values and sum them in float32, as tensor cores do, and any other arithmetic on bfloat16 is refused: of that, the
+GPU's bfloat16 units would say something else than float32 does.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ KERNELS = {
         "_causal_attend_kernel",
         "_causal_query_gradient_kernel",
         "_causal_key_gradient_kernel",
+        "_prefix_states_kernel",
+        "_received_walk_kernel",
         "_short_kernel",
     ],
     "favor": ["_summarize_kernel", "_attend_kernel", "_short_kernel", "_token_gradient_kernel[keys]"],
@@ -57,7 +59,8 @@ def compile_report(monkeypatch: pytest.MonkeyPatch) -> Any:
 def compiled(compile_report: Any, case: Any = None, **changes: object) -> Any:
     """Return a launch without defects, but for the changes."""
     case = case or compile_report.Case("favor", 90, "bfloat16", (64, 256, "hyperbolic"))
-    good = {"tiles": {}, "num_warps": 4, "num_stages": 2, "registers": 255, "stack": 0, "shared": 1024, "barriers": 0}
+    good = {"tiles": {}, "num_warps": 4, "num_stages": 2, "registers": 255, "stack": 0, "spill_share": 0.0}
+    good |= {"serialised": [], "shared": 1024, "barriers": 0}
     return compile_report.Launch(case, "_attend_kernel", **{**good, "tensor_instructions": {"mma.sync": 1}, **changes})
 
 
@@ -68,13 +71,16 @@ def test_a_spill_fails_the_report(compile_report: Any, monkeypatch: pytest.Monke
         return compiled(compile_report, **changes)
 
     assert not launch().defects
-    assert launch(stack=8).defects == ["8 bytes of stack"]
+    assert launch(stack=8, spill_share=0.2).defects == ["8 bytes of stack, 20% of the main loop"]
+    assert not launch(stack=8, spill_share=0.1).defects
     assert launch(shared=2**20).defects == ["1048576 bytes of shared memory, the limit is 232448"]
     assert launch(tensor_instructions={}).defects == ["no tensor-core instruction"]
-    assert "2 launches for sm_90: 1 DEFECTIVE" in compile_report.verdict([launch(), launch(stack=8)], [90])
-    monkeypatch.setattr(compile_report.triton, "__version__", "3.8.0")  # another compiler: a few bytes are expected
-    assert not launch(stack=8).defects
-    assert launch(stack=104).defects
+    assert launch(serialised=["C7510"]).defects == ["products one after the other (C7510)"]
+    spilt = launch(stack=8, spill_share=0.14)
+    assert "2 launches for sm_90: 1 DEFECTIVE" in compile_report.verdict([launch(), spilt], [90])
+    monkeypatch.setattr(compile_report.triton, "__version__", "3.8.0")  # another compiler: a little more is expected
+    assert not spilt.defects
+    assert launch(stack=8, spill_share=0.16).defects
 
 
 def test_a_report_that_ran_out_of_time_goes_on(

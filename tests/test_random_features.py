@@ -10,7 +10,6 @@ import torch
 from favorcast.kernels import draw_features
 from favorcast.kernels.random_features import RELU_OFFSET, log_feature, log_feature_slope
 
-
 ROUNDING = 2.0**-8
 """The largest relative distance to the bfloat16 grid, on which all rows lie."""
 
