@@ -83,7 +83,6 @@ class CausalSummary(NamedTuple):
 
 def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_step: int) -> CausalSummary:
     """Attend to the keys of the own and of earlier steps, and to the initial state; o has query's dtype."""
-    space = space.rounded_for(tensors.query.dtype)
     query, key, value, _, _ = tensors
     (b, h, t, d), e = key.shape, value.shape[-1]
     m = space.projection.shape[-2]
@@ -141,7 +140,6 @@ def causal_backward_reference(
     parameter_gradients: bool,
 ) -> CausalGradients:
     """Differentiate `causal_reference`, whose results are given; d_state is the gradient of (L, V), None for zeros."""
-    space = space.rounded_for(tensors.query.dtype)
     query, key, value, _, initial = tensors
     b, h, t, d = key.shape
     m = space.projection.shape[-2]

@@ -65,7 +65,6 @@ class ParameterGradients(NamedTuple):
 
 def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> KeySummary:
     """Summarize keys (b, h, s, d) and values (b, h, s, e)."""
-    space = space.rounded_for(key.dtype)
     b, h, s, d = key.shape
     m, e = space.projection.shape[-2], value.shape[-1]
     dtype = accumulation_dtype(key, value, space.projection)
@@ -100,7 +99,6 @@ def summarize_backward_reference(
     parameter_gradients: bool,
 ) -> tuple[Tensor, Tensor, ParameterGradients]:
     """Return (d_key, d_value, parameter gradients) from the gradient of the state (L, V); `results` is (V, x, z)."""
-    space = space.rounded_for(key.dtype)
     b, h, s, d = key.shape
     state_value, row_max, row_sum = results
     m, e = state_value.shape[-2:]
@@ -128,7 +126,6 @@ def summarize_backward_reference(
 
 def attend_reference(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace) -> Tensor:
     """Return o (b, h g, t, e) in query's dtype; memory is laid out as (b, t, h g, e)."""
-    space = space.rounded_for(query.dtype)
     log_normalizer, state_value = _readable(state)
     b, h, m, e = state_value.shape
     t, d = query.shape[-2:]
@@ -154,7 +151,6 @@ def attend_backward_reference(
     parameter_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
     """Return (d_query, d_log_normalizer, d_state_value, parameter gradients)."""
-    space = space.rounded_for(query.dtype)
     log_normalizer, state_value = _readable(state)
     b, h, m, e = state_value.shape
     t, d = query.shape[-2:]

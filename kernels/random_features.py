@@ -53,15 +53,6 @@ class FeatureSpace(NamedTuple):
     feature_map: str
     paired: bool = False
 
-    def rounded_for(self, dtype: torch.dtype) -> FeatureSpace:
-        """Return the space that tokens of this dtype are multiplied with: bfloat16 ones with rows on their own grid.
-
-        Rows that `draw_features` draws lie there already. Gradients of rows that do not pass straight through.
-        """
-        if dtype != torch.bfloat16:
-            return self
-        return self._replace(projection=self.projection.to(dtype).to(self.projection.dtype))
-
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors of the features, one or two."""
@@ -82,9 +73,6 @@ def draw_features(
     """Draw random features whose inner products estimate exp(q . k).
 
     E[phi(q) . phi(k)] = exp(q . k), phi_r(x) = exp(w_r . x - |x|^2 / 2) / sqrt(m)   (Choromanski et al. 2021, Lemma 1)
-
-    All rows lie on the bfloat16 grid, whatever the dtype: one draw is as good as its neighbour, and bfloat16 kernels
-    then multiply with the same rows as a float64 reference, which halves their error.
 
     Args:
         num_features: m. Complete orthogonal blocks estimate best: a multiple of 2 d for "hyperbolic", of d for
@@ -127,13 +115,12 @@ def draw_features(
         _draw_one(num_features, head_dim, kind, expected_square, generator)
         for _ in range(1 if num_heads is None else num_heads)
     ]
-    projection = torch.stack(sets) if num_heads is not None else sets[0]
-    projection = projection.bfloat16().to(torch.float64)
+    projection = torch.stack([w for w, _ in sets]) if num_heads is not None else sets[0][0]
     dtype = torch.get_default_dtype() if dtype is None else dtype
     log_weight = None
-    if kind == "favor++":  # 2 A |omega|^2 of rows w = sqrt(1 - 4 A) omega
-        tilt = _favor_plus_plus_tilt(head_dim, expected_square)
-        log_weight = (2 * tilt / (1 - 4 * tilt) * projection.square().sum(-1)).to(device, dtype)
+    if sets[0][1] is not None:
+        log_weight = torch.stack([c for _, c in sets if c is not None])
+        log_weight = (log_weight if num_heads is not None else log_weight[0]).to(device, dtype)
     projection = projection.to(device=device or "cpu", dtype=dtype)
     return RandomFeatures(projection, log_weight, paired=kind == "hyperbolic")
 
@@ -148,18 +135,21 @@ def is_paired(projection: Tensor) -> bool:
 
 def _draw_one(
     num_features: int, head_dim: int, kind: str, expected_square: float, generator: torch.Generator | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     radius = math.sqrt(head_dim)
     if kind == "hyperbolic":
         half = _orthogonal_rows(num_features // 2, head_dim, generator) * radius
-        return torch.cat([half, -half])
+        return torch.cat([half, -half]), None
     if kind == "iid":
-        return _gaussian(num_features, head_dim, generator)
+        return _gaussian(num_features, head_dim, generator), None
     if kind == "simplex":
-        return _simplex_rows(num_features, head_dim, generator) * radius
+        return _simplex_rows(num_features, head_dim, generator) * radius, None
     norms = _gaussian(num_features, head_dim, generator).norm(dim=-1, keepdim=True)
     rows = _orthogonal_rows(num_features, head_dim, generator) * norms
-    return rows if kind == "orthogonal" else math.sqrt(1 - 4 * _favor_plus_plus_tilt(head_dim, expected_square)) * rows
+    if kind == "orthogonal":
+        return rows, None
+    tilt = _favor_plus_plus_tilt(head_dim, expected_square)
+    return math.sqrt(1 - 4 * tilt) * rows, 2 * tilt * rows.square().sum(-1)
 
 
 def _favor_plus_plus_tilt(head_dim: int, expected_square: float) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,6 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CH
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton") is not None:
-        import bfloat16_interpreter
-
-        bfloat16_interpreter.install()
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:  # threads of several workers that share the cores would wait for each other

@@ -10,9 +10,6 @@ import torch
 from favorcast.kernels import draw_features
 from favorcast.kernels.random_features import RELU_OFFSET, log_feature, log_feature_slope
 
-ROUNDING = 2.0**-8
-"""The largest relative distance to the bfloat16 grid, on which all rows lie."""
-
 
 def draw(m: int, d: int, kind: str = "hyperbolic", seed: int = 0, **options):
     return draw_features(m, d, kind=kind, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, **options)
@@ -25,13 +22,13 @@ def test_rows_of_a_block_are_orthogonal(kind, m, d):
     rows = rows[: m // 2] if kind == "hyperbolic" else rows
     for block in rows.split(d):
         cosines = torch.nn.functional.normalize(block, dim=-1)
-        torch.testing.assert_close(cosines @ cosines.T, torch.eye(len(block)).double(), rtol=0, atol=2 * ROUNDING)
+        torch.testing.assert_close(cosines @ cosines.T, torch.eye(len(block), dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["hyperbolic", "simplex"])
 def test_rows_of_fixed_radius_have_norm_square_root_of_d(kind):
     norms = draw(32, 8, kind).projection.norm(dim=-1)
-    torch.testing.assert_close(norms, torch.full_like(norms, math.sqrt(8)), rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(norms, torch.full_like(norms, math.sqrt(8)), rtol=1e-12, atol=0)
 
 
 def test_orthogonal_rows_have_chi_distributed_norms():
@@ -47,9 +44,9 @@ def test_hyperbolic_features_come_in_pairs():
 
 def test_simplex_rows_sum_to_zero_and_share_one_cosine():
     for block in draw(16, 8, "simplex").projection.split(8):
-        assert bool((block.sum(0).abs() <= ROUNDING * block.abs().sum(0)).all())
+        torch.testing.assert_close(block.sum(0), torch.zeros(8, dtype=torch.float64), rtol=0, atol=1e-12)
         cosines = (block @ block.T / 8)[~torch.eye(8, dtype=torch.bool)]
-        torch.testing.assert_close(cosines, torch.full_like(cosines, -1 / 7), rtol=0, atol=2 * ROUNDING)
+        torch.testing.assert_close(cosines, torch.full_like(cosines, -1 / 7), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["iid", "orthogonal", "favor++"])
@@ -86,33 +83,16 @@ def test_favor_plus_plus_has_less_variance_than_plain_orthogonal_features_at_its
 
 
 def test_complete_hyperbolic_blocks_are_exact_through_third_order():
-    """mean_r exp(w_r . x) = 1 + |x|^2 / 2 + O(|x|^4), the second moment to the rounding of rows: halving x divides the
-    rest by 16."""
+    """mean_r exp(w_r . x) = 1 + |x|^2 / 2 + O(|x|^4): halving x divides what is left by 16."""
     rows = draw(16, 8).projection
     direction = torch.nn.functional.normalize(torch.randn(8, dtype=torch.float64), dim=0)
-    second = rows.T @ rows / len(rows)
-    torch.testing.assert_close(second, torch.eye(8).double(), rtol=0, atol=2 * ROUNDING)
 
     def rest(size: float) -> float:
-        return float((rows @ (size * direction)).exp().mean() - 1 - size**2 * (direction @ second @ direction) / 2)
+        return float((rows @ (size * direction)).exp().mean() - 1 - size**2 / 2)
 
     assert rest(0.1) / rest(0.05) == pytest.approx(16, rel=0.02)
     moments = torch.einsum("ra,rb,rc->abc", rows, rows, rows)
     assert moments.abs().max() < 1e-10
-
-
-@pytest.mark.parametrize("kind", ["hyperbolic", "orthogonal", "iid", "simplex", "favor++"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_row_lies_on_the_bfloat16_grid(kind, dtype):
-    for options in ({}, {"num_heads": 3}):
-        rows = draw_features(20, 6, kind=kind, dtype=dtype, **options).projection
-        assert torch.equal(rows, rows.bfloat16().to(dtype))
-
-
-def test_the_mean_and_covariance_of_rows_are_those_of_a_normal_distribution():
-    rows = draw(8 * 4000, 8, "orthogonal").projection
-    assert rows.mean(0).abs().max() < 5 / math.sqrt(len(rows))
-    torch.testing.assert_close(rows.T @ rows / len(rows), torch.eye(8).double(), rtol=0, atol=5 * math.sqrt(2 / 32000))
 
 
 @pytest.mark.parametrize("kind", ["hyperbolic", "orthogonal", "iid", "simplex", "favor++"])
