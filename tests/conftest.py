@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: fixed seeds, and uninitialised memory that is NaN.
 
-Without a CUDA device the GPU kernels run in Triton's interpreter, which must be chosen before they are imported.
+Without a CUDA device the GPU kernels run in Triton's interpreter, which must be chosen before they are imported, and
+whose bfloat16 `interpreter_bfloat16.py` mends.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CH
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if find_spec("triton") is not None:
+        from interpreter_bfloat16 import mend_bfloat16
+
+        mend_bfloat16()
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:  # threads of several workers that share the cores would wait for each other
