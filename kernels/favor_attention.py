@@ -16,7 +16,8 @@ for N(0, 1) entries at d >= 32 it is further from softmax attention than the pla
 to train with, and measure the distance on your own tensors with `softmax_error`.
 
 Dtypes: bfloat16, float16, float32, float64; sums run in float32 (float64 for float64); the output has query's dtype and
-the state is float32 (float64).
+the state is float32 (float64). A projection is float32 or float64; half-precision queries and keys meet it rounded to
+their dtype, gradients passing straight through. Drawn ones lie on the bfloat16 grid, where that changes nothing.
 """
 
 from __future__ import annotations

@@ -65,11 +65,6 @@ class CausalInputs:
     dtype: torch.dtype
 
     @property
-    def plane(self) -> tuple[int, int]:
-        """The numbers of batches and of key heads that the group is a part of."""
-        return self.tensors.key.shape[0], self.tensors.key.shape[1]
-
-    @property
     def chunk_tokens(self) -> int:
         return max(1, MIN_TOKENS // self.tokens_per_step) * self.tokens_per_step
 
@@ -86,7 +81,7 @@ class CausalInputs:
 
 def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
     """Walk over the chunks of a group, splitting where an anchor must be raised, and carry the state along."""
-    weights = key_weights(inputs.space, inputs.group, inputs.plane, inputs.dtype)
+    weights = key_weights(inputs.space, inputs.group, inputs.tensors.key, inputs.dtype)
     anchor, state = opening(inputs)
     key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
     length, chunk = key.shape[-2], inputs.chunk_tokens

@@ -96,7 +96,7 @@ def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_ste
     for group in head_groups(b, h, t * (1 + heads_per_key), m):
         inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
         last: Part | None = None
-        weights = query_weights(space, None, group, (b, h), dtype)
+        weights = query_weights(space, None, group, queries, dtype)
         for part in causal_parts(inputs):
             block = load_queries(queries, group, part.rows, space, dtype)
             logits, _ = exponents(block, weights, d, space.feature_map)
@@ -185,8 +185,8 @@ class _BackwardScan:
         self.queries, self.d_outputs, self.outputs, self.maxima, self.sums = by_key_head
         self.heads_per_key = self.queries.shape[2]
         self.head_dim = self.queries.shape[-1]
-        self.query_weights = query_weights(inputs.space, None, inputs.group, inputs.plane, inputs.dtype)
-        self.key_weights = key_weights(inputs.space, inputs.group, inputs.plane, inputs.dtype)
+        self.query_weights = query_weights(inputs.space, None, inputs.group, self.queries, inputs.dtype)
+        self.key_weights = key_weights(inputs.space, inputs.group, inputs.tensors.key, inputs.dtype)
         anchor, state = opening(inputs)
         self.received = torch.zeros_like(state)
         self.anchor = torch.full_like(anchor, -UNSEEN[inputs.dtype])  # nothing received yet, at any anchor

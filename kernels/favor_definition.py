@@ -32,10 +32,11 @@ from .random_features import FeatureSpace, log_feature
 
 def key_exponents(key: Tensor, mask: Tensor | None, space: FeatureSpace) -> Tensor:
     """Return e_sr, (b, h, s, m), with -inf at masked keys (mask (b, s), True = ignore)."""
-    key = key.to(space.projection.dtype) * space.scale**0.5
+    projection = space.projection_for(key)
+    key = key.to(projection.dtype) * space.scale**0.5
     if mask is not None:
         key = key.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
-    exponents = log_feature(key @ space.projection.transpose(-1, -2), space.feature_map)
+    exponents = log_feature(key @ projection.transpose(-1, -2), space.feature_map)
     if space.feature_map == "exponential":
         exponents = exponents - key.square().sum(-1, keepdim=True) / 2
     if space.log_weight is not None:
@@ -45,8 +46,9 @@ def key_exponents(key: Tensor, mask: Tensor | None, space: FeatureSpace) -> Tens
 
 def query_exponents(query: Tensor, heads: int, space: FeatureSpace) -> Tensor:
     """Return the query side of log phi, (b, h, g, t, m)."""
-    query = rearrange(query.to(space.projection.dtype) * space.scale**0.5, "b (h g) t d -> b h g t d", h=heads)
-    return log_feature(query @ space.projection.transpose(-1, -2).unsqueeze(-3), space.feature_map)
+    projection = space.projection_for(query)
+    query = rearrange(query.to(projection.dtype) * space.scale**0.5, "b (h g) t d -> b h g t d", h=heads)
+    return log_feature(query @ projection.transpose(-1, -2).unsqueeze(-3), space.feature_map)
 
 
 def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> tuple[Tensor, Tensor]:

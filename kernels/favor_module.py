@@ -47,7 +47,8 @@ class FavorAttention(StateModule):
         is_causal: causal in every call, whatever the call says.
         tokens_per_step: tokens that see each other in causal calls (time-major sequences: sensors a time step).
         redraw_interval: optimiser steps between new projections, see `redraw_if_due`; None keeps the first.
-        learnable_projection: make the projection a parameter; the drawn one is where it starts.
+        learnable_projection: make the projection a parameter; the drawn one is where it starts. In half precision it
+            is rounded where it meets queries and keys, and learns through the rounding.
         seed: of the projection; the same seed gives the same projection on every rank and device.
         head_dim, value_head_dim: d and e, embed_dim / num_heads by default.
         device, dtype: of the parameters; the projection stays float32 in half-precision modules.

@@ -71,7 +71,7 @@ def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: 
     log_normalizer, row_max, row_sum = (torch.empty((b, h, m), dtype=dtype, device=key.device) for _ in range(3))
     state_value = torch.empty((b, h, m, e), dtype=dtype, device=key.device)
     for group in head_groups(b, h, s, m):
-        weights = key_weights(space, group, (b, h), dtype)
+        weights = key_weights(space, group, key, dtype)
         highest = torch.full((group.size, m, 1), -torch.finfo(dtype).max / 2, dtype=dtype, device=key.device)
         sums = torch.zeros((group.size, m, e + 1), dtype=dtype, device=key.device)
         for rows in chunks(s, group.size, m):
@@ -108,7 +108,7 @@ def summarize_backward_reference(
     d_sum = d_state[0] - (d_state[1] * state_value).sum(-1)
     upstream = torch.cat([d_state[1], d_sum.unsqueeze(-1)], -1) / torch.where(row_sum > 0, row_sum, 1.0).unsqueeze(-1)
     for group in head_groups(b, h, s, m):
-        weights = key_weights(space, group, (b, h), dtype)
+        weights = key_weights(space, group, key, dtype)
         highest, reach = (x[group.batch, group.heads].flatten(0, 1) for x in (row_max.unsqueeze(-1), upstream))
         for rows in chunks(s, group.size, m):
             keys = load_keys(key, mask, group, rows, space, dtype)
@@ -134,7 +134,7 @@ def attend_reference(query: Tensor, state: tuple[Tensor, Tensor], space: Feature
     queries, outputs = query.unflatten(1, (h, -1)), output.unflatten(1, (h, -1))
     heads_per_key = queries.shape[2]
     for group in head_groups(b, h, t * heads_per_key, m):
-        weights = query_weights(space, log_normalizer, group, (b, h), dtype)
+        weights = query_weights(space, log_normalizer, group, queries, dtype)
         values = state_value[group.batch, group.heads].flatten(0, 1)
         for rows in chunks(t, group.size * heads_per_key, m):
             logits, _ = exponents(load_queries(queries, group, rows, space, dtype), weights, d, space.feature_map)
@@ -161,7 +161,7 @@ def attend_backward_reference(
     d_weights = torch.zeros((b, h, m, d + 1), dtype=dtype, device=query.device)
     heads_per_key = queries.shape[2]
     for group in head_groups(b, h, t * heads_per_key, m):
-        weights = query_weights(space, log_normalizer, group, (b, h), dtype)
+        weights = query_weights(space, log_normalizer, group, queries, dtype)
         values = append_ones(state_value[group.batch, group.heads].flatten(0, 1))
         for rows in chunks(t, group.size * heads_per_key, m):
             block = load_queries(queries, group, rows, space, dtype)

@@ -12,12 +12,15 @@ key side and a query side (a factor that depends on the query alone cancels in t
 
 Every exponential map of the literature is the first row with another choice of projection W and log-weight c, so a
 new one is a new branch of `draw_features` and nothing else.
+
+Half-precision tokens meet W rounded to their dtype (`FeatureSpace.projection_for`). Draws lie on the bfloat16 grid,
+where that changes nothing: a draw is as good as its neighbour there, and attention in bfloat16 errs by half as much.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -33,7 +36,8 @@ class RandomFeatures(NamedTuple):
     """A drawn feature set.
 
     Attributes:
-        projection: rows w_r, (m, d) shared by the heads or (h, m, d), one set per (key) head.
+        projection: rows w_r, (m, d) shared by the heads or (h, m, d), one set per (key) head. Rows that are learnt or
+            given are rounded where they meet bfloat16 or float16 tokens; gradients pass straight through.
         log_weight: c_r, (m,) or (h, m), added once, to the key exponent; None stands for zeros.
         paired: a promise that the second half of the rows is the first half negated, row by row; GPU kernels then
             project once for both. Leave it False for rows that are learnt or edited.
@@ -57,6 +61,16 @@ class FeatureSpace(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """The tensors of the features, one or two."""
         return [x for x in (self.projection, self.log_weight) if x is not None]
+
+    def projection_for(self, tokens: Tensor) -> Tensor:
+        """Return W as it meets tokens, in its own dtype: rounded to theirs if that is a half one, as the kernels do.
+
+        The gradient passes straight through: W + (round(W) - W), which is round(W) to the last bit.
+        """
+        if tokens.dtype not in (torch.bfloat16, torch.float16):
+            return self.projection
+        exact = self.projection.detach()
+        return self.projection + (exact.to(tokens.dtype).to(exact.dtype) - exact)
 
 
 def draw_features(
@@ -92,7 +106,8 @@ def draw_features(
         device, dtype: of the result; default CPU and torch's default dtype.
 
     Returns:
-        RandomFeatures(projection (m, d) or (h, m, d), log_weight (m,) or (h, m) or None, paired).
+        RandomFeatures(projection (m, d) or (h, m, d), log_weight (m,) or (h, m) or None, paired). Entries of the
+        projection are bfloat16 values whatever the dtype, so the geometry above holds to that rounding, 2^-8.
 
     Raises:
         ValueError: unknown kind, sizes below 1, or an odd num_features for "hyperbolic".
@@ -111,18 +126,15 @@ def draw_features(
         )
     if kind == "favor++" and expected_square <= 0:
         raise ValueError(f"expected_square must be positive, got {expected_square}")
-    sets = [
-        _draw_one(num_features, head_dim, kind, expected_square, generator)
-        for _ in range(1 if num_heads is None else num_heads)
-    ]
-    projection = torch.stack([w for w, _ in sets]) if num_heads is not None else sets[0][0]
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    log_weight = None
-    if sets[0][1] is not None:
-        log_weight = torch.stack([c for _, c in sets if c is not None])
-        log_weight = (log_weight if num_heads is not None else log_weight[0]).to(device, dtype)
-    projection = projection.to(device=device or "cpu", dtype=dtype)
-    return RandomFeatures(projection, log_weight, paired=kind == "hyperbolic")
+    sets = [_draw_rows(num_features, head_dim, kind, generator) for _ in range(num_heads or 1)]
+    rows = torch.stack(sets) if num_heads is not None else sets[0]
+    target: dict[str, Any] = {"device": device or "cpu", "dtype": dtype or torch.get_default_dtype()}
+    if kind != "favor++":
+        return RandomFeatures(_on_grid(rows).to(**target), None, paired=kind == "hyperbolic")
+    tilt = _favor_plus_plus_tilt(head_dim, expected_square)
+    projection = _on_grid(math.sqrt(1 - 4 * tilt) * rows)
+    log_weight = 2 * tilt / (1 - 4 * tilt) * projection.square().sum(-1)  # 2 A |omega|^2 of the rounded omega
+    return RandomFeatures(projection.to(**target), log_weight.to(**target))
 
 
 def is_paired(projection: Tensor) -> bool:
@@ -133,23 +145,23 @@ def is_paired(projection: Tensor) -> bool:
     return torch.equal(first, -second)
 
 
-def _draw_one(
-    num_features: int, head_dim: int, kind: str, expected_square: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor | None]:
+def _on_grid(rows: Tensor) -> Tensor:
+    """Round to bfloat16 values."""
+    return rows.bfloat16().to(rows.dtype)
+
+
+def _draw_rows(num_features: int, head_dim: int, kind: str, generator: torch.Generator | None) -> Tensor:
+    """Return rows (m, d) in float64; those of favor++ are the omega that its projection scales."""
     radius = math.sqrt(head_dim)
     if kind == "hyperbolic":
         half = _orthogonal_rows(num_features // 2, head_dim, generator) * radius
-        return torch.cat([half, -half]), None
+        return torch.cat([half, -half])
     if kind == "iid":
-        return _gaussian(num_features, head_dim, generator), None
+        return _gaussian(num_features, head_dim, generator)
     if kind == "simplex":
-        return _simplex_rows(num_features, head_dim, generator) * radius, None
+        return _simplex_rows(num_features, head_dim, generator) * radius
     norms = _gaussian(num_features, head_dim, generator).norm(dim=-1, keepdim=True)
-    rows = _orthogonal_rows(num_features, head_dim, generator) * norms
-    if kind == "orthogonal":
-        return rows, None
-    tilt = _favor_plus_plus_tilt(head_dim, expected_square)
-    return math.sqrt(1 - 4 * tilt) * rows, 2 * tilt * rows.square().sum(-1)
+    return _orthogonal_rows(num_features, head_dim, generator) * norms
 
 
 def _favor_plus_plus_tilt(head_dim: int, expected_square: float) -> float:

@@ -140,6 +140,20 @@ def test_a_loaded_projection_is_paired_only_if_it_is():
     assert not FavorAttention(8, 2, features="orthogonal")._paired
 
 
+@pytest.mark.parametrize("redrawn", [False, True])
+def test_the_layer_draws_on_the_bfloat16_grid_and_loads_what_lies_off_it(redrawn):
+    attention = layer(dtype=torch.float64)
+    if redrawn:
+        attention.redraw(3)
+    assert torch.equal(attention.projection, attention.projection.bfloat16().double())
+    saved = attention.state_dict()
+    saved["projection"] = saved["projection"] * 1.001
+    loaded = layer(dtype=torch.float64)
+    loaded.load_state_dict(saved)
+    assert torch.equal(loaded.projection, saved["projection"])
+    assert loaded._paired
+
+
 def test_a_wrong_state_dict_is_still_refused():
     with pytest.raises(RuntimeError, match="size mismatch"):
         layer().load_state_dict(FavorAttention(8, 2, num_features=4).state_dict())
