@@ -36,6 +36,7 @@ from .favor_tiles import (
     feature_slope,
     load_tile,
     load_vector,
+    project_back,
     row_pointers,
     seen_keys,
     square_norm,
@@ -187,7 +188,10 @@ def _token_gradient_kernel(
             if KEYS:
                 d_sum += tl.sum(d_exponent, 1)
                 d_u = tl.dot(weight.to(OPERAND), g, d_u, input_precision=PRECISION)
-        d_x = tl.dot(d_projected.to(OPERAND), w.to(OPERAND), d_x, input_precision=PRECISION)  # [N, M] @ [M, D]
+        if KEYS:
+            d_x = project_back(d_projected, w, d_x, OPERAND, PRECISION)  # [N, M] @ [M, D]
+        else:
+            d_x = tl.dot(d_projected.to(OPERAND), w.to(OPERAND), d_x, input_precision=PRECISION)
     d_x *= (chain * inverse)[:, None]
     if KEYS:
         if FEATURE_MAP == "exponential":

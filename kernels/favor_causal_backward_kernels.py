@@ -50,6 +50,7 @@ from .favor_tiles import (
     load_block_vector,
     load_tile,
     load_vector,
+    project_back,
     seen_keys,
     store_block,
     store_block_vector,
@@ -496,11 +497,10 @@ def key_gradient_part(
                 d_sum += tl.sum(d_exponent, 1)
                 d_projected -= feature_slope(d_exponent, of_keys, -gain, FEATURE_MAP)
         if D_KEY:
-            d_projected = d_projected.to(OPERAND)
-            d_k = tl.dot(d_projected, w.to(OPERAND), d_k, input_precision=PRECISION)  # [C, M] @ [M, D]
+            d_k = project_back(d_projected, w, d_k, OPERAND, PRECISION)  # [C, M] @ [M, D]
             if d_projection is not None:
-                add_parameters((d_projection, None), d_projected, d_exponent, k, tl.program_id(0), features, keep,
-                               FEATURES, DIM, BLOCK_D, PRECISION)  # fmt: skip
+                add_parameters((d_projection, None), d_projected.to(OPERAND), d_exponent, k, tl.program_id(0), features,
+                               keep, FEATURES, DIM, BLOCK_D, PRECISION)  # fmt: skip
     return d_k, d_v, d_sum, scores
 
 

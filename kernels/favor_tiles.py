@@ -177,6 +177,20 @@ def feature_slope(d_exponent, x, gain, FEATURE_MAP: tl.constexpr):
 
 
 @triton.jit
+def project_back(d_projected, w, d_x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return d_x + d_projected @ w, [A, M] @ [M, D]; where operands are bfloat16, d_projected is the sum of two.
+
+    The rounding of one alone is a third of the error of the keys' gradient.
+    """
+    high = d_projected.to(OPERAND)
+    d_x = tl.dot(high, w.to(OPERAND), d_x, input_precision=PRECISION)
+    if tl.bfloat16 == OPERAND:
+        low = (d_projected - high.to(tl.float32)).to(OPERAND)
+        d_x = tl.dot(low, w.to(OPERAND), d_x, input_precision=PRECISION)
+    return d_x
+
+
+@triton.jit
 def absorb(exponent, rows, top, total, average, PRECISION: tl.constexpr):
     """Fold exponents [A, B] of rows [B, E] into an online softmax over B: its maximum, sum and weighted sum of rows."""
     raised = tl.maximum(top, tl.max(exponent, 1))

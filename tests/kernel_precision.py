@@ -21,8 +21,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BUDGET = 2.25
 """Error of the kernels allowed for one of plain torch."""
 
-EPS = torch.finfo(torch.float32).eps
-"""Where plain torch is exact, results still round in float32."""
+EPS = 2 * torch.finfo(torch.float32).eps
+"""Where plain torch is exact, as the decomposition that sums in float64, results still round in float32."""
 
 Result = tuple[Tensor, ...]
 
@@ -118,7 +118,7 @@ def main() -> None:
     """Print the table: the worst output and the worst gradient of each case, kernels beside plain torch."""
     print("# Errors of the kernels in Triton's interpreter, beside plain torch\n")
     print(f"Relative Frobenius distance to float64; made by `tests/kernel_precision.py`, torch {torch.__version__}.")
-    print("Ratio: the largest of any output or gradient, of errors above 1.2e-7; the budget is 2.25.\n")
+    print("Ratio: the largest of any output or gradient, of errors above 2.4e-7; the budget is 2.25.\n")
     print("| case | dtype | output | torch | gradients | torch | ratio |\n| --- | --- | --- | --- | --- | --- | --- |")
     for case in (*ATTENTION, *DECOMPOSITIONS):
         for label, norms in NORMS.items() if case in ATTENTION else [("", 1.0)]:
