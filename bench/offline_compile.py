@@ -51,11 +51,10 @@ def compiled_launches(architecture: int) -> Iterator[list[CompiledLaunch]]:
     launches: list[CompiledLaunch] = []
     run = JITFunction.run
 
-    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         self.device_caches.clear()  # they belong to the previous target
         compiled = run(self, *args, grid=grid, warmup=True, **options)
         launches.append(CompiledLaunch(self, compiled, options))
-        return compiled
 
     driver.set_active(OfflineDriver(architecture))
     JITFunction.run = compile_only

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 from triton.runtime import driver
 
-from favorcast.kernels.launch_plans import PLANNED_DEVICES
+from favorcast.kernels.launch import LAUNCHES_ON
 
 SOURCE = Path(__file__).with_name("stub_cuda.c")
 
@@ -72,5 +72,5 @@ def install_stub(architecture: int = 90, launcher: type[CudaLauncher] = CudaLaun
     """Make `impl="triton"` launch on CPU tensors, on a device that is not there, for the rest of the process."""
     stub = StubDriver(architecture, launcher)
     driver.set_active(stub)
-    PLANNED_DEVICES.add("cpu")
+    LAUNCHES_ON.add("cpu")
     return stub

@@ -33,8 +33,8 @@ from .favor_launch import (
     split_tokens,
 )
 from .favor_reference import KeySummary, attention_output
-from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
-from .launch_plans import launch_kernel
+from .favor_tiles import mask_of, rows_of, vectors_of
+from .launch import launch_kernel
 from .random_features import FeatureSpace
 
 SHORT_QUERIES = 256
@@ -57,14 +57,10 @@ class State(NamedTuple):
         vectors = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
         return cls(torch.empty((*shape, value_dim), dtype=torch.float32, device=device), *vectors)
 
-    def described(self) -> tuple[Rows, Vectors | None, Vectors, Vectors]:
-        log_normalizer = None if self.log_normalizer is None else vectors_of(self.log_normalizer)
-        return rows_of(self.value), log_normalizer, vectors_of(self.row_max), vectors_of(self.row_sum)
 
-
-def described_state(state: tuple[Tensor, Tensor] | None) -> tuple[Rows, Vectors] | None:
-    """Describe a state (L, V), or its gradient, to a kernel: value first."""
-    return None if state is None else (rows_of(state[1]), vectors_of(state[0]))
+def contiguous_pair(state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    """Return a state (L, V), or its gradient, as kernels take it: value first, without gaps."""
+    return None if state is None else (state[1].contiguous(), state[0].contiguous())
 
 
 class Statistics(NamedTuple):
@@ -83,9 +79,9 @@ class Statistics(NamedTuple):
         anchor = packed[: b * heads].view(b, heads)
         return cls(packed[_anchor_places(query) :].view(2, b, heads, t), anchor)
 
-    def described(self) -> tuple[Vectors, Vectors, Vectors | None]:
-        anchor = None if self.anchor is None else vectors_of(self.anchor.unsqueeze(-1))
-        return vectors_of(self.softmax[0]), vectors_of(self.softmax[1]), anchor
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return maximum, 1 / sum and anchor."""
+        return self.softmax[0], self.softmax[1], self.anchor
 
 
 def packed_statistics(query: Tensor) -> Tensor:
@@ -135,9 +131,9 @@ def _launch_summarize(
         mask_of(mask),
         rows_of(space.projection),
         log_weight,
-        parts.described(),
+        parts,
         None if projection_copy is None else rows_of(projection_copy),
-        b,
+        b * h,
         s,
         each * launch.tokens,
         splits,
@@ -153,10 +149,10 @@ def _launch_summarize(
         launch_kernel(
             _merge_splits_kernel,
             b * h * ceil_div(m, block),
-            parts.described(),
+            parts,
             log_weight,
-            state.described(),
-            b,
+            state,
+            b * h,
             splits,
             h,
             FEATURES=m,
@@ -180,7 +176,7 @@ def launch_attend(
     statistics: Statistics,
 ) -> Tensor:
     """Return o (b, h g, t, e) in query's dtype, and fill the statistics."""
-    log_normalizer, state_value = state
+    log_normalizer, state_value = (x.contiguous() for x in state)
     b, heads, t, _ = query.shape
     h, m, e = state_value.shape[1:]
     output = attention_output(query, e)
@@ -193,10 +189,10 @@ def launch_attend(
         b * heads * ceil_div(t, launch.tokens),
         rows_of(query),
         rows_of(space.projection),
-        vectors_of(log_normalizer),
-        rows_of(state_value),
+        log_normalizer,
+        state_value,
         rows_of(output),
-        statistics.described(),
+        statistics.parts(),
         t,
         heads,
         heads // h,
@@ -300,10 +296,10 @@ def short_attention(
         rows_of(value),
         mask_of(mask),
         rows_of(space.projection),
-        described_state(initial),
-        state.described(),
+        contiguous_pair(initial),
+        state,
         rows_of(output),
-        statistics.described(),
+        statistics.parts(),
         t,
         s,
         heads,

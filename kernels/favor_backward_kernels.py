@@ -34,14 +34,15 @@ from .favor_tiles import (
     cut_entries,
     exponent_of,
     feature_slope,
+    load_block,
+    load_block_vector,
     load_tile,
-    load_vector,
     project_back,
-    row_pointers,
     seen_keys,
     square_norm,
+    store_block,
+    store_block_vector,
     store_tile,
-    store_vector,
     tile_of,
 )
 
@@ -85,24 +86,17 @@ def share_gradient(
 
 
 @triton.jit
-def query_terms(statistics, batch, query_head, rows, exists):
+def query_terms(statistics, query_plane, query_count, rows, exists):
     """Return -maximum, -inf for queries that are not there, and 1 / sum [N] of the softmax of queries."""
     query_max, inverse_sum, _ = statistics
-    inverse = load_vector(inverse_sum, batch, query_head, rows, exists, 0.0)
-    return -load_vector(query_max, batch, query_head, rows, exists, float("inf")), inverse
+    inverse = load_block_vector(inverse_sum, query_plane, query_count, rows, exists, 0.0)
+    return -load_block_vector(query_max, query_plane, query_count, rows, exists, float("inf")), inverse
 
 
 @triton.jit
-def query_anchor(statistics, batch, query_head):
-    """Return what the L_r of a query head were taken relative to."""
-    anchor = statistics[2]
-    return tl.load(row_pointers(anchor, batch, query_head, query_head * 0))
-
-
-@triton.jit
-def minus_row_max(row_max, batch, head, features, keep):
+def minus_row_max(row_max, plane, features, keep, FEATURES: tl.constexpr):
     """Return -maximum [M] of the softmax of landmarks over keys, -inf for features that are not there."""
-    return tl.where(keep, -load_vector(row_max, batch, head, features, keep, 0.0), float("-inf"))
+    return tl.where(keep, -load_block_vector(row_max, plane, FEATURES, features, keep, 0.0), float("-inf"))
 
 
 @triton.jit
@@ -122,13 +116,15 @@ def hop_gradient(
 
 
 @triton.jit
-def landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS: tl.constexpr):
+def landmark_terms(
+    log_normalizer, row_max, shifts, shift, plane, features, keep, KEYS: tl.constexpr, FEATURES: tl.constexpr
+):  # fmt: skip
     """Return the bias [M] in the exponent and the shift A [M], which queries do not have."""
     if KEYS:
-        bias = minus_row_max(row_max, batch, head, features, keep)
-        return bias, load_vector(shifts, batch, head, features, keep, 0.0)
+        bias = minus_row_max(row_max, plane, features, keep, FEATURES)
+        return bias, load_block_vector(shifts, plane, FEATURES, features, keep, 0.0)
     else:
-        bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
+        bias = landmark_bias(log_normalizer, shift, plane, features, keep, FEATURES)
         return bias, bias
 
 
@@ -142,9 +138,10 @@ def _token_gradient_kernel(
     BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Own N tokens and loop over features: dq, or with KEYS dk and dv. Writes D_t = do_t . o_t for the next kernel."""
-    rows, exists, index = tile_of(tl.program_id(0), token_count, BLOCK_N)
-    token_head, batch = index % token_heads, index // token_heads
-    head = token_head // group
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    rows, exists, token_plane = tile_of(tl.program_id(0), token_count, BLOCK_N)
+    token_head, batch = token_plane % token_heads, token_plane // token_heads
+    head, plane = token_head // group, token_plane // group
     seen = seen_keys(mask, batch, rows, token_count) & exists
     raw = load_tile(tokens, batch, token_head, rows, seen, DIM, BLOCK_D)
     x = usable_tokens(raw, KEYS, FEATURE_MAP)  # [N, D]
@@ -157,10 +154,10 @@ def _token_gradient_kernel(
     else:
         o = load_tile(output, batch, token_head, rows, exists, VALUE_DIM, BLOCK_E)
         weighted = tl.sum(u.to(tl.float32) * o.to(tl.float32), 1)
-        store_vector(weighted_output, batch, token_head, rows, exists, weighted)
-        token_bias, inverse = query_terms(statistics, batch, token_head, rows, exists)
+        store_block_vector(weighted_output, token_plane, token_count, rows, exists, weighted)
+        token_bias, inverse = query_terms(statistics, token_plane, token_count, rows, exists)
         token_shift = -weighted
-        shift = query_anchor(statistics, batch, token_head)
+        shift = tl.load(statistics[2] + token_plane)
     own = (token_bias[:, None], token_shift[:, None])
     d_x = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     d_u = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
@@ -170,8 +167,8 @@ def _token_gradient_kernel(
         keep = features < FEATURES
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(x.dtype)  # [M, D]
         y = tl.dot(x, tl.trans(w), input_precision=PRECISION)  # [N, D] @ [D, M] -> [N, M]
-        g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-        bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
+        g = load_block(landmark_rows, plane, ALL, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+        bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep, KEYS, ALL)
         landmarks = (bias[None, :], offset[None, :])
         weight, d_exponent = hop_gradient(y, gain, own, landmarks, u, g, FEATURE_MAP, KEYS, PRECISION)
         d_projected = feature_slope(d_exponent, y, gain, FEATURE_MAP)
@@ -180,8 +177,8 @@ def _token_gradient_kernel(
             d_u = tl.dot(weight.to(OPERAND), g, d_u, input_precision=PRECISION)  # [N, M] @ [M, E]
         if PAIRED:
             others = FEATURES + features
-            g = load_tile(landmark_rows, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
-            bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, others, keep, KEYS)
+            g = load_block(landmark_rows, plane, ALL, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
+            bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, others, keep, KEYS, ALL)
             landmarks = (bias[None, :], offset[None, :])
             weight, d_exponent = hop_gradient(y, -gain, own, landmarks, u, g, FEATURE_MAP, KEYS, PRECISION)
             d_projected -= feature_slope(d_exponent, y, -gain, FEATURE_MAP)
@@ -201,27 +198,28 @@ def _token_gradient_kernel(
     store_tile(d_tokens, batch, token_head, rows, exists, d_x, DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["batch_count", "query_count", "split_length", "splits"])
+@triton.jit(do_not_specialize=["planes", "query_count", "split_length", "splits"])
 def _landmark_gradient_kernel(
     query, d_output, statistics, weighted_output, projection, log_normalizer,
-    received, received_weighted, batch_count, query_count, split_length, splits, heads, group, gain,
+    received, received_weighted, planes, query_count, split_length, splits, heads, group, gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own M features and a split of the query tiles of a key head: R_r and E_r, of split i at batch i B + b."""
+    """Own M features and a split of the query tiles of a key head: R_r and E_r, each split's behind the last one's."""
     tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
     index = tl.program_id(0)
     tile, index = index % tiles, index // tiles
-    split, index = index % splits, index // splits
-    head, batch = index % heads, index // heads
+    split, plane = index % splits, index // splits
+    head, batch = plane % heads, plane // heads
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep = features < FEATURES
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(query.pointer.dtype.element_ty)  # [M, D]
     others = FEATURES + features
-    shift = query_anchor(statistics, batch, head * group)
-    bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
-    other_bias = landmark_bias(log_normalizer, shift, batch, head, others, keep & PAIRED)
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    shift = tl.load(statistics[2] + plane * group)
+    bias = landmark_bias(log_normalizer, shift, plane, features, keep, ALL)
+    other_bias = landmark_bias(log_normalizer, shift, plane, others, keep & PAIRED, ALL)
     rows_sum = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     weighted_sum = tl.zeros([BLOCK_M], tl.float32)
     other_rows_sum, other_weighted_sum = rows_sum, weighted_sum
@@ -233,8 +231,9 @@ def _landmark_gradient_kernel(
         exists = rows < query_count
         q = load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D)  # [N, D]
         do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
-        token_bias, inverse = query_terms(statistics, batch, query_head, rows, exists)
-        weighted = load_vector(weighted_output, batch, query_head, rows, exists, 0.0)
+        query_plane = plane * group + position // head_tiles
+        token_bias, inverse = query_terms(statistics, query_plane, query_count, rows, exists)
+        weighted = load_block_vector(weighted_output, query_plane, query_count, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=PRECISION)  # [M, D] @ [D, N] -> [M, N]
         weight = (share(x, gain, bias[:, None], token_bias[None, :], FEATURE_MAP) * inverse[None, :]).to(OPERAND)
         rows_sum = tl.dot(weight, do, rows_sum, input_precision=PRECISION)  # [M, N] @ [N, E]
@@ -244,18 +243,18 @@ def _landmark_gradient_kernel(
             weight = weight.to(OPERAND)
             other_rows_sum = tl.dot(weight, do, other_rows_sum, input_precision=PRECISION)
             other_weighted_sum += tl.sum(weight.to(tl.float32) * weighted[None, :], 1)
-    part = split * batch_count + batch
-    store_tile(received, part, head, features, keep, rows_sum, VALUE_DIM, BLOCK_E)
-    store_vector(received_weighted, part, head, features, keep, weighted_sum)
+    place = split * planes + plane
+    store_block(received, place, ALL, features, keep, rows_sum, VALUE_DIM, BLOCK_E)
+    store_block_vector(received_weighted, place, ALL, features, keep, weighted_sum)
     if PAIRED:
-        store_tile(received, part, head, others, keep, other_rows_sum, VALUE_DIM, BLOCK_E)
-        store_vector(received_weighted, part, head, others, keep, other_weighted_sum)
+        store_block(received, place, ALL, others, keep, other_rows_sum, VALUE_DIM, BLOCK_E)
+        store_block_vector(received_weighted, place, ALL, others, keep, other_weighted_sum)
 
 
-@triton.jit(do_not_specialize=["splits", "batch_count"])
+@triton.jit(do_not_specialize=["splits", "planes"])
 def _reduce_gradient_kernel(
     received, received_weighted, d_log_normalizer, state_value, row_sum,
-    d_state_value, d_log_result, landmark_rows, shifts, batch_count, splits, heads,
+    d_state_value, d_log_result, landmark_rows, shifts, planes, splits,
     FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Sum the splits in order into dV and dL (or take dL as given), and write what hop 1 needs: G and A.
@@ -264,38 +263,36 @@ def _reduce_gradient_kernel(
     """
     tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
     index = tl.program_id(0)
-    tile, index = index % tiles, index // tiles
-    head, batch = index % heads, index // heads
+    tile, plane = index % tiles, index // tiles
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep = features < FEATURES
     rows_sum = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     for split in range(splits):
-        part = split * batch_count + batch
-        rows_sum += load_tile(received, part, head, features, keep, VALUE_DIM, BLOCK_E)
-    v = load_tile(state_value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(tl.float32)
+        rows_sum += load_block(received, split * planes + plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+    v = load_block(state_value, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E).to(tl.float32)
     if d_log_normalizer is not None:
-        d_log = load_vector(d_log_normalizer, batch, head, features, keep, 0.0)
+        d_log = load_block_vector(d_log_normalizer, plane, FEATURES, features, keep, 0.0)
     else:
         d_log = tl.sum(rows_sum * v, 1)
         for split in range(splits):
-            part = split * batch_count + batch
-            d_log -= load_vector(received_weighted, part, head, features, keep, 0.0)
+            d_log -= load_block_vector(received_weighted, split * planes + plane, FEATURES, features, keep, 0.0)
     if d_state_value is not None:
-        store_tile(d_state_value, batch, head, features, keep, rows_sum, VALUE_DIM, BLOCK_E)
+        store_block(d_state_value, plane, FEATURES, features, keep, rows_sum, VALUE_DIM, BLOCK_E)
     if d_log_result is not None:
-        store_vector(d_log_result, batch, head, features, keep, d_log)
+        store_block_vector(d_log_result, plane, FEATURES, features, keep, d_log)
     if landmark_rows is not None:
-        total = load_vector(row_sum, batch, head, features, keep, 1.0)
+        total = load_block_vector(row_sum, plane, FEATURES, features, keep, 1.0)
         total = tl.where(total == 0, 1.0, total)
-        rounded = (rows_sum / total[:, None]).to(landmark_rows.pointer.dtype.element_ty)
-        store_tile(landmark_rows, batch, head, features, keep, rounded, VALUE_DIM, BLOCK_E)
-        store_vector(shifts, batch, head, features, keep, d_log / total - tl.sum(rounded.to(tl.float32) * v, 1))
+        rounded = (rows_sum / total[:, None]).to(landmark_rows.dtype.element_ty)
+        store_block(landmark_rows, plane, FEATURES, features, keep, rounded, VALUE_DIM, BLOCK_E)
+        shift = d_log / total - tl.sum(rounded.to(tl.float32) * v, 1)
+        store_block_vector(shifts, plane, FEATURES, features, keep, shift)
 
 
-@triton.jit(do_not_specialize=["batch_count", "token_count", "split_length", "splits"])
+@triton.jit(do_not_specialize=["planes", "token_count", "split_length", "splits"])
 def _projection_gradient_kernel(
     tokens, token_rows, mask, statistics, weighted_output, projection, landmark_rows, log_normalizer, row_max, shifts,
-    d_projection, batch_count, token_count, split_length, splits, heads, group,
+    d_projection, planes, token_count, split_length, splits, heads, group,
     gain, norm_gain,
     KEYS: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     FEATURE_MAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -305,14 +302,14 @@ def _projection_gradient_kernel(
     tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
     index = tl.program_id(0)
     tile, index = index % tiles, index // tiles
-    split, index = index % splits, index // splits
-    head, batch = index % heads, index // heads
+    split, plane = index % splits, index // splits
+    head, batch = plane % heads, plane // heads
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep = features < FEATURES
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(tokens.pointer.dtype.element_ty)  # [M, D]
-    g = load_tile(landmark_rows, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-    shift = 0.0 if KEYS else query_anchor(statistics, batch, head * group)
-    bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, batch, head, features, keep, KEYS)
+    g = load_block(landmark_rows, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+    shift = 0.0 if KEYS else tl.load(statistics[2] + plane * group)
+    bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep, KEYS, FEATURES)
     landmarks = (bias[:, None], offset[:, None])
     d_w = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     head_tiles = tl.cdiv(token_count, BLOCK_N)
@@ -329,12 +326,12 @@ def _projection_gradient_kernel(
             token_shift = tl.zeros([BLOCK_N], tl.float32)
             inverse = token_shift + 1.0
         else:
-            token_bias, inverse = query_terms(statistics, batch, token_head, rows, seen)
-            token_shift = -load_vector(weighted_output, batch, token_head, rows, seen, 0.0)
+            token_plane = plane * group + position // head_tiles
+            token_bias, inverse = query_terms(statistics, token_plane, token_count, rows, seen)
+            token_shift = -load_block_vector(weighted_output, token_plane, token_count, rows, seen, 0.0)
         y = tl.dot(w, tl.trans(x), input_precision=PRECISION)  # [M, D] @ [D, N] -> [M, N]
         own = (token_bias[None, :], token_shift[None, :])
         _, d_exponent = hop_gradient(y, gain, own, landmarks, g, u, FEATURE_MAP, KEYS, PRECISION)
         d_y = feature_slope(d_exponent * inverse[None, :], y, gain, FEATURE_MAP)
         d_w = tl.dot(d_y.to(OPERAND), x.to(OPERAND), d_w, input_precision=PRECISION)  # [M, N] @ [N, D]
-    part = split * batch_count + batch
-    store_tile(d_projection, part, head, features, keep, d_w, DIM, BLOCK_D)
+    store_block(d_projection, split * planes + plane, FEATURES, features, keep, d_w, DIM, BLOCK_D)

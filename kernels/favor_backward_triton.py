@@ -29,8 +29,8 @@ from .favor_launch import (
     split_tokens,
 )
 from .favor_reference import ParameterGradients
-from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
-from .launch_plans import launch_kernel
+from .favor_tiles import Rows, mask_of, rows_of
+from .launch import launch_kernel
 from .random_features import FeatureSpace
 
 
@@ -51,7 +51,7 @@ class Hop(NamedTuple):
 
     @classmethod
     def of_queries(cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Statistics) -> Hop:
-        log_normalizer, state_value = state
+        log_normalizer, state_value = (x.contiguous() for x in state)
         weighted_output = torch.empty_like(statistics.softmax[0])
         return cls(state_value, log_normalizer, output, statistics, weighted_output)
 
@@ -170,12 +170,12 @@ def landmark_gradient(
             rows_of(query),
             rows_of(d_output),
             _statistics(hop),
-            _vectors(hop.weighted_output),
+            hop.weighted_output,
             rows_of(space.projection),
-            _vectors(hop.log_normalizer),
-            rows_of(received),
-            vectors_of(received_weighted),
-            b,
+            hop.log_normalizer,
+            received,
+            received_weighted,
+            b * h,
             t,
             each,
             splits,
@@ -231,13 +231,13 @@ def token_gradient(
         _rows(hop.output),
         _statistics(hop),
         rows_of(space.projection),
-        rows_of(hop.landmark_rows),
-        _vectors(hop.log_normalizer),
-        _vectors(hop.row_max),
-        _vectors(hop.shifts),
+        hop.landmark_rows,
+        hop.log_normalizer,
+        hop.row_max,
+        hop.shifts,
         rows_of(d_tokens),
         _rows(d_token_rows),
-        _vectors(hop.weighted_output),
+        hop.weighted_output,
         n,
         heads,
         heads // h,
@@ -267,18 +267,16 @@ def _reduce_gradient(
     launch_kernel(
         _reduce_gradient_kernel,
         b * h * ceil_div(m, block),
-        rows_of(received[0]),
-        _vectors(received[1]),
-        _vectors(d_log_normalizer),
-        rows_of(state_value),
-        _vectors(row_sum),
-        _rows(d_state[0]),
-        _vectors(d_state[1]),
-        None if hop is None else rows_of(hop.landmark_rows),
-        None if hop is None else _vectors(hop.shifts),
-        b,
+        received[0].contiguous(),
+        received[1],
+        None if d_log_normalizer is None else d_log_normalizer.contiguous(),
+        state_value,
+        row_sum,
+        *d_state,
+        None if hop is None else hop.landmark_rows,
+        None if hop is None else hop.shifts,
+        b * h,
         received[0].shape[0] // b,
-        h,
         FEATURES=m,
         VALUE_DIM=e,
         BLOCK_M=block,
@@ -305,14 +303,14 @@ def projection_gradient(
             rows_of(token_rows),
             mask_of(mask),
             _statistics(hop),
-            _vectors(hop.weighted_output),
+            hop.weighted_output,
             rows_of(space.projection),
-            rows_of(hop.landmark_rows),
-            _vectors(hop.log_normalizer),
-            _vectors(hop.row_max),
-            _vectors(hop.shifts),
-            rows_of(parts),
-            b,
+            hop.landmark_rows,
+            hop.log_normalizer,
+            hop.row_max,
+            hop.shifts,
+            parts,
+            b * h,
             n,
             each,
             splits,
@@ -342,13 +340,9 @@ def no_parameters(like: Tensor) -> ParameterGradients:
     return ParameterGradients(like.new_empty(0), like.new_empty(0))
 
 
-def _statistics(hop: Hop) -> tuple[Vectors, Vectors, Vectors] | None:
-    return None if hop.statistics is None else hop.statistics.described()
+def _statistics(hop: Hop) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    return None if hop.statistics is None else hop.statistics.parts()
 
 
 def _rows(x: Tensor | None) -> Rows | None:
     return None if x is None else rows_of(x)
-
-
-def _vectors(x: Tensor | None) -> Vectors | None:
-    return None if x is None else vectors_of(x)

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from .favor_attention_triton import contiguous_pair
 from .favor_backward_triton import no_parameters, to_parameters
 from .favor_causal_backward_kernels import (
     _causal_key_gradient_kernel,
@@ -24,7 +25,7 @@ from .favor_causal_reference import CausalGradients, CausalSummary
 from .favor_causal_triton import CausalProblem, StatePair, prefix_states
 from .favor_launch import ceil_div, gains
 from .favor_tiles import rows_of
-from .launch_plans import launch_kernel
+from .launch import launch_kernel
 from .random_features import FeatureSpace
 
 
@@ -44,7 +45,7 @@ def causal_backward_triton(
     d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     d_initial = None
     if initial is not None:
-        d_initial = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in initial)
+        d_initial = initial[0].new_empty(initial[0].shape), initial[1].new_empty(initial[1].shape)
     if problem.query_planes == 0:
         return CausalGradients(d_query, d_key, d_value, d_initial, no_parameters(results.softmax))
     backward = _CausalBackward(problem, results, d_output, parameter_gradients)
@@ -116,10 +117,8 @@ class _CausalBackward:
             shapes = (m, e), (m,), (m,)
             parts = tuple(torch.empty((splits * planes, *x), dtype=torch.float32, device=states.device) for x in shapes)
         log_normalizer, state_value = self.results[1:3]
-        pairs = [
-            None if x is None else tuple(y.contiguous() for y in reversed(x))
-            for x in (problem.tensors.initial, d_initial, (log_normalizer, state_value), d_state)
-        ]
+        states_in_and_out = (problem.tensors.initial, d_initial, (log_normalizer, state_value), d_state)
+        pairs = [contiguous_pair(x) for x in states_in_and_out]
         for written, walked in [(None, splits - 1)] * (parts is not None) + [(received, splits)]:
             launch_kernel(
                 _received_walk_kernel,
@@ -180,6 +179,7 @@ class _CausalBackward:
 
         The log-weight enters the logits of queries and the state of all keys; of the initial state it is a part.
         """
+        assert self.parameters is not None
         problem, (of_queries, log_weight, of_keys) = self.problem, self.parameters
         over = (problem.segments, problem.batch, problem.heads, -1)  # the rest: query heads and tiles
         of_queries, log_weight, of_keys = (

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .favor_attention_triton import State, Statistics, is_short, short_attention
+from .favor_attention_triton import State, Statistics, contiguous_pair, is_short, short_attention
 from .favor_causal_kernels import _causal_attend_kernel, _prefix_states_kernel
 from .favor_causal_parts import CausalTensors
 from .favor_causal_reference import CausalSummary
@@ -34,7 +34,7 @@ from .favor_launch import (
 )
 from .favor_reference import attention_output
 from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
-from .launch_plans import launch_kernel
+from .launch import launch_kernel
 from .random_features import FeatureSpace
 
 SHORTEST_SPLIT_SEGMENTS = 8
@@ -102,7 +102,8 @@ class CausalProblem:
     def inputs(self) -> tuple[Rows, Rows, Rows, Vectors | None, Rows, Vectors | None]:
         """Describe what every kernel of queries and keys reads first."""
         query, key, value, mask, _ = self.tensors
-        return (*map(rows_of, (query, key, value)), mask_of(mask), rows_of(self.space.projection), self.log_weight)
+        rows = rows_of(query), rows_of(key), rows_of(value)
+        return *rows, mask_of(mask), rows_of(self.space.projection), self.log_weight
 
     def sizes(self) -> tuple[int, ...]:
         """Return what a kernel over segments needs to find its own."""
@@ -187,7 +188,6 @@ def prefix_states(problem: CausalProblem, final: StatePair | None) -> States:
         parts = tuple(
             torch.empty((splits * planes, *x), dtype=torch.float32, device=device) for x in ((m, e), (m,), (m,))
         )
-    initial = None if tensors.initial is None else tuple(x.contiguous() for x in reversed(tensors.initial))
     passes = [(None, splits - 1)] * (parts is not None) + [(states, splits)]
     for written, walked in passes if planes else ():
         launch_kernel(
@@ -198,11 +198,11 @@ def prefix_states(problem: CausalProblem, final: StatePair | None) -> States:
             mask_of(tensors.mask),
             rows_of(space.projection),
             problem.log_weight,
-            initial,
+            contiguous_pair(tensors.initial),
             parts,
             None if written is None else written[:3],
             None if written is None else jumps,
-            None if final is None else tuple(reversed(final)),
+            contiguous_pair(final),
             problem.length,
             problem.segment_length,
             problem.segments,

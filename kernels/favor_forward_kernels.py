@@ -33,12 +33,15 @@ from .favor_tiles import (
     absorb_pair,
     cut_entries,
     exponent_of,
+    load_block,
+    load_block_vector,
     load_tile,
     load_vector,
     seen_keys,
     square_norm,
+    store_block,
+    store_block_vector,
     store_tile,
-    store_vector,
     tile_of,
 )
 
@@ -55,7 +58,10 @@ def relative_maximum(log_normalizer, log_weight, head, features, keep):
 
 
 @triton.jit
-def open_state(initial, log_weight, batch, head, features, keep, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr):
+def open_state(
+    initial, log_weight, plane, head, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
     """Return maximum, sum [M] and average [M, E] of the initial state (V, L), or of no keys where it is None."""
     BLOCK_M: tl.constexpr = features.shape[0]
     if initial is None:
@@ -63,10 +69,10 @@ def open_state(initial, log_weight, batch, head, features, keep, VALUE_DIM: tl.c
         return top, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     else:
         value, log_normalizer = initial
-        logarithm = load_vector(log_normalizer, batch, head, features, keep, float("-inf")).to(tl.float32)
+        logarithm = load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf")).to(tl.float32)
         top = relative_maximum(logarithm, log_weight, head, features, keep)
         total = tl.where(top == UNSEEN, 0.0, 1.0)
-        average = load_tile(value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(tl.float32)
+        average = load_block(value, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E).to(tl.float32)
         return top, total, tl.where((total == 0)[:, None], 0.0, average)
 
 
@@ -122,34 +128,35 @@ def inverse_of(total):
 
 @triton.jit
 def store_state(
-    state, log_weight, top, total, average, batch, source_head, features, keep,
-    VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
+    state, log_weight, top, total, average, place, head, features, keep,
+    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Write V, and where given L, of M features, with the maximum and sum of their softmax."""
     state_value, log_normalizer, row_max, row_sum = state
     average = average * inverse_of(total)[:, None]
-    store_tile(state_value, batch, source_head, features, keep, average, VALUE_DIM, BLOCK_E)
-    store_vector(row_max, batch, source_head, features, keep, top)
-    store_vector(row_sum, batch, source_head, features, keep, total)
+    store_block(state_value, place, FEATURES, features, keep, average, VALUE_DIM, BLOCK_E)
+    store_block_vector(row_max, place, FEATURES, features, keep, top)
+    store_block_vector(row_sum, place, FEATURES, features, keep, total)
     if log_normalizer is not None:
-        logarithm = log_normalizer_of(top, total, log_weight, source_head, features, keep)
-        store_vector(log_normalizer, batch, source_head, features, keep, logarithm)
+        logarithm = log_normalizer_of(top, total, log_weight, head, features, keep)
+        store_block_vector(log_normalizer, place, FEATURES, features, keep, logarithm)
 
 
-@triton.jit(do_not_specialize=["batch_count", "key_count", "split_length", "splits"])
+@triton.jit(do_not_specialize=["planes", "key_count", "split_length", "splits"])
 def _summarize_kernel(
     key, value, mask, projection, log_weight, state, projection_copy,
-    batch_count, key_count, split_length, splits, heads, gain, norm_gain,
+    planes, key_count, split_length, splits, heads, gain, norm_gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Own a feature tile and a split of the keys of one head; split i of batch b is written at batch i B + b."""
+    """Own a feature tile and a split of the keys of one head; states of a split stand behind all of the one before."""
     tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     index = tl.program_id(0)
     tile, index = index % tiles, index // tiles  # neighbours share keys and values, in the second-level cache
-    split, index = index % splits, index // splits
-    head, batch = index % heads, index // heads
+    split, plane = index % splits, index // splits
+    head, batch = plane % heads, plane // heads
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep = features < FEATURES
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
@@ -158,71 +165,72 @@ def _summarize_kernel(
         store_tile(projection_copy, batch, head, features, keep & writes, w, DIM, BLOCK_D)
     first = split * split_length
     end = tl.minimum(first + split_length, key_count)
-    nothing = open_state(None, None, batch, head, features, keep, VALUE_DIM, BLOCK_E)
+    nothing = open_state(None, None, plane, head, features, keep, ALL, VALUE_DIM, BLOCK_E)
     top, total, average, other_top, other_total, other_average = summarize_tile(
         key, value, mask, w, nothing, nothing, batch, head, first, end, gain, norm_gain,
         DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
     )  # fmt: skip
-    part = split * batch_count + batch
-    store_state(state, log_weight, top, total, average, part, head, features, keep, VALUE_DIM, BLOCK_E)
+    place = split * planes + plane
+    store_state(state, log_weight, top, total, average, place, head, features, keep, ALL, VALUE_DIM, BLOCK_E)
     if PAIRED:
         others = FEATURES + features
         store_state(
-            state, log_weight, other_top, other_total, other_average, part, head, others, keep, VALUE_DIM, BLOCK_E
+            state, log_weight, other_top, other_total, other_average, place, head, others, keep, ALL, VALUE_DIM, BLOCK_E
         )
 
 
-@triton.jit(do_not_specialize=["splits", "batch_count"])
+@triton.jit(do_not_specialize=["splits", "planes"])
 def _merge_splits_kernel(
-    parts, log_weight, state, batch_count, splits, heads,
+    parts, log_weight, state, planes, splits, heads,
     FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Join the states of the splits, in order: their common maximum first, then the weighted sums."""
     tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
     index = tl.program_id(0)
-    tile, index = index % tiles, index // tiles
-    head, batch = index % heads, index // heads
+    tile, plane = index % tiles, index // tiles
     features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     keep = features < FEATURES
     part_value, _, part_max, part_sum = parts
     top = tl.full([BLOCK_M], UNSEEN, tl.float32)
     for split in range(splits):
-        part = split * batch_count + batch
-        top = tl.maximum(top, load_vector(part_max, part, head, features, keep, UNSEEN))
+        place = split * planes + plane
+        top = tl.maximum(top, load_block_vector(part_max, place, FEATURES, features, keep, UNSEEN))
     total = tl.zeros([BLOCK_M], tl.float32)
     average = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     for split in range(splits):
-        part = split * batch_count + batch
-        share = tl.exp2(load_vector(part_max, part, head, features, keep, UNSEEN) - top)
-        share *= load_vector(part_sum, part, head, features, keep, 0.0)
+        place = split * planes + plane
+        share = tl.exp2(load_block_vector(part_max, place, FEATURES, features, keep, UNSEEN) - top)
+        share *= load_block_vector(part_sum, place, FEATURES, features, keep, 0.0)
         total += share
-        average += share[:, None] * load_tile(part_value, part, head, features, keep, VALUE_DIM, BLOCK_E)
-    store_state(state, log_weight, top, total, average, batch, head, features, keep, VALUE_DIM, BLOCK_E)
+        average += share[:, None] * load_block(part_value, place, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+    store_state(
+        state, log_weight, top, total, average, plane, plane % heads, features, keep, FEATURES, VALUE_DIM, BLOCK_E
+    )
 
 
 @triton.jit
-def common_shift(log_normalizer, batch, head, ALL_FEATURES: tl.constexpr, BLOCK_ALL: tl.constexpr):
+def common_shift(log_normalizer, plane, FEATURES: tl.constexpr, BLOCK_ALL: tl.constexpr):
     """Return the largest L_r: logits taken relative to it keep their digits when L is near -5000."""
     features = tl.arange(0, BLOCK_ALL)
-    largest = tl.max(load_vector(log_normalizer, batch, head, features, features < ALL_FEATURES, float("-inf")), 0)
+    keep = features < FEATURES
+    largest = tl.max(load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf")), 0)
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 
 @triton.jit
-def landmark_bias(log_normalizer, shift, batch, head, features, keep):
+def landmark_bias(log_normalizer, shift, plane, features, keep, FEATURES: tl.constexpr):
     """Return log2(e) (L_r - shift) [M], -inf for features that are not there."""
-    return (load_vector(log_normalizer, batch, head, features, keep, float("-inf")) - shift) * LOG2_E
+    return (load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf")) - shift) * LOG2_E
 
 
 @triton.jit
-def store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, writes):
+def store_statistics(statistics, query_plane, query_count, rows, exists, top, inverse, shift, writes):
     """Write the maximum and 1 / sum [T] of a softmax over landmarks, and what the L_r of its state are relative to."""
     query_max, inverse_sum, anchor = statistics
-    store_vector(query_max, batch, query_head, rows, exists, top)
-    store_vector(inverse_sum, batch, query_head, rows, exists, inverse)
+    store_block_vector(query_max, query_plane, query_count, rows, exists, top)
+    store_block_vector(inverse_sum, query_plane, query_count, rows, exists, inverse)
     if anchor is not None:
-        first = tl.arange(0, 1)
-        store_vector(anchor, batch, query_head, first, (first == 0) & writes, first * 0.0 + shift)
+        tl.store(anchor + query_plane, shift, mask=writes)
 
 
 @triton.jit(do_not_specialize=["query_count"])
@@ -234,11 +242,12 @@ def _attend_kernel(
     BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
-    rows, exists, index = tile_of(tl.program_id(0), query_count, BLOCK_T)
-    query_head, batch = index % query_heads, index // query_heads
-    head = query_head // group
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
+    rows, exists, query_plane = tile_of(tl.program_id(0), query_count, BLOCK_T)
+    query_head, batch = query_plane % query_heads, query_plane // query_heads
+    head, plane = query_head // group, query_plane // group
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [T, D]
-    shift = common_shift(log_normalizer, batch, head, FEATURES * (2 if PAIRED else 1), BLOCK_ALL)
+    shift = common_shift(log_normalizer, plane, ALL, BLOCK_ALL)
     top = tl.full([BLOCK_T], UNSEEN, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
@@ -246,14 +255,14 @@ def _attend_kernel(
         features = start + tl.arange(0, BLOCK_M)
         keep = features < FEATURES
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
-        landmarks = load_tile(state_value, batch, head, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-        bias = landmark_bias(log_normalizer, shift, batch, head, features, keep)
+        landmarks = load_block(state_value, plane, ALL, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
+        bias = landmark_bias(log_normalizer, shift, plane, features, keep, ALL)
         x = tl.dot(q, tl.trans(w), input_precision=PRECISION)  # [T, D] @ [D, M] -> [T, M]
         logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
         if PAIRED:
             others = FEATURES + features
-            other_landmarks = load_tile(state_value, batch, head, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
-            bias = landmark_bias(log_normalizer, shift, batch, head, others, keep)
+            other_landmarks = load_block(state_value, plane, ALL, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
+            bias = landmark_bias(log_normalizer, shift, plane, others, keep, ALL)
             other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)
             top, total, average = absorb_pair(
                 logits, other_logits, landmarks, other_landmarks, top, total, average, PRECISION
@@ -262,7 +271,7 @@ def _attend_kernel(
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
-    store_statistics(statistics, batch, query_head, rows, exists, top, inverse, shift, tl.min(rows, 0) == 0)
+    store_statistics(statistics, query_plane, query_count, rows, exists, top, inverse, shift, tl.min(rows, 0) == 0)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
@@ -278,11 +287,12 @@ def _short_kernel(
     Keys join those of the initial state. Logits are taken relative to the largest L_r of the first feature tile, which
     is why there are no log-weights.
     """
+    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     tiles = tl.maximum(tl.cdiv(query_count, BLOCK_T), 1)  # without queries there is still a state to write
     index = tl.program_id(0)
-    tile, index = index % tiles, index // tiles
-    query_head, batch = index % query_heads, index // query_heads
-    head = query_head // group
+    tile, query_plane = index % tiles, index // tiles
+    query_head, batch = query_plane % query_heads, query_plane // query_heads
+    head, plane = query_head // group, query_plane // group
     writes = (tile == 0) & (query_head % group == 0)
     rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     exists = rows < query_count
@@ -297,17 +307,17 @@ def _short_kernel(
         keep = features < FEATURES
         w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
         others = FEATURES + features
-        opening = open_state(initial, None, batch, head, features, keep, VALUE_DIM, BLOCK_E)
+        opening = open_state(initial, None, plane, head, features, keep, ALL, VALUE_DIM, BLOCK_E)
         other_opening = opening
         if PAIRED:
-            other_opening = open_state(initial, None, batch, head, others, keep, VALUE_DIM, BLOCK_E)
+            other_opening = open_state(initial, None, plane, head, others, keep, ALL, VALUE_DIM, BLOCK_E)
         hop_top, hop_total, hop_average, other_top, other_total, other_average = summarize_tile(
             key, value, mask, w, opening, other_opening, batch, head, 0, key_count, gain, norm_gain,
             DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
         )  # fmt: skip
         store_state(
-            state, None, hop_top, hop_total, hop_average, batch, head, features, keep & writes,
-            VALUE_DIM, BLOCK_E,
+            state, None, hop_top, hop_total, hop_average, plane, head, features, keep & writes,
+            ALL, VALUE_DIM, BLOCK_E,
         )  # fmt: skip
         logarithm = log_normalizer_of(hop_top, hop_total, None, head, features, keep)
         logarithm = tl.where(keep, logarithm, float("-inf"))
@@ -320,8 +330,8 @@ def _short_kernel(
         logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
         if PAIRED:
             store_state(
-                state, None, other_top, other_total, other_average, batch, head, others, keep & writes,
-                VALUE_DIM, BLOCK_E,
+                state, None, other_top, other_total, other_average, plane, head, others, keep & writes,
+                ALL, VALUE_DIM, BLOCK_E,
             )  # fmt: skip
             logarithm = log_normalizer_of(other_top, other_total, None, head, others, keep)
             logarithm = tl.where(keep, logarithm, float("-inf"))
@@ -340,4 +350,4 @@ def _short_kernel(
     if statistics[2] is None:
         anchor = 0.0
     top += (shift - anchor) * LOG2_E  # relative to the largest L, as `_attend_kernel` has it, or to nothing
-    store_statistics(statistics, batch, query_head, rows, exists, top, inverse, anchor, tile == 0)
+    store_statistics(statistics, query_plane, query_count, rows, exists, top, inverse, anchor, tile == 0)

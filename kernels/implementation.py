@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .launch_plans import PLANNED_DEVICES
+from .launch import LAUNCHES_ON
 
 Impl = Literal["auto", "triton", "triton-ieee", "reference"]
 """What a caller may ask for. "triton-ieee" multiplies float32 inputs in float32, without tensor cores."""
@@ -59,4 +59,4 @@ def _launches_on_cpu() -> bool:
     """Whether CPU tensors go to kernels: in Triton's interpreter (TRITON_INTERPRET=1), or to a stub of the driver."""
     from triton import knobs
 
-    return knobs.runtime.interpret or "cpu" in PLANNED_DEVICES
+    return knobs.runtime.interpret or "cpu" in LAUNCHES_ON

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .launch_plans import planned
-
 _PLAIN_TYPES = {Tensor, nn.Parameter}
 
 
@@ -37,7 +35,7 @@ class Operator:
     Args:
         name: within the namespace.
         schema: of arguments and results.
-        implementation: returns one new tensor or several, launching Triton kernels with `launch_kernel`.
+        implementation: returns one new tensor or several.
         fake: returns tensors of the same shapes, strides and dtypes.
     """
 
@@ -45,8 +43,7 @@ class Operator:
         qualified = f"favorcast::{name}"
         torch.library.define(qualified, schema)
         self.overload = getattr(torch.ops.favorcast, name).default
-        impl_position = [argument.name for argument in self.overload._schema.arguments].index("impl")
-        self.run = _in_own_context(planned(implementation, impl_position))
+        self.run = _in_own_context(implementation)
         torch.library.impl(qualified, "CompositeExplicitAutograd")(self.run)
         torch.library.register_fake(qualified)(fake)
         self.differentiable_run: Callable[..., Any] = self.run

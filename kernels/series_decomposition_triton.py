@@ -29,7 +29,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .launch_plans import launch_kernel
+from .launch import launch_kernel
 from .series_decomposition_kernels import (
     _adjoint_kernel,
     _carry_kernel,

@@ -47,11 +47,7 @@ def _fixed_seed() -> None:
 
 @pytest.fixture
 def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill new, uninitialised tensors with NaN: an element nobody writes then shows.
-
-    No call follows a launch plan, which would allocate by other ways, and not see what a test changes in a launcher.
-    """
-    monkeypatch.setattr("favorcast.kernels.launch_plans.PLANNED_DEVICES", set())
+    """Fill new, uninitialised tensors with NaN: an element nobody writes then shows."""
 
     def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def allocate_poisoned(*args: Any, **kwargs: Any) -> Tensor:

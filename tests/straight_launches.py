@@ -1,8 +1,9 @@
-"""Compare the launches of calls that follow a plan with those of calls that do not, on a CUDA driver that is a stub.
+"""Compare launches that go straight to a binary with those that Triton looks at, on a CUDA driver that is a stub.
 
-Run by test_launch_plans.py, in a process whose kernels are compiled: it prints a line of JSON for each case, [name,
-calls]. A call is [launches, how many operators followed a plan], a launch is [kernel, grid, arguments]. Addresses are
-written as the input they point into, with the offset, and others by the order they appear in.
+Run by test_launch.py, in a process whose kernels are compiled: it prints a line of JSON for each case, [name, launches,
+launches of a second call on other tensors, and of a third for which nothing was known]. A launch is [kernel, its
+binary, grid, arguments]. Addresses are written as the input they point into, with the offset, and others by the order
+they appear in.
 """
 
 from __future__ import annotations
@@ -27,17 +28,14 @@ from favorcast.kernels import (
     attend,
     draw_features,
     favor_attention,
-    launch_plans,
+    launch,
     moving_average,
     series_decomposition,
     stream_attention,
     summarize,
 )
 
-CALLS = launch_plans.RECORDED_CALL + 2
-"""The first calls of a kind are plain, the next is recorded, and the last two follow its plan."""
-
-launches: list[tuple[str, tuple[int, ...], list[Any]]] = []
+launches: list[tuple[str, int, tuple[int, ...], list[Any]]] = []
 FEATURES = draw_features(32, 16)
 LEARNT = draw_features(32, 16, kind="orthogonal").projection.requires_grad_()
 
@@ -51,7 +49,7 @@ class RecordingLauncher(CudaLauncher):
 
     def __call__(self, grid_x: int, grid_y: int, grid_z: int, stream: int, function: int, *arguments: Any) -> None:
         super().__call__(grid_x, grid_y, grid_z, stream, function, *arguments)
-        launches.append((self.name, (grid_x, grid_y, grid_z), list(arguments[4:])))
+        launches.append((self.name, function, (grid_x, grid_y, grid_z), list(arguments[4:])))
 
 
 def tokens(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -167,26 +165,18 @@ def described(argument: Any, inputs: list[Tensor], seen: dict[int, int]) -> Any:
 
 def main() -> None:
     install_stub(90, RecordingLauncher)
-    followed = 0
-    carry_out = launch_plans._Plan.carry_out
-
-    def counted(*arguments: Any) -> Any:
-        nonlocal followed
-        followed += 1
-        return carry_out(*arguments)
-
-    launch_plans._Plan.carry_out = counted  # type: ignore[method-assign]
     for name, (call, make_inputs) in CASES.items():
         calls = []
-        for _ in range(CALLS):
+        for number in range(3):
             inputs = make_inputs()
             launches.clear()
-            followed = 0
+            if number == 2:
+                launch._binaries.clear()
             with nothing_freed():
                 call(*inputs)
             seen: dict[int, int] = {}
-            calls.append([[[k, grid, described(tuple(x), inputs, seen)] for k, grid, x in launches], followed])
-        print(json.dumps([name, calls]))
+            calls.append([[k, binary, grid, described(tuple(x), inputs, seen)] for k, binary, grid, x in launches])
+        print(json.dumps([name, *calls]))
 
 
 if __name__ == "__main__":
