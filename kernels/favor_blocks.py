@@ -148,11 +148,11 @@ def head_parameters(parameter: Tensor, batch: int, heads: int, shared_ndim: int)
 
 def key_weights(space: FeatureSpace, group: HeadGroup, key: Tensor, dtype: torch.dtype) -> Tensor:
     """Return [w, 1, c], (G, m, d + 2), for a group of the heads of keys (b, h, s, d)."""
-    plane = key.shape[:2]
-    rows = head_parameters(space.projection_for(key), *plane, 2)[group.batch, group.heads].to(dtype)
+    b, h = key.shape[:2]
+    rows = head_parameters(space.projection_for(key), b, h, 2)[group.batch, group.heads].to(dtype)
     column = torch.zeros_like(rows[..., 0])
     if space.log_weight is not None:
-        column += head_parameters(space.log_weight, *plane, 1)[group.batch, group.heads]
+        column += head_parameters(space.log_weight, b, h, 1)[group.batch, group.heads]
     return torch.cat([rows, torch.ones_like(rows[..., :1]), column.unsqueeze(-1)], -1).flatten(0, 1)
 
 
@@ -160,7 +160,8 @@ def query_weights(
     space: FeatureSpace, shift: Tensor | None, group: HeadGroup, queries: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Return [w, shift], (G, m, d + 1), for a group of queries (b, h, g, t, d); shift (b, h, m) or None for zeros."""
-    rows = head_parameters(space.projection_for(queries), *queries.shape[:2], 2)[group.batch, group.heads].to(dtype)
+    b, h = queries.shape[:2]
+    rows = head_parameters(space.projection_for(queries), b, h, 2)[group.batch, group.heads].to(dtype)
     column = torch.zeros_like(rows[..., 0]) if shift is None else shift[group.batch, group.heads]
     return torch.cat([rows, column.unsqueeze(-1)], -1).flatten(0, 1)
 
