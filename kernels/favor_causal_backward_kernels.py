@@ -46,6 +46,7 @@ from .favor_tiles import (
     cut_entries,
     exponent_of,
     feature_slope,
+    keep_if,
     load_block,
     load_block_vector,
     load_tile,
@@ -374,7 +375,7 @@ def _received_walk_kernel(
         if visit == 0:
             if received is not None:
                 place = (segment + 1 + AHEAD) * planes + plane
-                due = keep & ((position > 0) | WITHIN)
+                due = keep_if((position > 0) | WITHIN, keep)
                 store_received(received, states[0], (asked, shift), place, tile * BLOCK_M, features, due, ALL,
                                VALUE_DIM, BLOCK_E)  # fmt: skip
                 if PAIRED:
@@ -410,14 +411,14 @@ def _received_walk_kernel(
     else:
         if not WITHIN:
             place = (first + 1) * planes + plane
-            due = keep & (last > first)
+            due = keep_if(last > first, keep)
             store_received(received, states[0], (asked, shift), place, tile * BLOCK_M, features, due, ALL, VALUE_DIM,
                            BLOCK_E)  # fmt: skip
             if PAIRED:
                 store_received(received, states[0], (other_asked, other_shift), place, FEATURES + tile * BLOCK_M,
                                others, due, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
         if d_initial is not None:
-            is_first = keep & (split == 0)
+            is_first = keep_if(split == 0, keep)
             close_received(initial, d_initial, log_weight, state, plane, head, features, is_first, ALL, VALUE_DIM,
                            BLOCK_E)  # fmt: skip
             if PAIRED:

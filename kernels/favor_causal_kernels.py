@@ -42,6 +42,7 @@ from .favor_tiles import (
     absorb,
     cut_entries,
     exponent_of,
+    keep_if,
     load_block,
     load_block_vector,
     load_tile,
@@ -228,7 +229,7 @@ def _prefix_states_kernel(
             jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & PAIRED)
             place = (last - 1) * planes + plane
             tl.store(jumps + place.to(tl.int64) * TILES + tile, jumped, mask=last > first)
-        is_last = keep & (split == splits - 1)
+        is_last = keep_if(split == splits - 1, keep)
         place = segments * planes + plane
         state, other_state = (top, total, sums), (other_top, other_total, other_sums)
         store_prefix(states, state, opening, place, features, is_last, ALL, VALUE_DIM, BLOCK_E)

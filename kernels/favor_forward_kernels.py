@@ -33,6 +33,7 @@ from .favor_tiles import (
     absorb_pair,
     cut_entries,
     exponent_of,
+    keep_if,
     load_block,
     load_block_vector,
     load_tile,
@@ -162,7 +163,7 @@ def _summarize_kernel(
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
     if projection_copy is not None:  # what later kernels load instead of converting again
         writes = split + batch + head * (projection_copy.head_stride == 0) == 0  # one writer for each element
-        store_tile(projection_copy, batch, head, features, keep & writes, w, DIM, BLOCK_D)
+        store_tile(projection_copy, batch, head, features, keep_if(writes, keep), w, DIM, BLOCK_D)
     first = split * split_length
     end = tl.minimum(first + split_length, key_count)
     nothing = open_state(None, None, plane, head, features, keep, ALL, VALUE_DIM, BLOCK_E)
@@ -316,7 +317,7 @@ def _short_kernel(
             DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
         )  # fmt: skip
         store_state(
-            state, None, hop_top, hop_total, hop_average, plane, head, features, keep & writes,
+            state, None, hop_top, hop_total, hop_average, plane, head, features, keep_if(writes, keep),
             ALL, VALUE_DIM, BLOCK_E,
         )  # fmt: skip
         logarithm = log_normalizer_of(hop_top, hop_total, None, head, features, keep)
@@ -330,7 +331,7 @@ def _short_kernel(
         logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
         if PAIRED:
             store_state(
-                state, None, other_top, other_total, other_average, plane, head, others, keep & writes,
+                state, None, other_top, other_total, other_average, plane, head, others, keep_if(writes, keep),
                 ALL, VALUE_DIM, BLOCK_E,
             )  # fmt: skip
             logarithm = log_normalizer_of(other_top, other_total, None, head, others, keep)

@@ -133,6 +133,15 @@ def seen_keys(mask, batch, rows, end):
 
 
 @triton.jit
+def keep_if(condition, keep):
+    """Return keep [A] where a scalar condition holds, else nothing.
+
+    `keep & condition` is the same when compiled; Triton 3.9's interpreter spreads the condition as a number, no mask.
+    """
+    return tl.where(condition, keep, False)
+
+
+@triton.jit
 def square_norm(tile):
     """Return |x|^2 [A], cut so that it stays finite."""
     wide = tile.to(tl.float32)
