@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 from triton.runtime import driver
 
-from favorcast.kernels.launch import LAUNCHES_ON
+from favorcast.kernels.implementation import LAUNCHES_ON
 
 SOURCE = Path(__file__).with_name("stub_cuda.c")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .random_features import FeatureMap, FeatureSpace, RandomFeatures
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+FEATURE_MAPS = get_args(FeatureMap)
 
 
 def feature_space(
@@ -68,8 +69,8 @@ def feature_space(
 
 def check_feature_map(feature_map: str) -> None:
     """Check the name of a feature map."""
-    if feature_map not in get_args(FeatureMap):
-        raise ValueError(f"unknown feature_map: expected one of {', '.join(get_args(FeatureMap))}, got {feature_map!r}")
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f"unknown feature_map: expected one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}")
 
 
 def check_states(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> None:

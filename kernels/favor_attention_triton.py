@@ -48,14 +48,15 @@ class State(NamedTuple):
     """What hop 1 leaves behind: V (b, h, m, e), L, and the maximum (base 2) and sum of its softmax, (b, h, m) each."""
 
     value: Tensor
-    log_normalizer: Tensor | None
+    log_normalizer: Tensor
     row_max: Tensor
     row_sum: Tensor
 
     @classmethod
-    def empty(cls, shape: tuple[int, ...], value_dim: int, device: torch.device) -> State:
-        vectors = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
-        return cls(torch.empty((*shape, value_dim), dtype=torch.float32, device=device), *vectors)
+    def empty(cls, like: Tensor, *shape: int) -> State:
+        """Allocate states (..., m, e) in float32."""
+        value = like.new_empty(*shape, dtype=torch.float32)
+        return cls(value, *like.new_empty(3, *shape[:-1], dtype=torch.float32).unbind())
 
 
 def contiguous_pair(state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
@@ -63,43 +64,15 @@ def contiguous_pair(state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor
     return None if state is None else (state[1].contiguous(), state[0].contiguous())
 
 
-class Statistics(NamedTuple):
-    """The softmax of queries over landmarks: maximum and 1 / sum (2, b, h g, t), and what L is taken relative to.
-
-    The latter is (b, h g), one number for each state; where it is None, L is taken as it is.
-    """
-
-    softmax: Tensor
-    anchor: Tensor | None
-
-    @classmethod
-    def within(cls, packed: Tensor, query: Tensor) -> Statistics:
-        """View the tensor of `packed_statistics`: an operator costs the host less for one result than for two."""
-        b, heads, t, _ = query.shape
-        anchor = packed[: b * heads].view(b, heads)
-        return cls(packed[_anchor_places(query) :].view(2, b, heads, t), anchor)
-
-    def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return maximum, 1 / sum and anchor."""
-        return self.softmax[0], self.softmax[1], self.anchor
-
-
-def packed_statistics(query: Tensor) -> Tensor:
-    """Allocate the Statistics of one state a head."""
-    b, heads, t, _ = query.shape
-    return query.new_empty(_anchor_places(query) + 2 * b * heads * t, dtype=torch.float32)
-
-
-def _anchor_places(query: Tensor) -> int:
-    """Return the places for an anchor a head, with those that align what follows to 16 bytes."""
-    return ceil_div(query.shape[0] * query.shape[1], 4) * 4
+def empty_statistics(query: Tensor) -> Tensor:
+    """Allocate the statistics of the queries' softmax over landmarks: maximum and 1 / sum, (2, b, h g, t)."""
+    return query.new_empty(2, *query.shape[:-1], dtype=torch.float32)
 
 
 def summarize_triton(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, impl: str) -> KeySummary:
     """Summarize keys (b, h, s, d) and values (b, h, s, e) into a float32 state."""
-    state = State.empty((*key.shape[:2], space.projection.shape[-2]), value.shape[-1], key.device)
+    state = State.empty(key, *key.shape[:2], space.projection.shape[-2], value.shape[-1])
     _launch_summarize(key, value, mask, space, impl, state, None)
-    assert state.log_normalizer is not None
     return KeySummary(state.log_normalizer, state.value, state.row_max, state.row_sum)
 
 
@@ -121,7 +94,7 @@ def _launch_summarize(
     splits, each = split_tokens(ceil_div(s, launch.tokens), launch.tokens, b * h * launch.tiles, key.device)
     parts = state
     if splits > 1:
-        parts = State.empty((splits * b, h, m), e, key.device)._replace(log_normalizer=None)
+        parts = State.empty(key, splits * b, h, m, e)
     log_weight = None if space.log_weight is None else vectors_of(space.log_weight)
     launch_kernel(
         _summarize_kernel,
@@ -163,17 +136,13 @@ def _launch_summarize(
 
 
 def attend_triton(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str) -> tuple[Tensor, Tensor]:
-    """Return o (b, h g, t, e) in query's dtype, and the packed Statistics of its softmax."""
-    packed = packed_statistics(query)
-    return launch_attend(query, state, space, impl, Statistics.within(packed, query)), packed
+    """Return o (b, h g, t, e) in query's dtype, and the statistics of its softmax."""
+    statistics = empty_statistics(query)
+    return launch_attend(query, state, space, impl, statistics), statistics
 
 
 def launch_attend(
-    query: Tensor,
-    state: tuple[Tensor, Tensor],
-    space: FeatureSpace,
-    impl: str,
-    statistics: Statistics,
+    query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str, statistics: Tensor
 ) -> Tensor:
     """Return o (b, h g, t, e) in query's dtype, and fill the statistics."""
     log_normalizer, state_value = (x.contiguous() for x in state)
@@ -192,7 +161,7 @@ def launch_attend(
         log_normalizer,
         state_value,
         rows_of(output),
-        statistics.parts(),
+        statistics,
         t,
         heads,
         heads // h,
@@ -200,14 +169,13 @@ def launch_attend(
         **constants,
         BLOCK_T=launch.tokens,
         BLOCK_M=launch.features,
-        BLOCK_ALL=next_power_of_two(m),
         **launch.options,
     )
     return output
 
 
 class FullResults(NamedTuple):
-    """Output and packed Statistics of hop 2; L, maximum, sum (3, b, h, m) and V of hop 1; a copy of the projection.
+    """Output and statistics of hop 2; L, maximum, sum (3, b, h, m) and V of hop 1; a copy of the projection.
 
     V and the copy have the dtype in which hop 2 reads them; the copy is empty where it reads the original.
     """
@@ -223,8 +191,7 @@ def full_attention_triton(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace, impl: str
 ) -> FullResults:
     """Run both hops."""
-    packed, normalizers, state_value, projection = full_auxiliaries(query, key, value, space)
-    statistics = Statistics.within(packed, query)
+    statistics, normalizers, state_value, projection = full_auxiliaries(query, key, value, space)
     log_normalizer, row_max, row_sum = normalizers.unbind()
     state = State(state_value, log_normalizer, row_max, row_sum)
     if is_short(query, key, value, space):
@@ -234,21 +201,21 @@ def full_attention_triton(
         _launch_summarize(key, value, mask, space, impl, state, copy)
         operands = space if copy is None else space._replace(projection=copy)
         output = launch_attend(query, (log_normalizer, state_value), operands, impl, statistics)
-    return FullResults(output, packed, normalizers, state_value, projection)
+    return FullResults(output, statistics, normalizers, state_value, projection)
 
 
 def full_auxiliaries(
     query: Tensor, key: Tensor, value: Tensor, space: FeatureSpace
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Allocate all of FullResults but the output."""
-    shape = (*key.shape[:2], space.projection.shape[-2])
-    normalizers = key.new_empty((3, *shape), dtype=torch.float32)
-    state_value = key.new_empty((*shape, value.shape[-1]), dtype=operand_dtype(query.dtype))
+    (b, h, _, _), m = key.shape, space.projection.shape[-2]
+    normalizers = key.new_empty(3, b, h, m, dtype=torch.float32)
+    state_value = key.new_empty(b, h, m, value.shape[-1], dtype=operand_dtype(query.dtype))
     projection = key.new_empty(0)
     if query.dtype == key.dtype != torch.float32 and not is_short(query, key, value, space):
-        m = space.projection.shape[-2] // (2 if space.paired else 1)
-        projection = key.new_empty((*space.projection.shape[:-2], m, space.projection.shape[-1]))
-    return packed_statistics(query), normalizers, state_value, projection
+        rows = m // (2 if space.paired else 1)
+        projection = key.new_empty(*space.projection.shape[:-2], rows, space.projection.shape[-1])
+    return empty_statistics(query), normalizers, state_value, projection
 
 
 def is_short(query: Tensor, key: Tensor, value: Tensor, space: FeatureSpace) -> bool:
@@ -271,12 +238,13 @@ def short_attention(
     space: FeatureSpace,
     impl: str,
     state: State,
-    statistics: Statistics,
+    statistics: Tensor,
     initial: tuple[Tensor, Tensor] | None = None,
+    relative: bool = True,
 ) -> Tensor:
     """Run both hops of query, key, value and mask in one launch, behind a state (L, V) of earlier keys.
 
-    Returns the output, and fills state and statistics.
+    Returns the output, and fills state and statistics, whose maxima are `relative` to the largest L or as they are.
     """
     query, key, value, mask = tensors
     b, heads, t, _ = query.shape
@@ -299,12 +267,13 @@ def short_attention(
         contiguous_pair(initial),
         state,
         rows_of(output),
-        statistics.parts(),
+        statistics,
         t,
         s,
         heads,
         heads // h,
         *gains(space),
+        RELATIVE=relative,
         **constants,
         BLOCK_T=tokens,
         BLOCK_S=min(launch.tokens, next_power_of_two(s)),

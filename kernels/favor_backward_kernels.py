@@ -28,7 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .favor_forward_kernels import landmark_bias
+from .favor_forward_kernels import common_shift, landmark_bias
 from .favor_tiles import (
     FAR,
     cut_entries,
@@ -86,11 +86,10 @@ def share_gradient(
 
 
 @triton.jit
-def query_terms(statistics, query_plane, query_count, rows, exists):
+def query_terms(statistics, query_planes, query_plane, query_count, rows, exists):
     """Return -maximum, -inf for queries that are not there, and 1 / sum [N] of the softmax of queries."""
-    query_max, inverse_sum, _ = statistics
-    inverse = load_block_vector(inverse_sum, query_plane, query_count, rows, exists, 0.0)
-    return -load_block_vector(query_max, query_plane, query_count, rows, exists, float("inf")), inverse
+    inverse = load_block_vector(statistics, query_planes + query_plane, query_count, rows, exists, 0.0)
+    return -load_block_vector(statistics, query_plane, query_count, rows, exists, float("inf")), inverse
 
 
 @triton.jit
@@ -155,9 +154,10 @@ def _token_gradient_kernel(
         o = load_tile(output, batch, token_head, rows, exists, VALUE_DIM, BLOCK_E)
         weighted = tl.sum(u.to(tl.float32) * o.to(tl.float32), 1)
         store_block_vector(weighted_output, token_plane, token_count, rows, exists, weighted)
-        token_bias, inverse = query_terms(statistics, token_plane, token_count, rows, exists)
+        token_planes = tl.num_programs(0) // tl.cdiv(token_count, BLOCK_N)
+        token_bias, inverse = query_terms(statistics, token_planes, token_plane, token_count, rows, exists)
         token_shift = -weighted
-        shift = tl.load(statistics[2] + token_plane)
+        shift = common_shift(log_normalizer, plane, ALL)
     own = (token_bias[:, None], token_shift[:, None])
     d_x = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     d_u = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
@@ -217,7 +217,7 @@ def _landmark_gradient_kernel(
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(query.pointer.dtype.element_ty)  # [M, D]
     others = FEATURES + features
     ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
-    shift = tl.load(statistics[2] + plane * group)
+    shift = common_shift(log_normalizer, plane, ALL)
     bias = landmark_bias(log_normalizer, shift, plane, features, keep, ALL)
     other_bias = landmark_bias(log_normalizer, shift, plane, others, keep & PAIRED, ALL)
     rows_sum = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
@@ -232,7 +232,7 @@ def _landmark_gradient_kernel(
         q = load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D)  # [N, D]
         do = load_tile(d_output, batch, query_head, rows, exists, VALUE_DIM, BLOCK_E).to(OPERAND)  # [N, E]
         query_plane = plane * group + position // head_tiles
-        token_bias, inverse = query_terms(statistics, query_plane, query_count, rows, exists)
+        token_bias, inverse = query_terms(statistics, planes * group, query_plane, query_count, rows, exists)
         weighted = load_block_vector(weighted_output, query_plane, query_count, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=PRECISION)  # [M, D] @ [D, N] -> [M, N]
         weight = (share(x, gain, bias[:, None], token_bias[None, :], FEATURE_MAP) * inverse[None, :]).to(OPERAND)
@@ -308,7 +308,7 @@ def _projection_gradient_kernel(
     keep = features < FEATURES
     w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(tokens.pointer.dtype.element_ty)  # [M, D]
     g = load_block(landmark_rows, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-    shift = 0.0 if KEYS else tl.load(statistics[2] + plane * group)
+    shift = 0.0 if KEYS else common_shift(log_normalizer, plane, FEATURES)
     bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep, KEYS, FEATURES)
     landmarks = (bias[:, None], offset[:, None])
     d_w = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -327,7 +327,7 @@ def _projection_gradient_kernel(
             inverse = token_shift + 1.0
         else:
             token_plane = plane * group + position // head_tiles
-            token_bias, inverse = query_terms(statistics, token_plane, token_count, rows, seen)
+            token_bias, inverse = query_terms(statistics, planes * group, token_plane, token_count, rows, seen)
             token_shift = -load_block_vector(weighted_output, token_plane, token_count, rows, seen, 0.0)
         y = tl.dot(w, tl.trans(x), input_precision=PRECISION)  # [M, D] @ [D, N] -> [M, N]
         own = (token_bias[None, :], token_shift[None, :])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .favor_attention_triton import FullResults, Statistics
+from .favor_attention_triton import FullResults
 from .favor_backward_kernels import (
     _landmark_gradient_kernel,
     _projection_gradient_kernel,
@@ -38,21 +38,21 @@ class Hop(NamedTuple):
     """One softmax between tokens and landmarks, as the backward kernels see it (favor_backward_kernels.py).
 
     Of the queries: L, V as landmark rows, o, the statistics, and room for do . o. Of the keys: the maximum of each
-    landmark, dV / z as landmark rows, and the landmark shifts.
+    landmark, dV / z as landmark rows, and the landmark shifts. All but o is contiguous.
     """
 
     landmark_rows: Tensor
     log_normalizer: Tensor | None = None
     output: Tensor | None = None
-    statistics: Statistics | None = None
+    statistics: Tensor | None = None
     weighted_output: Tensor | None = None
     row_max: Tensor | None = None
     shifts: Tensor | None = None
 
     @classmethod
-    def of_queries(cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Statistics) -> Hop:
-        log_normalizer, state_value = (x.contiguous() for x in state)
-        weighted_output = torch.empty_like(statistics.softmax[0])
+    def of_queries(cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Tensor) -> Hop:
+        log_normalizer, state_value = state
+        weighted_output = statistics.new_empty(*statistics.shape[1:])
         return cls(state_value, log_normalizer, output, statistics, weighted_output)
 
     @classmethod
@@ -82,11 +82,10 @@ def full_attention_backward_triton(
     parameter_gradients: bool,
 ) -> FullGradients:
     """Differentiate `full_attention_triton`, whose results are given."""
-    forward = FullResults(*results)
+    forward = FullResults(results[0], *(x.contiguous() for x in results[1:]))
     operands = space if forward.projection.numel() == 0 else space._replace(projection=forward.projection)
     log_normalizer, row_max, row_sum = forward.normalizers.unbind()
-    statistics = Statistics.within(forward.statistics, query)
-    queries = Hop.of_queries((log_normalizer, forward.state_value), forward.output, statistics)
+    queries = Hop.of_queries((log_normalizer, forward.state_value), forward.output, forward.statistics)
     d_query, received = _query_side(d_output, query, queries, operands, impl)
     keys = Hop.of_keys(forward.state_value, row_max, operand_dtype(key.dtype))
     d_log_normalizer = torch.empty_like(log_normalizer) if parameter_gradients else None
@@ -110,8 +109,8 @@ def summarize_backward_triton(
     parameter_gradients: bool,
 ) -> tuple[Tensor, Tensor, ParameterGradients]:
     """Return (d_key, d_value, parameter gradients) from the gradient of the state; `results` is (V, max, sum)."""
-    d_log_normalizer, d_state_value = d_state
-    state_value, row_max, row_sum = results
+    d_log_normalizer, d_state_value = (x.contiguous() for x in d_state)
+    state_value, row_max, row_sum = (x.contiguous() for x in results)
     keys = Hop.of_keys(state_value, row_max, operand_dtype(key.dtype))
     _reduce_gradient((d_state_value, None), d_log_normalizer, state_value, (None, None), (keys, row_sum))
     d_key, d_value = _key_side(key, value, mask, keys, space, impl)
@@ -131,11 +130,12 @@ def attend_backward_triton(
     parameter_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
     """Return (d_query, d_log_normalizer, d_state_value, parameter gradients); `results` are those of the forward."""
-    output, packed = results
-    queries = Hop.of_queries(state, output, Statistics.within(packed, query))
+    log_normalizer, state_value = (x.contiguous() for x in state)
+    output, statistics = results
+    queries = Hop.of_queries((log_normalizer, state_value), output, statistics.contiguous())
     d_query, received = _query_side(d_output, query, queries, space, impl)
-    d_log_normalizer, d_state_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in state)
-    _reduce_gradient(received, None, state[1], (d_state_value, d_log_normalizer), None)
+    d_log_normalizer, d_state_value = torch.empty_like(log_normalizer), torch.empty_like(state_value)
+    _reduce_gradient(received, None, state_value, (d_state_value, d_log_normalizer), None)
     parameters = no_parameters(d_log_normalizer)
     if parameter_gradients:
         parts = projection_gradient(query, d_output, None, queries, space, impl)
@@ -161,15 +161,15 @@ def landmark_gradient(
     constants = shared_constants(space, query, m, e, impl)
     launch = launch_of("landmark_gradient", constants, t, query.device)
     splits, each = _split_heads(t, launch, b * h, heads // h, query.device)
-    received = torch.empty((splits * b, h, m, e), dtype=torch.float32, device=query.device)
-    received_weighted = torch.empty((splits * b, h, m), dtype=torch.float32, device=query.device)
+    received = query.new_empty(splits * b, h, m, e, dtype=torch.float32)
+    received_weighted = query.new_empty(splits * b, h, m, dtype=torch.float32)
     if received.numel():
         launch_kernel(
             _landmark_gradient_kernel,
             b * h * splits * launch.tiles,
             rows_of(query),
             rows_of(d_output),
-            _statistics(hop),
+            hop.statistics,
             hop.weighted_output,
             rows_of(space.projection),
             hop.log_normalizer,
@@ -229,7 +229,7 @@ def token_gradient(
         rows_of(token_rows),
         mask_of(mask),
         _rows(hop.output),
-        _statistics(hop),
+        hop.statistics,
         rows_of(space.projection),
         hop.landmark_rows,
         hop.log_normalizer,
@@ -267,9 +267,8 @@ def _reduce_gradient(
     launch_kernel(
         _reduce_gradient_kernel,
         b * h * ceil_div(m, block),
-        received[0].contiguous(),
-        received[1],
-        None if d_log_normalizer is None else d_log_normalizer.contiguous(),
+        *received,
+        d_log_normalizer,
         state_value,
         row_sum,
         *d_state,
@@ -294,7 +293,7 @@ def projection_gradient(
     del constants["PAIRED"]
     launch = launch_of("projection_gradient", constants, n, tokens.device)
     splits, each = _split_heads(n, launch, b * h, heads // h, tokens.device)
-    parts = torch.empty((splits * b, h, m, d), dtype=torch.float32, device=tokens.device)
+    parts = tokens.new_empty(splits * b, h, m, d, dtype=torch.float32)
     if parts.numel():
         launch_kernel(
             _projection_gradient_kernel,
@@ -302,7 +301,7 @@ def projection_gradient(
             rows_of(tokens),
             rows_of(token_rows),
             mask_of(mask),
-            _statistics(hop),
+            hop.statistics,
             hop.weighted_output,
             rows_of(space.projection),
             hop.landmark_rows,
@@ -338,10 +337,6 @@ def to_parameters(parts: Tensor, d_log_normalizer: Tensor, space: FeatureSpace) 
 
 def no_parameters(like: Tensor) -> ParameterGradients:
     return ParameterGradients(like.new_empty(0), like.new_empty(0))
-
-
-def _statistics(hop: Hop) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    return None if hop.statistics is None else hop.statistics.parts()
 
 
 def _rows(x: Tensor | None) -> Rows | None:

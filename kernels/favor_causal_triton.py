@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .favor_attention_triton import State, Statistics, contiguous_pair, is_short, short_attention
+from .favor_attention_triton import State, contiguous_pair, empty_statistics, is_short, short_attention
 from .favor_causal_kernels import _causal_attend_kernel, _prefix_states_kernel
 from .favor_causal_parts import CausalTensors
 from .favor_causal_reference import CausalSummary
@@ -141,11 +141,9 @@ def causal_attention_triton(
     query, key, value, mask, initial = tensors
     (b, h, t, _), m, e = key.shape, space.projection.shape[-2], value.shape[-1]
     if tokens_per_step >= t and is_short(query, key, value, space):
-        state = State.empty((b, h, m), e, key.device)
-        statistics = Statistics(query.new_empty((2, *query.shape[:-1]), dtype=torch.float32), None)
-        output = short_attention((query, key, value, mask), space, impl, state, statistics, initial)
-        assert state.log_normalizer is not None
-        return CausalSummary(output, state.log_normalizer, state.value, statistics.softmax)
+        state, softmax = State.empty(key, b, h, m, e), empty_statistics(query)
+        output = short_attention((query, key, value, mask), space, impl, state, softmax, initial, relative=False)
+        return CausalSummary(output, state.log_normalizer, state.value, softmax)
     problem = CausalProblem(tensors, space, impl, tokens_per_step)
     log_normalizer = torch.empty((b, h, m), dtype=torch.float32, device=key.device)
     state_value = torch.empty((b, h, m, e), dtype=torch.float32, device=key.device)

@@ -132,15 +132,14 @@ def store_state(
     state, log_weight, top, total, average, place, head, features, keep,
     FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Write V, and where given L, of M features, with the maximum and sum of their softmax."""
+    """Write V and L of M features, with the maximum and sum of their softmax."""
     state_value, log_normalizer, row_max, row_sum = state
     average = average * inverse_of(total)[:, None]
     store_block(state_value, place, FEATURES, features, keep, average, VALUE_DIM, BLOCK_E)
     store_block_vector(row_max, place, FEATURES, features, keep, top)
     store_block_vector(row_sum, place, FEATURES, features, keep, total)
-    if log_normalizer is not None:
-        logarithm = log_normalizer_of(top, total, log_weight, head, features, keep)
-        store_block_vector(log_normalizer, place, FEATURES, features, keep, logarithm)
+    logarithm = log_normalizer_of(top, total, log_weight, head, features, keep)
+    store_block_vector(log_normalizer, place, FEATURES, features, keep, logarithm)
 
 
 @triton.jit(do_not_specialize=["planes", "key_count", "split_length", "splits"])
@@ -210,9 +209,9 @@ def _merge_splits_kernel(
 
 
 @triton.jit
-def common_shift(log_normalizer, plane, FEATURES: tl.constexpr, BLOCK_ALL: tl.constexpr):
+def common_shift(log_normalizer, plane, FEATURES: tl.constexpr):
     """Return the largest L_r: logits taken relative to it keep their digits when L is near -5000."""
-    features = tl.arange(0, BLOCK_ALL)
+    features = tl.arange(0, triton.next_power_of_2(FEATURES))
     keep = features < FEATURES
     largest = tl.max(load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf")), 0)
     return tl.where(largest == float("-inf"), 0.0, largest)
@@ -225,13 +224,10 @@ def landmark_bias(log_normalizer, shift, plane, features, keep, FEATURES: tl.con
 
 
 @triton.jit
-def store_statistics(statistics, query_plane, query_count, rows, exists, top, inverse, shift, writes):
-    """Write the maximum and 1 / sum [T] of a softmax over landmarks, and what the L_r of its state are relative to."""
-    query_max, inverse_sum, anchor = statistics
-    store_block_vector(query_max, query_plane, query_count, rows, exists, top)
-    store_block_vector(inverse_sum, query_plane, query_count, rows, exists, inverse)
-    if anchor is not None:
-        tl.store(anchor + query_plane, shift, mask=writes)
+def store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top, inverse):
+    """Write the maximum and 1 / sum [T] of a softmax over landmarks; all of the former stand before the latter."""
+    store_block_vector(statistics, query_plane, query_count, rows, exists, top)
+    store_block_vector(statistics, query_planes + query_plane, query_count, rows, exists, inverse)
 
 
 @triton.jit(do_not_specialize=["query_count"])
@@ -240,7 +236,7 @@ def _attend_kernel(
     query_count, query_heads, group, gain,
     FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
     PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_ALL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
     ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
@@ -248,7 +244,7 @@ def _attend_kernel(
     query_head, batch = query_plane % query_heads, query_plane // query_heads
     head, plane = query_head // group, query_plane // group
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [T, D]
-    shift = common_shift(log_normalizer, plane, ALL, BLOCK_ALL)
+    shift = common_shift(log_normalizer, plane, ALL)
     top = tl.full([BLOCK_T], UNSEEN, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
@@ -272,21 +268,23 @@ def _attend_kernel(
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
-    store_statistics(statistics, query_plane, query_count, rows, exists, top, inverse, shift, tl.min(rows, 0) == 0)
+    query_planes = tl.num_programs(0) // tl.cdiv(query_count, BLOCK_T)
+    store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top, inverse)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
 def _short_kernel(
     query, key, value, mask, projection, initial, state, output, statistics,
     query_count, key_count, query_heads, group, gain, norm_gain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    RELATIVE: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Own a tile of queries and run both hops: hop 1 is repeated by each tile of a head, and only the first writes it.
 
     Keys join those of the initial state. Logits are taken relative to the largest L_r of the first feature tile, which
-    is why there are no log-weights.
+    is why there are no log-weights; the maxima of queries are left RELATIVE to the largest L, as `_attend_kernel` has
+    them, or as they are.
     """
     ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     tiles = tl.maximum(tl.cdiv(query_count, BLOCK_T), 1)  # without queries there is still a state to write
@@ -347,8 +345,7 @@ def _short_kernel(
             top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
-    anchor = tl.where(highest > float("-inf"), highest, 0.0)
-    if statistics[2] is None:
-        anchor = 0.0
-    top += (shift - anchor) * LOG2_E  # relative to the largest L, as `_attend_kernel` has it, or to nothing
-    store_statistics(statistics, query_plane, query_count, rows, exists, top, inverse, anchor, tile == 0)
+    if RELATIVE:
+        shift -= tl.where(highest > float("-inf"), highest, 0.0)
+    query_planes = tl.num_programs(0) // tiles
+    store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top + shift * LOG2_E, inverse)

@@ -104,12 +104,19 @@ class Launch(NamedTuple):
 
 def launch_of(kernel: str, constants: dict[str, Any], token_count: int, device: torch.device) -> Launch:
     """Return how to launch a kernel over `token_count` tokens: its tabled configuration, no larger than the problem."""
-    dim = max(constants["BLOCK_D"], constants["BLOCK_E"])
-    config = launch_config(kernel, dim, constants["OPERAND"] is tl.float32, capability(device))
-    tokens = min(config.tokens, next_power_of_two(token_count))
-    features = min(config.features, next_power_of_two(constants["FEATURES"]))
+    dim, is_wide = max(constants["BLOCK_D"], constants["BLOCK_E"]), constants["OPERAND"] is tl.float32
+    most_tokens = next_power_of_two(token_count)
+    return _clipped_launch(kernel, dim, is_wide, capability(device), most_tokens, constants["FEATURES"])
+
+
+@lru_cache(maxsize=1024)
+def _clipped_launch(
+    kernel: str, dim: int, is_wide: bool, architecture: int, most_tokens: int, num_features: int
+) -> Launch:
+    config = launch_config(kernel, dim, is_wide, architecture)
+    features = min(config.features, next_power_of_two(num_features))
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return Launch(tokens, features, ceil_div(constants["FEATURES"], features), options)
+    return Launch(min(config.tokens, most_tokens), features, ceil_div(num_features, features), options)
 
 
 def split_tokens(token_tiles: int, tile_length: int, programs: int, device: torch.device) -> tuple[int, int]:

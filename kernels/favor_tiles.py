@@ -4,7 +4,8 @@ Dimension key: b batch, h heads, n tokens, d columns, A rows of a tile, B column
 
 Kernels receive the caller's tensors as `Rows` and `Vectors`: a pointer with the strides of its dimensions, so any
 layout is read in place. What our own launchers allocate is contiguous and enters as a bare pointer, read by the
-`_block` functions. Offsets are 64-bit. Exponents are kept in base 2 throughout, where exp2 is one instruction.
+`_block` functions. Offsets are 64-bit, but for those within a plane of a block. Exponents are kept in base 2
+throughout, where exp2 is one instruction.
 """
 
 from __future__ import annotations
@@ -98,29 +99,35 @@ def store_vector(x, batch, head, rows, keep, vector):
 
 
 @triton.jit
+def block_pointers(pointer, plane, count, rows, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Return pointers [A, BLOCK_DIM] into a contiguous (planes, count, DIM) tensor with planes below 2^31 elements."""
+    columns = tl.arange(0, BLOCK_DIM)
+    return pointer + plane.to(tl.int64) * count * DIM + (rows[:, None] * DIM + columns[None, :])
+
+
+@triton.jit
 def load_block(pointer, plane, count, rows, keep, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Load [A, BLOCK_DIM] of a contiguous (planes, count, DIM) tensor, zero where not kept and from column DIM on."""
-    columns = tl.arange(0, BLOCK_DIM)
-    offsets = (plane.to(tl.int64) * count + rows)[:, None] * DIM + columns[None, :]
-    return tl.load(pointer + offsets, mask=keep[:, None] & (columns < DIM)[None, :], other=0.0)
+    pointers = block_pointers(pointer, plane, count, rows, DIM, BLOCK_DIM)
+    return tl.load(pointers, mask=keep[:, None] & (tl.arange(0, BLOCK_DIM) < DIM)[None, :], other=0.0)
 
 
 @triton.jit
 def store_block(pointer, plane, count, rows, keep, block, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    columns = tl.arange(0, BLOCK_DIM)
-    offsets = (plane.to(tl.int64) * count + rows)[:, None] * DIM + columns[None, :]
-    tl.store(pointer + offsets, block.to(pointer.dtype.element_ty), mask=keep[:, None] & (columns < DIM)[None, :])
+    pointers = block_pointers(pointer, plane, count, rows, DIM, BLOCK_DIM)
+    mask = keep[:, None] & (tl.arange(0, BLOCK_DIM) < DIM)[None, :]
+    tl.store(pointers, block.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def load_block_vector(pointer, plane, count, rows, keep, other):
     """Load [A] of a contiguous (planes, count) tensor."""
-    return tl.load(pointer + (plane.to(tl.int64) * count + rows), mask=keep, other=other)
+    return tl.load(pointer + plane.to(tl.int64) * count + rows, mask=keep, other=other)
 
 
 @triton.jit
 def store_block_vector(pointer, plane, count, rows, keep, vector):
-    tl.store(pointer + (plane.to(tl.int64) * count + rows), vector, mask=keep)
+    tl.store(pointer + plane.to(tl.int64) * count + rows, vector, mask=keep)
 
 
 @triton.jit

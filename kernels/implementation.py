@@ -8,12 +8,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .launch import LAUNCHES_ON
-
 Impl = Literal["auto", "triton", "triton-ieee", "reference"]
 """What a caller may ask for. "triton-ieee" multiplies float32 inputs in float32, without tensor cores."""
 
 _IMPLS = get_args(Impl)
+
+LAUNCHES_ON = {"cuda"}
+"""Types of devices whose tensors kernels take, but for Triton's interpreter, which takes those of a CPU."""
 
 MAX_DIM = 256
 """Head and value dims the GPU kernels take: a tile's rows must fit the registers."""
@@ -49,14 +50,14 @@ def _obstacle(tensors: tuple[Tensor, ...]) -> str | None:
             return "the kernels take bfloat16, float16 and float32, got float64"
         if x.ndim == 4 and x.shape[-1] > MAX_DIM:
             return f"the kernels take dims up to {MAX_DIM}, got {x.shape[-1]}"
-        if not x.is_cuda and not _launches_on_cpu():
+        if x.device.type not in LAUNCHES_ON and not _is_interpreted():
             return f"the kernels run on CUDA tensors, got {x.device.type}"
     return None
 
 
 @torch.compiler.assume_constant_result
-def _launches_on_cpu() -> bool:
-    """Whether CPU tensors go to kernels: in Triton's interpreter (TRITON_INTERPRET=1), or to a stub of the driver."""
+def _is_interpreted() -> bool:
+    """Whether TRITON_INTERPRET=1 has kernels run in Triton's interpreter, on CPU tensors."""
     from triton import knobs
 
-    return knobs.runtime.interpret or "cpu" in LAUNCHES_ON
+    return knobs.runtime.interpret

@@ -1,24 +1,20 @@
-"""Launching kernels, with what Triton has compiled for arguments of a kind at hand.
+"""Launching kernels: what Triton compiled for one launch serves all of its kind.
 
-Triton's own launch looks anew at every argument and option of every call, 25 us. Which binary it takes depends on
-little of that: dtypes, what is a multiple of 16, which numbers are 1, and the compile-time values. A launch that agrees
-with an earlier one in these goes straight to that binary's launcher.
+Triton's own launch looks anew at every argument and option of every call, 20 us; a launch of a known kind takes 10. Its
+kind is what Triton compiles for: of pointers the dtype and whether 16 divides them, of numbers which are 1, which 16
+divides and which need 64 bits, and the compile-time values. Lengths are not, so that calls may vary in them.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
+from triton.runtime import JITFunction, driver
 
-LAUNCHES_ON = {"cuda"}
-"""Types of devices whose tensors kernels take, but for Triton's interpreter, which takes those of a CPU."""
-
-_ALIGNMENT_BITS = 15
-"""Of pointers and numbers: Triton compiles for multiples of 16."""
-
-_UNUSUAL_BITS = _ALIGNMENT_BITS | -1 << 31
-"""Of strides: not a multiple of 16, or not an int32."""
+_ALIGNMENT = 16
+"""Of pointers, in bytes, and of numbers: what Triton looks at."""
 
 _binaries: dict[Any, Any] = {}
 
@@ -29,42 +25,40 @@ def launch_kernel(kernel: Any, programs: int, *arguments: Any, **constants: Any)
     Args:
         kernel: a function of `triton.jit`.
         programs: size of the grid.
-        arguments: of the kernel, in order: tensors, numbers, None, and tuples of these; the tuple of a tensor and its
-            strides (`Rows`, `Vectors`) begins with the tensor.
+        arguments: of the kernel, in order: tensors, numbers, None, and tuples of these; in a tuple that ends in a
+            number, such as `Rows`, all are numbers but for the first.
         constants: compile-time values, and options of Triton's launcher.
     """
-    if type(kernel).__name__ == "InterpretedFunction":  # TRITON_INTERPRET=1: nothing is compiled
+    if not isinstance(kernel, JITFunction):  # TRITON_INTERPRET=1: nothing is compiled
         kernel[(programs,)](*arguments, **constants)
         return
-    kind = (kernel, _current_device(), *map(_kind, arguments), *constants.values())
+    active: Any = driver.active
+    device = active.get_current_device()
+    kind = (kernel.fn, device, *map(_kind, arguments), *constants, *constants.values())
     if (known := _binaries.get(kind)) is not None:
-        binary, names = known
-        binary[(programs, 1, 1)](*arguments, *[constants[name] for name in names])
+        binary, values = known
+        binary[(programs, 1, 1)](*arguments, *values, stream=active.get_current_stream(device))
         return
     compiled = kernel[(programs,)](*arguments, **constants)
-    if compiled is not None:  # which is what bench/offline_compile.py makes of a launch
-        _binaries[kind] = compiled, kernel.arg_names[len(arguments) :]
+    if compiled is not None:  # where it is launched, not just compiled (bench/offline_compile.py)
+        _binaries[kind] = compiled, [constants[name] for name in kernel.arg_names[len(arguments) :]]
 
 
 def _kind(x: Any) -> Any:
     """Return what Triton compiles for of an argument."""
     if isinstance(x, Tensor):
-        return x.dtype, x.data_ptr() & _ALIGNMENT_BITS
+        return x.dtype, x.data_ptr() % _ALIGNMENT
     if isinstance(x, tuple):
-        if type(x[-1]) is int and isinstance(x[0], Tensor):  # with its strides, the last one that of neighbours
-            bits = 0
-            for stride in x[1:-1]:
-                bits |= stride
-            strides = x[1:] if bits & _UNUSUAL_BITS or x[-1] != 1 else None
-            return x[0].dtype, x[0].data_ptr() & _ALIGNMENT_BITS, strides
-        return tuple(map(_kind, x))
-    if type(x) is int:
-        return x if x == 1 else (x & _ALIGNMENT_BITS == 0, x.bit_length() > 31)
+        return (_kind(x[0]), _kinds_of_numbers(x[1:])) if isinstance(x[-1], int) else tuple(map(_kind, x))
+    if isinstance(x, int):
+        return _kind_of_number(x)
     return type(x)
 
 
-def _current_device() -> int:
-    from triton.runtime import driver  # here, as without triton there are no launches
+def _kind_of_number(x: int) -> Any:
+    return x == 1, x % _ALIGNMENT == 0, x.bit_length() > 31
 
-    active: Any = driver.active
-    return active.get_current_device()
+
+@lru_cache(maxsize=4096)
+def _kinds_of_numbers(numbers: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(map(_kind_of_number, numbers))

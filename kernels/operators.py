@@ -18,15 +18,16 @@ from torch.autograd import forward_ad
 
 _PLAIN_TYPES = {Tensor, nn.Parameter}
 
-
-def _bits(*names: str) -> int:
-    """Return a set of dispatch keys as the bits of a number."""
-    keys = (getattr(torch._C.DispatchKey, name) for name in names)
-    return functools.reduce(operator.or_, (torch._C.DispatchKeySet(key).raw_repr() for key in keys))
-
-
-_ALWAYS_ACTIVE = _bits("BackendSelect", "ADInplaceOrView")
-_PLAIN_KEYS = _bits("CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA", "ADInplaceOrView")
+_PLAIN_KEYS = (
+    *("BackendSelect", "ADInplaceOrView"),
+    *("CPU", "AutogradCPU", "AutocastCPU"),
+    *("CUDA", "AutogradCUDA", "AutocastCUDA"),
+)
+_OTHER_KEYS = ~functools.reduce(
+    operator.or_, (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)).raw_repr() for name in _PLAIN_KEYS)
+)
+"""What a call of plain tensors does not pass in the dispatcher: every transformation and mode of torch has a key there,
+and tensors that wrap others are known by theirs alone."""
 
 
 class Operator:
@@ -69,21 +70,21 @@ class Operator:
         """
         tensors = [x for x in arguments if isinstance(x, Tensor)]
         _refuse_forward_mode(tensors)
-        if torch.compiler.is_compiling() or not _are_plain(tensors):
+        if torch.compiler.is_compiling() or _is_seen_by_others(tensors):
             return self.overload(*arguments)
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors) and not _is_below_autograd():
             return self.differentiable_run(*arguments)
         return self.run(*arguments)
 
 
-def _are_plain(tensors: list[Tensor]) -> bool:
-    """Whether a call on these tensors would reach its implementation, or its gradient, without anybody in between."""
-    if torch._C._dispatch_tls_local_include_set().raw_repr() & ~_ALWAYS_ACTIVE:
-        return False
-    if torch._C._is_torch_function_mode_enabled() or torch.autograd._profiler_enabled():
-        return False
-    keys_of = torch._C._dispatch_keys
-    return all(type(x) in _PLAIN_TYPES and not keys_of(x).raw_repr() & ~_PLAIN_KEYS for x in tensors)
+def _is_seen_by_others(tensors: list[Tensor]) -> bool:
+    """Whether there is anybody between a call on these tensors and its implementation, or its gradient."""
+    keys = torch._C._dispatch_tls_local_include_set().raw_repr()
+    for x in tensors:
+        if type(x) not in _PLAIN_TYPES:
+            return True
+        keys |= torch._C._dispatch_keys(x).raw_repr()
+    return bool(keys & _OTHER_KEYS) or torch._C._is_torch_function_mode_enabled() or torch.autograd._profiler_enabled()
 
 
 def _is_below_autograd() -> bool:

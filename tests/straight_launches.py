@@ -3,7 +3,7 @@
 Run by test_launch.py, in a process whose kernels are compiled: it prints a line of JSON for each case, [name, launches,
 launches of a second call on other tensors, and of a third for which nothing was known]. A launch is [kernel, its
 binary, grid, arguments]. Addresses are written as the input they point into, with the offset, and others by the order
-they appear in.
+they appear in. The last line is ["looks", of a call, of a call of another length], the launches Triton looked at.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 from stub_driver import install_stub
 from triton.backends.nvidia.driver import CudaLauncher
+from triton.runtime import JITFunction
 
 from favorcast.kernels import (
     attend,
@@ -177,6 +178,15 @@ def main() -> None:
             seen: dict[int, int] = {}
             calls.append([[k, binary, grid, described(tuple(x), inputs, seen)] for k, binary, grid, x in launches])
         print(json.dumps([name, *calls]))
+    print(json.dumps(["looks", *(looks(length) for length in (701, 733))]))
+
+
+def looks(length: int) -> int:
+    """Return how many launches of attention, forward and backward, Triton looks at."""
+    call = differentiated(attention)
+    with patch.object(JITFunction, "run", autospec=True, side_effect=JITFunction.run) as run:
+        call(*qkv(length, heads=8, key_heads=8))  # that many programs leave nothing to split
+    return run.call_count
 
 
 if __name__ == "__main__":

@@ -184,6 +184,21 @@ def test_states_of_the_kernels_are_those_of_the_definition_and_carry_gradients()
     assert_close(*both(inputs, learnt, through_states), torch.float32, 4)
 
 
+def test_states_and_their_gradients_may_have_any_strides_and_change_no_bit():
+    features = RandomFeatures(draw_features(64, 16).projection.to(DEVICE), None, True)
+    q, k, v = (x.to(DEVICE).requires_grad_() for x in qkv(t=40, s=90, d=16, e=24, dtype=torch.float32))
+    state = summarize(k, v, features, impl="triton")
+    upstream = [torch.randn_like(x) for x in (q.new_empty(*q.shape[:-1], 24), *state)]
+    results = []
+    for arranged in (torch.clone, lambda x: x.detach().transpose(1, -1).contiguous().transpose(1, -1)):
+        d_output, *d_state = map(arranged, upstream)
+        opening = [arranged(x.detach()).requires_grad_() for x in state]
+        output = attend(q, FavorState(*opening), features, impl="triton")
+        gradients = torch.autograd.grad(output, [q, *opening], d_output)
+        results.append([output, *gradients, *torch.autograd.grad(state, [k, v], d_state, retain_graph=True)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_attend_of_summarize_is_the_full_attention():
     q, k, v = (x.to(DEVICE) for x in qkv(t=40, s=90, d=16, dtype=torch.float32))
     features = RandomFeatures(draw_features(64, 16).projection.to(DEVICE), None, True)

@@ -52,13 +52,20 @@ def test_a_launch_without_triton_is_the_one_that_it_makes(recorded: dict[str, li
     assert straight == looked_at
 
 
+def test_another_length_is_no_other_kind(recorded: dict[str, list[Any]]):
+    first, other = recorded["looks"]
+    assert first > 1
+    assert other == 0
+
+
 def test_arguments_that_triton_compiles_differently_for_are_of_different_kinds():
     x = torch.zeros(2, 3, 32, 64)
     same = [x, torch.ones(1, 5, 48, 64)]
-    other = [x[..., 1:], x[..., ::2], x.bfloat16(), torch.zeros(2, 3, 32, 60), x.transpose(2, 3)]
+    other = [x[..., 1:], x[..., ::2], x.bfloat16(), torch.zeros(2, 3, 33, 60), x.transpose(2, 3)]
     kinds = [_kind(rows_of(tensor)) for tensor in same + other]
     assert kinds[0] == kinds[1]
     assert len(set(kinds)) == 1 + len(other)
     assert len({_kind(number) for number in (1, 2, 16, 2**31, 2**35 + 1, 1.0, None)}) == 7
     assert _kind(17) == _kind(2)
     assert _kind((x, None, (x, x))) == _kind((same[1], None, (same[1], x)))
+    assert _kind((x, None)) != _kind((x, x))
