@@ -5,8 +5,9 @@
     python bench/host_cost.py --stub         # without a GPU: the kernels' calls, to a CUDA driver that does nothing
 
 On a GPU calls are launched back to back and the queue is drained between batches, so that only the host is timed. The
-stub leaves out what the driver takes for a launch (2 to 4 us), and memory is that of the CPU's allocator. On a CPU the
-call's own work is in the number, which is then an upper bound and no more.
+stub leaves out what the driver takes for a launch (2 to 4 us), memory is that of the CPU's allocator, and time is that
+of the process, whatever else the machine does. On a CPU the call's own work is in the number, which is then an upper
+bound and no more.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RuntimeError as error:
             parser.error(f"--stub: {error}")
         options.device, impl = "cpu", "triton"
-    device = torch.device(options.device)
+    device, clock = torch.device(options.device), time.process_time if options.stub else time.perf_counter
     machine = description(device)
     rows = []
     for (op, length, passes, provider), call in calls(device, impl).items():
-        p20, p50, p80 = host_microseconds(call, device, options.calls)
+        p20, p50, p80 = host_microseconds(call, device, options.calls, clock)
         print(f"{op:28s} {length:5d} {passes:18s} {provider:10s} {p50:8.1f} us ({p20:.1f} - {p80:.1f})", flush=True)
         rows.append(_row(machine, op, length, passes, provider, (p20, p50, p80)))
     if options.output:
@@ -117,7 +118,9 @@ def _next_call(attention: Callable[..., Tensor], inputs: Iterator[list[Tensor]])
     return attention(*next(inputs))
 
 
-def host_microseconds(call: Callable[[], Any], device: torch.device, count: int) -> tuple[float, float, float]:
+def host_microseconds(
+    call: Callable[[], Any], device: torch.device, count: int, clock: Callable[[], float]
+) -> tuple[float, float, float]:
     """Return the 20 %, 50 % and 80 % quantiles over batches of a call's mean host time."""
     for _ in range(3):
         call()
@@ -125,10 +128,10 @@ def host_microseconds(call: Callable[[], Any], device: torch.device, count: int)
     for _ in range(BATCHES):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             call()
-        means.append((time.perf_counter() - start) / count * 1e6)
+        means.append((clock() - start) / count * 1e6)
     deciles = statistics.quantiles(means, n=10, method="inclusive")
     return deciles[1], deciles[4], deciles[7]
 

@@ -55,8 +55,8 @@ class State(NamedTuple):
     @classmethod
     def empty(cls, like: Tensor, *shape: int) -> State:
         """Allocate states (..., m, e) in float32."""
-        value = like.new_empty(*shape, dtype=torch.float32)
-        return cls(value, *like.new_empty(3, *shape[:-1], dtype=torch.float32).unbind())
+        log_normalizer, row_max, row_sum = (like.new_empty(*shape[:-1], dtype=torch.float32) for _ in range(3))
+        return cls(like.new_empty(*shape, dtype=torch.float32), log_normalizer, row_max, row_sum)
 
 
 def contiguous_pair(state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
