@@ -6,8 +6,10 @@ import datetime
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,13 +67,29 @@ def driver_version() -> str:
 
 
 def ptxas_version() -> str:
-    """Return the version of the assembler inside the triton package, which compiles the kernels."""
+    """Return the version of the assembler that compiles the kernels."""
+    return next(iter(assemblers()), "")
+
+
+def assemblers() -> dict[str, Path]:
+    """Return version to path of the assemblers (ptxas) at hand, the one that compiles the kernels first.
+
+    The others are what it could be swapped for: the triton package holds two, a CUDA toolkit one more.
+    """
     spec = importlib.util.find_spec("triton")
     if spec is None or spec.origin is None:
-        return ""
-    program = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    found = re.search(r"V([\d.]+)", _output(str(program), "--version"))
-    return found.group(1) if found else ""
+        return {}
+    folder = Path(spec.origin).parent / "backends" / "nvidia" / "bin"
+    packaged = {"TRITON_PTXAS_PATH": folder / "ptxas", "TRITON_PTXAS_BLACKWELL_PATH": folder / "ptxas-blackwell"}
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (10, 0):
+        packaged = dict(reversed(packaged.items()))
+    chosen = os.environ.get(next(iter(packaged)), "")
+    found: dict[str, Path] = {}
+    for program in (chosen, *packaged.values(), shutil.which("ptxas") or "", "/usr/local/cuda/bin/ptxas"):
+        version = re.search(r"V([\d.]+)", _output(str(program), "--version") if program else "")
+        if version:
+            found.setdefault(version.group(1), Path(program))
+    return found
 
 
 def commit(root: Path, *parts: str) -> str:
