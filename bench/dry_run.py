@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 from cases import PASSES, Case, Passes
-from correctness_gate import as_tuple
+from compile_cases import call_once, our_kernels
 from measurement import first_line
-from result_families import OURS
 from run import selected
 from stub_driver import StubDriver, install_stub
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
-KERNELS = OURS[0]
+CPU = torch.device("cpu")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,15 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def launches_of(module: Any, case: Case, stub: StubDriver) -> dict[Passes, int]:
     """Call the kernels of a case, which leave their results unwritten, and count their launches by pass."""
     inputs = module.inputs(case, CPU)
-    (provider,) = (x for x in module.providers(case, GPU) if x.name == KERNELS)
     found: dict[Passes, int] = {}
     for passes in getattr(module, "PASSES", PASSES):
-        prepared, before = provider.prepare(inputs), stub.launches()
-        with torch.set_grad_enabled(passes != "forward"):
-            outputs = as_tuple(prepared.call())
-        if passes != "forward":
-            upstream = [torch.empty_like(x) for x in outputs]
-            torch.autograd.grad(outputs, list(prepared.leaves.values()), upstream, allow_unused=True)
+        prepared, before = our_kernels(module, case).prepare(inputs), stub.launches()
+        call_once(prepared, passes)
         found[passes] = stub.launches() - before
     return found
 
