@@ -1,94 +1,152 @@
 #!/usr/bin/env bash
-# Tests, benches, peers, compile report and profile on a CUDA machine, everything written under one folder.
+# What only a CUDA machine can tell, in 28 minutes, the most valuable first.
 #
-#   bench/gpu_suite.sh OUT_DIR [tests|bench|peers|compile|profile ...]      default: all of them, in this order
+#   bench/gpu_suite.sh OUT_DIR [smoke|headline|tests|bench|peers|profile ...]      default: all of them, in this order
 #
-# Each part takes less than nine minutes. A part that is done in OUT_DIR for these sources is skipped, and so is a file
-# of tests that has passed; `bench`, `peers` and `compile` stop before their time is over and go on where they stopped
-# when called again. Ends with a summary, and with exit code 1 if a part failed, 3 if one is unfinished. PYTHON names the
-# interpreter; favorcast may be installed or not (its dependencies must be), peers that are missing are recorded as absent.
+#   smoke      3 minutes  every kernel in every dtype against float64, beside patterns that toolchains get wrong; one
+#                         minute if all is right
+#   headline   5          the shapes of the targets, beside SDPA; what a call costs the host
+#   tests      8          the tests that run kernels, in as many processes as there are cores
+#   bench      7          all other cases
+#   peers      2          the same beside peers, those that are installed
+#   profile    2 1/2      kernels by time; compute-sanitizer, where it runs
+#
+# OUT_DIR receives a few small files: log.txt, summary.txt, what has been done (done.txt, smoke.txt, tests.txt,
+# toolchain.txt) and one CSV of results, all of them current after every case. A call that finds them there, on this
+# machine or another, goes on where the last one stopped: parts that passed are skipped, and so is what passed in others.
+# Compiled kernels stay in Triton's cache. Ends with exit code 1 if something is wrong, 3 if a part is unfinished: call
+# again. PYTHON names the interpreter, which needs torch, triton and pytest; favorcast may be installed or not.
+# shellcheck disable=SC2329 # parts are called by their names
 set -uo pipefail
 
 if [ $# -lt 1 ]; then
-  sed -n '2,10s/^# \{0,1\}//p' "$0"
+  sed -n '2,18s/^# \{0,1\}//p' "$0"
   exit 2
 fi
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(tests bench peers compile profile)
+[ ${#parts[@]} -gt 0 ] || parts=(smoke headline tests bench peers profile)
+declare -A limits=([smoke]=180 [headline]=300 [tests]=480 [bench]=420 [peers]=120 [profile]=150) # seconds
 cd "$(dirname "$0")/.." || exit 2
-root=$PWD
 python=${PYTHON:-$(command -v python || command -v python3)}
-part_seconds=${PART_SECONDS:-530}
-bench_seconds=$((part_seconds * 7 / 10)) # no case is started after this; the last one and its compilation still fit
-unfinished=3
 
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "no CUDA device is there (or $python has no torch): bench/run.py measures a CPU, bench/dry_run.py launches on none"
   exit 2
 fi
-mkdir -p "$out/path/favorcast"
-ln -sfn "$root/kernels" "$out/path/favorcast/kernels"
-ln -sfn "$root/forecasting" "$out/path/favorcast/forecasting"
-export PYTHONPATH="$out/path${PYTHONPATH:+:$PYTHONPATH}" # this checkout's sources, whatever is installed
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/favorcast"
+ln -s "$PWD/kernels" "$PWD/forecasting" "$work/favorcast"
+export PYTHONPATH="$work:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}" # this checkout's sources, whatever is installed
+export PYTHONUNBUFFERED=1                                         # what was said before a part is cut off is in the log
 
-sources=$("$python" -c 'import sys; sys.path.insert(0, "bench"); import machine; print(machine.commit(machine.ROOT, "bench", "tests"))') || exit 2
-if [ -e "$out/sources" ] && [ "$(cat "$out/sources")" != "$sources" ]; then
-  echo "$out is about $(cat "$out/sources"), this checkout is $sources: every part runs again"
-  rm -f "$out"/*.done
+sources=$("$python" -c 'import machine; print(machine.commit(machine.ROOT, "bench", "tests"))') || exit 2
+if ! grep -qxs "sources $sources" "$out/done.txt"; then
+  [ ! -e "$out/done.txt" ] || echo "$out is about $(head -n 1 "$out/done.txt"), this checkout is $sources: all runs again"
+  rm -f "$out/smoke.txt" "$out/tests.txt" "$out/toolchain.txt"
+  echo "sources $sources" > "$out/done.txt"
 fi
-printf '%s\n' "$sources" > "$out/sources"
 
-run_bench() { "$python" bench/run.py --output "$out/results" --resume --budget-seconds "$bench_seconds" "$@"; }
+# Cases of the targets, and providers without the torch reference, which takes longest and is nobody's yardstick here.
+headline='^favor (full|causal) (b8-h16-l(1024|4096|16384)-d64-m256|b4-h8-l3920-d16-m100) bf|^decomposition b64-l8192-c256-k25 bf'
+without_reference='^(?!favorcast reference)'
 
-part_tests() {
-  local file chosen failed=0
-  for file in $({ ls tests/test_*_triton.py && grep -l 'mark\.gpu' tests/test_*.py; } | sort -u); do
-    [ -e "$out/$(basename "$file").done" ] && continue # most of a file's time is compilation, which Triton caches
-    chosen="gpu" # of files about something else
-    [[ $file = *_triton.py || $file = *_gpu.py ]] && chosen="gpu or not slow"
-    if "$python" -m pytest -m "$chosen" -p no:cacheprovider "$file"; then touch "$out/$(basename "$file").done"; else failed=1; fi
+run_bench() { # until the part's time is nearly over; a case that breaks the CUDA context ends a process, not the part
+  local code=3 left
+  while [ "$code" -eq 3 ] && left=$((limit - reserve - SECONDS)) && [ "$left" -gt 0 ]; do
+    "$python" bench/run.py --output "$out" --resume --budget-seconds "$left" "$@"
+    code=$?
   done
-  [ $failed -eq 0 ] || return 1
-  if command -v compute-sanitizer > /dev/null; then
-    compute-sanitizer --tool memcheck --error-exitcode 9 "$python" bench/run.py --quick --device cuda --no-graphs \
-      --op 'favor full .*l512-' --provider 'favorcast triton' --output "$out/sanitizer"
-  else
-    echo "compute-sanitizer: not installed, memory accesses are not checked"
-  fi
+  return "$code"
 }
+
+retry_wrong() { # the cases in which our kernels are wrong, with the other assemblers; their rows are only printed
+  local wrong version path
+  wrong=$("$python" bench/run.py --failures --output "$out" |
+    sed -n 's/^\(.*\) [a-z+]*: favorcast triton wrong: .*/\1/p' | sort -u | paste -sd '|')
+  [ -n "$wrong" ] || return 0
+  "$python" -c 'import machine; [print(*x) for x in list(machine.assemblers().items())[1:]]' |
+    while read -r version path; do
+      echo "wrong cases with ptxas $version:"
+      TRITON_PTXAS_PATH=$path TRITON_PTXAS_BLACKWELL_PATH=$path "$python" bench/run.py \
+        --op "^($wrong)$" --provider 'favorcast triton' --budget-ms 1 --no-graphs --output "$work/$version" < /dev/null
+    done
+}
+
+part_smoke() {
+  "$python" bench/smoke.py --record "$out/smoke.txt" | tee "$work/smoke"
+  local code=${PIPESTATUS[0]}
+  if grep -q '^use ' "$work/smoke"; then sed -n 's/^use //p' "$work/smoke" > "$out/toolchain.txt"; fi
+  return "$code"
+}
+
+part_headline() {
+  timeout $((limit / 3)) "$python" bench/compile_cases.py --op "$headline"
+  run_bench --op "$headline" --group core --provider "$without_reference"
+  local code=$?
+  "$python" bench/host_cost.py --output "$out" || code=1
+  retry_wrong
+  return "$code"
+}
+
+part_tests() { "$python" bench/gpu_tests.py "$out/tests.txt" --budget-seconds $((limit - reserve)); }
 
 part_bench() {
-  local failed=0
-  [ -e "$out/host_cost.done" ] || { "$python" bench/host_cost.py --output "$out/results" && touch "$out/host_cost.done"; } || failed=1
-  run_bench --group core || return
-  return $failed
+  timeout $((limit / 3)) "$python" bench/compile_cases.py
+  run_bench --op '^(favor|decomposition) ' --group core --provider "$without_reference"
+  local code=$?
+  run_bench --op '^(forecaster|layer|rollout step) ' --group core || code=$((code == 1 ? 1 : $?))
+  retry_wrong
+  return "$code"
 }
 
-part_peers() { run_bench --group peers; }
-
-part_compile() {
-  local architecture
-  architecture=$("$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(10 * a + b)') || return 1
-  case $architecture in
-    80 | 90 | 100 | 120) ;;
-    *) architecture="80 90 100 120" ;;
-  esac
-  # shellcheck disable=SC2086 # several numbers
-  "$python" bench/compile_report.py --architecture $architecture --processes "$(nproc)" --json "$out/compile_report.json" \
-    --resume --budget-seconds "$bench_seconds"
+part_peers() {
+  run_bench --op "$headline" --group peers --provider "$without_reference"
+  local code=$?
+  run_bench --group peers --provider "$without_reference" || code=$((code == 1 ? 1 : $?))
+  return "$code"
 }
 
 part_profile() {
-  "$python" bench/kernel_profile.py > "$out/profile_l4096_d64_m256.txt" &&
-    "$python" bench/kernel_profile.py --shape 4 8 3920 16 100 > "$out/profile_seed.txt" &&
-    "$python" bench/kernel_profile.py --shape 8 16 4096 64 256 --causal > "$out/profile_causal.txt" &&
-    tail -n 3 "$out"/profile_*.txt
+  "$python" bench/kernel_profile.py && "$python" bench/kernel_profile.py --causal &&
+    "$python" bench/kernel_profile.py --shape 4 8 3920 16 100
+  local code=$? check
+  if ! command -v compute-sanitizer > /dev/null; then
+    echo "note: compute-sanitizer is not installed, memory accesses are not checked"
+    return "$code"
+  fi
+  for check in full causal 'decomposition, masked mixture'; do
+    compute-sanitizer --report-api-errors no "$python" bench/smoke.py --in-process "$check, d 64, bfloat16" > "$work/sanitizer" 2>&1
+    tail -n 20 "$work/sanitizer"
+    if grep -qE '^=+ Invalid ' "$work/sanitizer"; then
+      code=1
+    elif ! grep -q '^=* *ERROR SUMMARY: 0 errors' "$work/sanitizer"; then
+      echo "note: compute-sanitizer does not run here, memory accesses are not checked"
+      return "$code"
+    fi
+  done
+  return "$code"
 }
 
-export -f run_bench part_tests part_bench part_peers part_compile part_profile
-export out python bench_seconds root
+summarise() {
+  {
+    printf '== summary\n'
+    printf '%s\n' "${summary[@]}"
+    [ ! -s "$out/toolchain.txt" ] || echo "since the smoke, kernels were compiled with $(cat "$out/toolchain.txt")"
+    grep -hvs '  right  ' "$out/smoke.txt"
+    grep -hsE '^(note:|known of|with ptxas) ' "$out/log.txt" | sort -u
+    sed -n 's/^\(failed\|absent\)\t/test \1: /p' "$out/tests.txt" 2> /dev/null
+    if ls "$out"/*.csv > /dev/null 2>&1; then
+      "$python" bench/run.py --failures --output "$out" || touch "$work/wrong"
+      "$python" bench/targets.py --results "$out"
+    fi
+  } > "$out/summary.txt"
+}
+
+export -f run_bench retry_wrong part_smoke part_headline part_tests part_bench part_peers part_profile
+export out work python headline without_reference
 
 summary=()
 worst=0
@@ -96,45 +154,28 @@ for part in "${parts[@]}"; do
   if ! declare -F "part_$part" > /dev/null; then
     summary+=("$part: there is no such part")
     worst=2
-    continue
-  fi
-  if [ -e "$out/$part.done" ]; then
+  elif grep -qx "$part" "$out/done.txt"; then
     summary+=("$part: done before")
-    continue
+  else
+    printf '\n== %s\n' "$part" | tee -a "$out/log.txt"
+    # shellcheck disable=SC2046 # two variables
+    [ ! -s "$out/toolchain.txt" ] || export $(cat "$out/toolchain.txt")
+    export limit=${PART_SECONDS:-${limits[$part]}}
+    export reserve=$((limit / 8 + 1)) # for the case or the tests at which the part arrives last
+    begin=$SECONDS
+    timeout -k 10 "$limit" bash -c "part_$part" 2>&1 | tee -a "$out/log.txt"
+    code=${PIPESTATUS[0]}
+    took="$((SECONDS - begin)) s"
+    case $code in
+      0) summary+=("$part: passed ($took)") && echo "$part" >> "$out/done.txt" ;;
+      3) summary+=("$part: UNFINISHED, call again ($took)") && worst=$((worst == 0 ? 3 : worst)) ;;
+      124 | 137) summary+=("$part: CUT OFF ($took)") && worst=1 ;;
+      *) summary+=("$part: FAILED with code $code ($took)") && worst=1 ;;
+    esac
+    summarise
   fi
-  printf '\n== %s\n' "$part"
-  begin=$SECONDS
-  timeout "$part_seconds" bash -c "part_$part" 2>&1 | tee "$out/$part.log"
-  code=${PIPESTATUS[0]}
-  took="$((SECONDS - begin)) s, $out/$part.log"
-  case $code in
-    0)
-      touch "$out/$part.done"
-      summary+=("$part: passed ($took)")
-      ;;
-    "$unfinished")
-      summary+=("$part: UNFINISHED, run it again ($took)")
-      [ $worst -ne 0 ] || worst=$unfinished
-      ;;
-    124)
-      summary+=("$part: CUT OFF after $part_seconds s ($took)")
-      worst=1
-      ;;
-    *)
-      summary+=("$part: FAILED with code $code ($took)")
-      worst=1
-      ;;
-  esac
 done
-
-if [ -d "$out/results" ]; then "$python" bench/run.py --report --output "$out/results" || true; fi
-{
-  printf '\n== summary\n'
-  printf '%s\n' "${summary[@]}"
-  grep -hE '^(FAILED|ERROR) ' "$out"/tests.log 2> /dev/null
-} | tee "$out/summary.txt"
-if [ -d "$out/results" ]; then
-  "$python" bench/run.py --failures --output "$out/results" | tee -a "$out/summary.txt"
-  [ "${PIPESTATUS[0]}" -eq 0 ] || worst=1
-fi
+summarise
+cat "$out/summary.txt"
+[ ! -e "$work/wrong" ] || worst=1
 exit $worst

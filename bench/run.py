@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -85,6 +86,7 @@ def _command(options: argparse.Namespace) -> int:
     return code
 
 
+@cache
 def modules() -> list[ModuleType]:
     """Import every `bench_<op>.py` beside this file, in the order of their names."""
     if str(HERE) not in sys.path:
@@ -158,7 +160,7 @@ def _is_ours_broken(row: Row) -> bool:
 
 
 def print_failures(folder: Path) -> int:
-    """Print the latest rows that have no number because something went wrong; returns 1 if one is ours."""
+    """Print the latest rows that are wrong or failed, and which providers are absent; returns 1 if ours is wrong."""
     if not folder.is_dir():
         raise ImpossibleError(f"there is no folder {folder}")
     rows = [row for path in sorted(folder.glob("*.csv")) for row in latest(read(path))]
@@ -166,6 +168,8 @@ def print_failures(folder: Path) -> int:
     for row in broken:
         print(f"{row['op']} {row['shape']} {row['dtype']} {row['pass']}: {row['provider']} {row['status']}:", end=" ")
         print(row["message"])
+    for provider, message in sorted({(row["provider"], row["message"]) for row in rows if row["status"] == "absent"}):
+        print(f"absent: {provider}, {message}")
     print(f"{len(rows)} rows, {len(broken)} of them wrong or failed")
     return WRONG if any(OURS in row["provider"] for row in broken) else 0
 
