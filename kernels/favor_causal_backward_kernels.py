@@ -151,10 +151,11 @@ def add_parameters(
 ):  # fmt: skip
     """Add sum_n d_nr x_n [M, D], and of queries sum_n d_nr [M], to what the program's earlier parts have left."""
     d_projection, d_log_weight = parameters
-    so_far = load_block(d_projection, place, FEATURES, features, keep, DIM, BLOCK_D)
-    so_far = tl.dot(tl.trans(d_projected), tokens.to(d_projected.dtype), so_far, input_precision=PRECISION)
+    so_far = tl.trans(load_block(d_projection, place, FEATURES, features, keep, DIM, BLOCK_D))
+    tokens = tl.trans(tokens.to(d_projected.dtype))  # and not the product: see G^T below
+    so_far = tl.dot(tokens, d_projected, so_far, input_precision=PRECISION)  # [D, C] @ [C, M]
     tl.debug_barrier()  # all threads have loaded what is overwritten
-    store_block(d_projection, place, FEATURES, features, keep, so_far, DIM, BLOCK_D)
+    store_block(d_projection, place, FEATURES, features, keep, tl.trans(so_far), DIM, BLOCK_D)
     if d_log_weight is not None:
         sums = load_block_vector(d_log_weight, place, FEATURES, features, keep, 0.0) + tl.sum(d_exponent, 0)
         tl.debug_barrier()
@@ -434,7 +435,7 @@ def key_gradient_features(
     FEATURE_MAP: tl.constexpr, WITHIN: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return de [C, M] of the keys of a part, with dv [C, E] and T [C, C] added to; R and A stand at `place`."""
+    """Return de [C, M] of the keys of a part, with dv [C, E] and T^T [C, C] added to; R and A stand at `place`."""
     later_anchor = load_block_vector(states[1], place, FEATURES, features, keep, 0.0)
     asked = load_block(received[0], place, FEATURES, features, keep & takes, VALUE_DIM, BLOCK_E)  # [M, E]
     anchor = later_anchor
@@ -453,12 +454,12 @@ def key_gradient_features(
     if D_KEY:
         reach *= fall[None, :]
         if WITHIN:
-            reach = tl.dot(tl.trans(pairs), alpha, reach, input_precision=PRECISION)  # [C, C] @ [C, M]
+            reach = tl.dot(pairs, alpha, reach, input_precision=PRECISION)  # [C, C] @ [C, M]
         d_exponent = phi * reach
     if D_VALUE:
         d_values = tl.dot((phi * fall[None, :]).to(OPERAND), asked, d_values, input_precision=PRECISION)
         if WITHIN:
-            scores = tl.dot(alpha, tl.trans(phi.to(OPERAND)), scores, input_precision=PRECISION)  # [C, M] @ [M, C]
+            scores = tl.dot(phi.to(OPERAND), tl.trans(alpha), scores, input_precision=PRECISION)  # [C, M] @ [M, C]
     return d_exponent, d_values, scores
 
 
@@ -470,7 +471,7 @@ def key_gradient_part(
     FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, WITHIN: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what all features send to the keys of a part to dk [C, D] and sum_r de_jr [C], to dv [C, E] and T [C, C]."""
+    """Add what all features send to the keys of a part to dk [C, D], sum_r de_jr [C], dv [C, E] and T^T [C, C]."""
     ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     for tile in range(0, FEATURES, BLOCK_M):
         features = tile + tl.arange(0, BLOCK_M)
@@ -527,6 +528,8 @@ def gather_key_gradients(
         source = tl.where(jumped, spare, own)
         filled = end - segment * segment_length
         exists = rows < end
+        step_start = local // tokens_per_step * tokens_per_step
+        sees_key = step_start[:, None] <= local[None, :]  # [keys, queries]
         for member in range(group):
             query_head, query_plane = head * group + member, plane * group + member
             q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
@@ -534,8 +537,9 @@ def gather_key_gradients(
             weighted = load_block_vector(weighted_output, query_plane, token_count, rows, exists, 0.0)
             row_max, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
             pairs = do
-            if D_KEY:
-                pairs = pair_gradient(do, v, weighted, local, tokens_per_step, PRECISION)
+            if D_KEY:  # G^T as a product of its own: Triton before 3.7.1 transposes results wrongly on Hopper
+                pairs = tl.dot(v, tl.trans(do), input_precision=PRECISION) - weighted[None, :]  # [C, E] @ [E, C]
+                pairs = tl.where(sees_key, pairs, 0.0).to(OPERAND)
             scores = tl.zeros([BLOCK_C, BLOCK_C if D_VALUE else 1], tl.float32)
             low = 0
             while low < filled:
@@ -556,8 +560,8 @@ def gather_key_gradients(
                 )  # fmt: skip
                 low = part_end
             if D_VALUE:
-                scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(OPERAND)
-                d_v = tl.dot(tl.trans(scores), do, d_v, input_precision=PRECISION)  # [C, C] @ [C, E]
+                scores = tl.where(sees_key, scores, 0.0).to(OPERAND)
+                d_v = tl.dot(scores, do, d_v, input_precision=PRECISION)  # [C, C] @ [C, E]
     else:
         d_k, d_v, d_sum, _ = key_gradient_part(
             k, k, bias, v, v, v, (d_sum, d_sum), d_k, d_v, d_sum, d_sum, projection, log_weight, states, later,
