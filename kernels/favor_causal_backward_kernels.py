@@ -583,9 +583,11 @@ def _causal_key_gradient_kernel(
 ):  # fmt: skip
     """Own C keys of a segment of one key head: dk and dv, from the queries of the segment, head by head, and R, A.
 
-    Wide dk and dv do not fit the registers beside T: then features are walked over twice, for one after the other.
+    Wide dk and dv do not fit the registers beside T, nor does the gradient of learnt features beside both: then
+    features are walked over twice, for dk and for dv.
     """
-    APART: tl.constexpr = (128 if tl.bfloat16 == OPERAND else 64) < BLOCK_D + BLOCK_E
+    WIDE: tl.constexpr = (128 if tl.bfloat16 == OPERAND else 64) < BLOCK_D + BLOCK_E
+    APART: tl.constexpr = WIDE or d_projection is not None
     rows, end, local, segment, batch, head, plane = segment_of(
         tl.program_id(0), segment_length, token_count, query_heads // group, planes // group, WITHIN, BLOCK_C
     )
