@@ -333,5 +333,5 @@ def _projection_gradient_kernel(
         own = (token_bias[None, :], token_shift[None, :])
         _, d_exponent = hop_gradient(y, gain, own, landmarks, g, u, FEATURE_MAP, KEYS, PRECISION)
         d_y = feature_slope(d_exponent * inverse[None, :], y, gain, FEATURE_MAP)
-        d_w = tl.dot(d_y.to(OPERAND), x.to(OPERAND), d_w, input_precision=PRECISION)  # [M, N] @ [N, D]
+        d_w = project_back(d_y, x, d_w, OPERAND, PRECISION)  # [M, N] @ [N, D]
     store_block(d_projection, split * planes + plane, FEATURES, features, keep, d_w, DIM, BLOCK_D)

@@ -46,6 +46,7 @@ from .favor_tiles import (
     cut_entries,
     exponent_of,
     feature_slope,
+    in_two_parts,
     keep_if,
     load_block,
     load_block_vector,
@@ -136,24 +137,26 @@ def query_gradient_part(
                 PRECISION,
             )  # fmt: skip
             d_projected -= feature_slope(d_logits, of_queries, -gain, FEATURE_MAP)
-        d_projected = d_projected.to(OPERAND)
-        d_q = tl.dot(d_projected, w.to(OPERAND), d_q, input_precision=PRECISION)  # [C, M] @ [M, D]
+        d_q = tl.dot(d_projected.to(OPERAND), w.to(OPERAND), d_q, input_precision=PRECISION)  # [C, M] @ [M, D]
         if parameters is not None:
             add_parameters(parameters, d_projected, d_logits, q, parameter_place, features, keep, FEATURES, DIM,
-                           BLOCK_D, PRECISION)  # fmt: skip
+                           BLOCK_D, OPERAND, PRECISION)  # fmt: skip
     return d_q
 
 
 @triton.jit
 def add_parameters(
     parameters, d_projected, d_exponent, tokens, place, features, keep,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    FEATURES: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add sum_n d_nr x_n [M, D], and of queries sum_n d_nr [M], to what the program's earlier parts have left."""
     d_projection, d_log_weight = parameters
     so_far = tl.trans(load_block(d_projection, place, FEATURES, features, keep, DIM, BLOCK_D))
-    tokens = tl.trans(tokens.to(d_projected.dtype))  # and not the product: see G^T below
-    so_far = tl.dot(tokens, d_projected, so_far, input_precision=PRECISION)  # [D, C] @ [C, M]
+    tokens = tl.trans(tokens.to(OPERAND))  # and not the product: see G^T below
+    high, low = in_two_parts(d_projected, OPERAND)
+    so_far = tl.dot(tokens, high, so_far, input_precision=PRECISION)  # [D, C] @ [C, M]
+    if low is not None:
+        so_far = tl.dot(tokens, low, so_far, input_precision=PRECISION)
     tl.debug_barrier()  # all threads have loaded what is overwritten
     store_block(d_projection, place, FEATURES, features, keep, tl.trans(so_far), DIM, BLOCK_D)
     if d_log_weight is not None:
@@ -501,8 +504,8 @@ def key_gradient_part(
         if D_KEY:
             d_k = project_back(d_projected, w, d_k, OPERAND, PRECISION)  # [C, M] @ [M, D]
             if d_projection is not None:
-                add_parameters((d_projection, None), d_projected.to(OPERAND), d_exponent, k, tl.program_id(0), features,
-                               keep, FEATURES, DIM, BLOCK_D, PRECISION)  # fmt: skip
+                add_parameters((d_projection, None), d_projected, d_exponent, k, tl.program_id(0), features, keep,
+                               FEATURES, DIM, BLOCK_D, OPERAND, PRECISION)  # fmt: skip
     return d_k, d_v, d_sum, scores
 
 

@@ -193,17 +193,26 @@ def feature_slope(d_exponent, x, gain, FEATURE_MAP: tl.constexpr):
 
 
 @triton.jit
-def project_back(d_projected, w, d_x, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Return d_x + d_projected @ w, [A, M] @ [M, D]; where operands are bfloat16, d_projected is the sum of two.
-
-    The rounding of one alone is a third of the error of the keys' gradient.
-    """
-    high = d_projected.to(OPERAND)
-    d_x = tl.dot(high, w.to(OPERAND), d_x, input_precision=PRECISION)
+def in_two_parts(x, OPERAND: tl.constexpr):
+    """Return x as the sum of two operands of a product where they are bfloat16, else as one and None."""
+    high = x.to(OPERAND)
+    low = None
     if tl.bfloat16 == OPERAND:
-        low = (d_projected - high.to(tl.float32)).to(OPERAND)
-        d_x = tl.dot(low, w.to(OPERAND), d_x, input_precision=PRECISION)
-    return d_x
+        low = (x - high.to(tl.float32)).to(OPERAND)
+    return high, low
+
+
+@triton.jit
+def project_back(d_projected, rows, total, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return total + d_projected @ rows, [A, B] @ [B, D]; where operands are bfloat16, d_projected is the sum of two.
+
+    The rounding of one alone is a third of the error of the gradients of keys and learnt features.
+    """
+    high, low = in_two_parts(d_projected, OPERAND)
+    total = tl.dot(high, rows.to(OPERAND), total, input_precision=PRECISION)
+    if low is not None:
+        total = tl.dot(low, rows.to(OPERAND), total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit

@@ -12,9 +12,9 @@ hence NaN and outliers stay within their windows, and the additions of one windo
     LONG    G * GROUP <= k      all outputs of the tile share rows, suffixes and prefixes continue across groups by a
                                 scan of the groups' totals: 1 + k / (G * GROUP) loads an output
 
-Rows that do not exist count as zero. The forward pass adds the repeated ends by their number; it sums differences to
-a pivot, a value that stands in all windows concerned, which spares the digits of an offset. The adjoint is the same
-sum with before and after exchanged.
+The forward pass reads the nearest row in place of one that does not exist, which repeats the ends, and sums float32
+series as differences to a pivot, a value that stands in all windows concerned, which spares the digits of an offset.
+The adjoint is the same sum with before and after exchanged, over rows that are zero where they do not exist.
 """
 
 # ruff: noqa: RUF005 - Triton concatenates tuples, it does not unpack into them
@@ -43,11 +43,24 @@ class Series(NamedTuple):
 
 
 @triton.jit
+def place_of(channel_count, time_tiles, WIDE: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return (batch, channels [C], which exist) of this program, and its first step, in the bits that offsets take."""
+    index = tl.program_id(0)
+    if WIDE:
+        index = index.to(tl.int64)
+    channel_tiles = (channel_count + BLOCK_C - 1) // BLOCK_C
+    channels = index % channel_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
+    index = index // channel_tiles
+    return (index // time_tiles, channels, channels < channel_count), index % time_tiles * TILE
+
+
+@triton.jit
 def tile_pointers(x, place, steps, size):
-    """Return pointers [G, C] to rows `steps` of the channels of this program."""
+    """Return pointers [G, C] to rows `steps`, [G] or one of its own for each channel [G, C], of this program."""
     batch, channels, _ = place
-    start = x.pointer + batch.to(tl.int64) * x.batch_stride + tl.cast(size, tl.int64) * x.size_stride
-    return start + (steps.to(tl.int64) * x.step_stride)[:, None] + (channels.to(tl.int64) * x.channel_stride)[None, :]
+    start = x.pointer + (batch.to(tl.int64) * x.batch_stride + tl.cast(size, tl.int64) * x.size_stride)
+    rows = (steps if len(steps.shape) == 2 else steps[:, None]).to(channels.dtype)
+    return start + ((channels * x.channel_stride)[None, :] + rows * x.step_stride)
 
 
 @triton.jit
@@ -72,26 +85,47 @@ def existing(place, steps, end):
 
 
 @triton.jit
-def load_signal(signal, size, place, steps, end, pivot):
-    """Return a signal's rows `steps` less the pivot, [G, C] float32; rows outside 0 ... end - 1 are zero.
+def load_signal(signal, size, place, steps, length, pivot):
+    """Return rows `steps` of a signal, [G, C] float32.
 
-    A signal is a tuple (values, minus, mask, weights) of Series: (values - minus) weights where the mask is True.
-    Whatever is None is left out; without values, minus and weights it is 1.
+    A signal is a tuple of Series. Of the forward pass, (x, mask): x less the pivot where the mask is True, and 1 in
+    place of x where there is none; the nearest row in place of one that does not exist. Of the adjoint,
+    (d_trend, d_seasonal, weights): (d_trend - d_seasonal) weights, whatever is None left out, zero in rows that do not
+    exist.
     """
-    values, minus, mask, weights = signal
-    keep = existing(place, steps, end)
-    seen = keep
-    if mask is not None:
-        seen = load_seen(mask, place, steps, keep)
-    value = seen.to(tl.float32)
-    if values is not None:
-        value = load_rows(values, place, steps, keep, 0)
-    if minus is not None:
-        lost = load_rows(minus, place, steps, keep, 0)
-        value = value - lost if values is not None else -lost
-    if weights is not None:
-        value *= load_rows(weights, place, steps, keep, size)
-    return tl.where(seen, value - pivot, 0.0)
+    if len(signal) == 2:
+        steps = tl.minimum(tl.maximum(steps, 0), length - 1)
+        keep = place[2][None, :]
+        if signal[1] is not None:
+            keep = load_seen(signal[1], place, steps, keep)
+        if signal[0] is None:
+            value = keep.to(tl.float32)
+        else:
+            value = load_rows(signal[0], place, steps, keep, 0) - pivot
+            if signal[1] is not None:
+                value = tl.where(keep, value, 0.0)
+    else:
+        d_trend, d_seasonal, weights = signal
+        keep = existing(place, steps, length)
+        value = 1.0
+        if weights is not None:
+            value = load_rows(weights, place, steps, keep, size)
+        if d_trend is not None or d_seasonal is not None:
+            value *= upstream_of(d_trend, d_seasonal, None, place, steps, keep)
+    return value
+
+
+@triton.jit
+def upstream_of(d_trend, d_seasonal, mask, place, steps, keep):
+    """Return h, what reaches the trend: d_trend less, where observed, d_seasonal; neither need be there, [G, C]."""
+    upstream = tl.zeros([steps.shape[0], place[1].shape[0]], tl.float32)
+    if d_trend is not None:
+        upstream = load_rows(d_trend, place, steps, keep, 0)
+    if d_seasonal is not None:
+        if mask is not None:
+            keep = load_seen(mask, place, steps, keep)
+        upstream -= load_rows(d_seasonal, place, steps, keep, 0)
+    return upstream
 
 
 @triton.jit
@@ -105,11 +139,31 @@ def totals_beyond(totals, REVERSE: tl.constexpr):
 
 
 @triton.jit
+def rows_shared_by_tile(signal, size, place, begin, end, length, pivot, GROUPS: tl.constexpr):
+    """Sum rows begin ... end - 1, [1, C]; those that do not exist by their number, as there may be any."""
+    total = tl.zeros([GROUPS, place[1].shape[0]], tl.float32)
+    inside = tl.minimum(end, length)
+    for row in range(tl.maximum(begin, 0), inside, GROUPS):
+        steps = row + tl.arange(0, GROUPS)
+        total += tl.where((steps < inside)[:, None], load_signal(signal, size, place, steps, length, pivot), 0.0)
+    total = tl.sum(total, 0)[None, :]
+    if len(signal) == 2:
+        early = tl.minimum(end, 0) - tl.minimum(begin, 0)
+        late = tl.maximum(end, length) - tl.maximum(begin, length)
+        one = tl.arange(0, 1)
+        row_0 = load_signal(signal, size, place, one, length, pivot)
+        row_l = load_signal(signal, size, place, one + (length - 1), length, pivot)
+        total += tl.where(early > 0, early.to(tl.float32) * row_0, 0.0)  # 0 NaN would be NaN
+        total += tl.where(late > 0, late.to(tl.float32) * row_l, 0.0)
+    return total
+
+
+@triton.jit
 def window_sums(
     signal, size, place, first, length, before, after, pivot,
     MODE: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Sum rows t - before ... t + after less the pivot for every t of the tile: a tuple over r of [G, C]."""
+    """Sum rows t - before ... t + after of a signal for every t of the tile: a tuple over r of [G, C]."""
     BLOCK_C: tl.constexpr = place[1].shape[0]
     TILE: tl.constexpr = GROUPS * GROUP
     starts = first + tl.arange(0, GROUPS) * GROUP
@@ -131,10 +185,9 @@ def window_sums(
             for step in range(GROUP - before, after + 1):
                 shared += load_signal(signal, size, place, starts + step, length, pivot)
         else:
-            end = tl.minimum(first + after + 1, length)
-            for row in range(tl.maximum(first + TILE - before, 0), end, GROUPS):
-                shared += load_signal(signal, size, place, row + tl.arange(0, GROUPS), end, pivot)
-            shared = tl.sum(shared, 0)[None, :] + totals_beyond(suffix, True)
+            shared = totals_beyond(suffix, True) + rows_shared_by_tile(
+                signal, size, place, first + TILE - before, first + after + 1, length, pivot, GROUPS
+            )
         prefix = tl.zeros([GROUPS, BLOCK_C], tl.float32)
         parts = ()
         for r in tl.static_range(GROUP):
@@ -153,63 +206,40 @@ def pivot_of(
     signal, place, first, length, before, after, MODE: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr
 ):
     """Return a finite value that stands in all windows of a group (CORE) or tile (LONG), [G, C] or [1, C]; else 0."""
-    if MODE == DIRECT:
-        return tl.zeros([1, place[1].shape[0]], tl.float32)
-    if MODE == CORE:
-        steps = first + tl.arange(0, GROUPS) * GROUP + (GROUP - 1 - before + after) // 2
-    else:
-        steps = first + tl.arange(0, 1) + (GROUPS * GROUP - 1 - before + after) // 2
-    value = load_signal(signal, 0, place, tl.minimum(tl.maximum(steps, 0), length - 1), length, 0.0)
-    return tl.where(tl.abs(value) < float("inf"), value, 0.0)
-
-
-@triton.jit
-def repeated_ends(signal, place, first, length, before, after, pivot, sums, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Add the first and last row as often as windows reach beyond them."""
-    end_rows = tl.arange(0, 1)
-    row_0 = load_signal(signal, 0, place, end_rows, length, pivot)
-    row_l = load_signal(signal, 0, place, end_rows + (length - 1), length, pivot)
-    added = ()
-    for r in tl.static_range(GROUP):
-        steps = first + tl.arange(0, GROUPS) * GROUP + r
-        early = (before - steps)[:, None]
-        late = (steps + after - (length - 1))[:, None]
-        total = sums[r] + tl.where(early > 0, early.to(tl.float32) * row_0, 0.0)  # 0 NaN would be NaN
-        added = added + (total + tl.where(late > 0, late.to(tl.float32) * row_l, 0.0),)
-    return added
-
-
-@triton.jit
-def padded_sums(
-    signal, place, first, length, before, after, pivot, MODE: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr
-):
-    """Sum windows of the series with repeated ends."""
-    sums = window_sums(signal, 0, place, first, length, before, after, pivot, MODE, GROUPS, GROUP)
-    return repeated_ends(signal, place, first, length, before, after, pivot, sums, GROUPS, GROUP)
+    HALF: tl.constexpr = signal[0].pointer.dtype.element_ty.primitive_bitwidth < 32  # sums keep all its digits
+    pivot = tl.zeros([1, place[1].shape[0]], tl.float32)
+    if MODE != DIRECT and not HALF:
+        steps = first + (GROUPS * GROUP - 1 - before + after) // 2 + tl.arange(0, 1)
+        if MODE == CORE:
+            steps = first + (GROUP - 1 - before + after) // 2 + tl.arange(0, GROUPS) * GROUP
+        value = load_signal(signal, 0, place, steps, length, 0.0)
+        pivot = tl.where(tl.abs(value) < float("inf"), value, 0.0)
+    return pivot
 
 
 @triton.jit
 def window_means(
-    x, mask, place, first, length, reach, SIZE: tl.constexpr, MODES: tl.constexpr,
+    x, mask, nearest, place, first, length, reach, SIZE: tl.constexpr, MODES: tl.constexpr,
     GROUPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Return averages of the observed values, and with a mask counts of them, tuples over r of [G, C]."""
+    """Return averages of the observed values, the nearest of them where a window has none, a tuple over r of [G, C]."""
     MODE: tl.constexpr = MODES[SIZE]
     before, after = reach[2 * SIZE], reach[2 * SIZE + 1]
-    signal = (x, None, mask, None)
-    pivot = pivot_of(signal, place, first, length, before, after, MODE, GROUPS, GROUP)
-    sums = padded_sums(signal, place, first, length, before, after, pivot, MODE, GROUPS, GROUP)
+    pivot = pivot_of((x, mask), place, first, length, before, after, MODE, GROUPS, GROUP)
+    sums = window_sums((x, mask), SIZE, place, first, length, before, after, pivot, MODE, GROUPS, GROUP)
+    share = 1.0 / (before + after + 1)
     means = ()
-    counts = sums
     if mask is None:
-        share = 1.0 / (before + after + 1)
         for r in tl.static_range(GROUP):
             means = means + (pivot + sums[r] * share,)
     else:
         counts = observed_counts(mask, place, first, length, reach, SIZE, MODES, GROUPS, GROUP)
         for r in tl.static_range(GROUP):
-            means = means + (tl.where(counts[r] > 0, pivot + sums[r] / tl.maximum(counts[r], 1.0), 0.0),)
-    return means, counts
+            lacks = existing(place, first + tl.arange(0, GROUPS) * GROUP + r, length) & (counts[r] == 0)
+            rows = tl.load(tile_pointers(nearest, place, first + tl.arange(0, GROUPS) * GROUP + r, 0), lacks, -1)
+            carried = load_rows(x, place, rows, lacks & (rows >= 0), 0)
+            means = means + (tl.where(counts[r] == 0, carried, pivot + sums[r] / tl.maximum(counts[r], 1.0)),)
+    return means
 
 
 @triton.jit
@@ -217,9 +247,9 @@ def observed_counts(
     mask, place, first, length, reach, SIZE: tl.constexpr, MODES: tl.constexpr,
     GROUPS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    MODE: tl.constexpr = MODES[SIZE]
-    signal = (None, None, mask, None)
-    return padded_sums(signal, place, first, length, reach[2 * SIZE], reach[2 * SIZE + 1], 0.0, MODE, GROUPS, GROUP)
+    """Count the observed rows of every window, with repeated ends."""
+    before, after = reach[2 * SIZE], reach[2 * SIZE + 1]
+    return window_sums((None, mask), SIZE, place, first, length, before, after, 0.0, MODES[SIZE], GROUPS, GROUP)
 
 
 @triton.jit
@@ -233,87 +263,26 @@ def earlier_of(a, b):
 
 
 @triton.jit
-def observed_before(mask, place, row, GROUPS: tl.constexpr):
+def observed_before(mask, place, row, STEPS: tl.constexpr):
     """Return the last observed row before `row`, [C], -1 where there is none."""
-    BLOCK_C: tl.constexpr = place[1].shape[0]
-    found = tl.where(place[2], tl.full([BLOCK_C], -1, tl.int32), 0)
+    found = tl.where(place[2], -1, 0).to(row.dtype)
     end = row
     while (end > 0) & (tl.min(found, 0) < 0):
-        steps = end - GROUPS + tl.arange(0, GROUPS)
+        steps = end - STEPS + tl.arange(0, STEPS)
         seen = load_seen(mask, place, steps, existing(place, steps, end))
         found = tl.maximum(found, tl.max(tl.where(seen, steps[:, None], -1), 0))
-        end -= GROUPS
+        end -= STEPS
     return found
 
 
 @triton.jit
-def observed_from(mask, place, row, length, GROUPS: tl.constexpr):
+def observed_from(mask, place, row, length, STEPS: tl.constexpr):
     """Return the first observed row from `row` on, [C], length where there is none."""
-    BLOCK_C: tl.constexpr = place[1].shape[0]
-    found = tl.where(place[2], tl.zeros([BLOCK_C], tl.int32) + length, 0)
+    found = tl.where(place[2], length, 0).to(row.dtype)
     start = row
     while (start < length) & (tl.max(found, 0) == length):
-        steps = start + tl.arange(0, GROUPS)
+        steps = start + tl.arange(0, STEPS)
         seen = load_seen(mask, place, steps, existing(place, steps, length))
         found = tl.minimum(found, tl.min(tl.where(seen, steps[:, None], length), 0))
-        start += GROUPS
+        start += STEPS
     return found
-
-
-@triton.jit
-def observed_neighbours(mask, place, first, length, GROUPS: tl.constexpr, GROUP: tl.constexpr):
-    """Return the observed rows nearest to each row on either side, itself left out: two tuples over r of [G, C].
-
-    -1 and length stand for none.
-    """
-    TILE: tl.constexpr = GROUPS * GROUP
-    BLOCK_C: tl.constexpr = place[1].shape[0]
-    starts = first + tl.arange(0, GROUPS) * GROUP
-    # Groups are scanned one group early and one late, which leaves each group's own rows out.
-    last = tl.full([GROUPS, BLOCK_C], -1, tl.int32)
-    following = tl.zeros([GROUPS, BLOCK_C], tl.int32) + length
-    for r in tl.static_range(GROUP):
-        steps = starts + (r - GROUP)
-        seen = load_seen(mask, place, steps, existing(place, steps, length))
-        last = tl.where(seen, steps[:, None], last)
-        steps = starts + (2 * GROUP - 1 - r)
-        seen = load_seen(mask, place, steps, existing(place, steps, length))
-        following = tl.where(seen, steps[:, None], following)
-    last = tl.associative_scan(last, 0, later_of)
-    following = tl.associative_scan(following, 0, earlier_of, reverse=True)
-    last = tl.maximum(last, observed_before(mask, place, first - GROUP, GROUPS)[None, :])
-    following = tl.minimum(following, observed_from(mask, place, first + TILE + GROUP, length, GROUPS)[None, :])
-    earlier = ()
-    later = ()
-    for r in tl.static_range(GROUP):
-        earlier = earlier + (last,)
-        steps = starts + r
-        last = tl.where(load_seen(mask, place, steps, existing(place, steps, length)), steps[:, None], last)
-        later = (following,) + later
-        steps = starts + (GROUP - 1 - r)
-        following = tl.where(load_seen(mask, place, steps, existing(place, steps, length)), steps[:, None], following)
-    return earlier, later
-
-
-@triton.jit
-def carried_value(x, place, steps, earlier, later, length, CAUSAL: tl.constexpr):
-    """Return the observed value nearest to each row, the earlier of two, [G, C]; zero where there is none."""
-    batch, channels, keep_channel = place
-    nearest = earlier
-    if not CAUSAL:
-        row = steps[:, None]
-        use_later = (later < length) & ((earlier < 0) | (later - row < row - earlier))
-        nearest = tl.where(use_later, later, earlier)
-    start = x.pointer + batch.to(tl.int64) * x.batch_stride + (channels.to(tl.int64) * x.channel_stride)[None, :]
-    keep = (nearest >= 0) & (nearest < length) & keep_channel[None, :]
-    return tl.load(start + nearest.to(tl.int64) * x.step_stride, mask=keep, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def place_of(channel_count, time_tiles, TILE: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return (batch, channels [C], which exist) of this program, and its first step."""
-    index = tl.program_id(0)
-    channel_tiles = (channel_count + BLOCK_C - 1) // BLOCK_C
-    channels = index % channel_tiles * BLOCK_C + tl.arange(0, BLOCK_C)
-    index = index // channel_tiles
-    return (index // time_tiles, channels, channels < channel_count), index % time_tiles * TILE

@@ -2,18 +2,16 @@
 
 Dimension key: b batch, l steps of time, c channel, n kernel sizes.
 
-    call                          launches
-    forward                       _decompose_kernel: trend and seasonal of all sizes in one pass
-    forward, mask                 _decompose_kernel, then _carry_kernel for the windows without an observation
-    backward                      _adjoint_kernel
-    backward, mask                _share_kernel, _adjoint_kernel, then _receive_kernel
-    d_weights                     before those, _weights_kernel
-    d_weights, mask               then _carry_weights_kernel, for the windows without an observation
+    call             launches
+    forward          _decompose_kernel: trend and seasonal of all sizes in one pass
+    d_weights        _weights_kernel, before
+    backward         _adjoint_kernel
+    backward, mask   _share_kernel, then _adjoint_kernel
+    any with a mask  _nearest_kernel first, where a window may have no observation
 
-Least traffic, in elements of x's dtype: forward reads 1 and writes 2, backward reads 2 and writes 1. A masked backward
-writes and reads one float32 series a kernel size, and one more, between its launches. Results have x's layout.
-Sums are float32 and rounded once, but for what a value hands to windows that observe nothing else, or gets back from
-them: that is added to what the first launch rounded.
+Least traffic, in elements of x's dtype: forward reads 1 and writes 2, backward reads 2 and writes 1. A mask adds an
+int32 series of nearest observations, and to the backward a float32 series a kernel size and one more. Results have x's
+layout. Sums are float32 and rounded once.
 """
 
 # triton.next_power_of_2 is annotated for the device, and called on the host:
@@ -32,25 +30,26 @@ from torch import Tensor
 from .launch import launch_kernel
 from .series_decomposition_kernels import (
     _adjoint_kernel,
-    _carry_kernel,
-    _carry_weights_kernel,
     _decompose_kernel,
-    _receive_kernel,
+    _nearest_kernel,
     _share_kernel,
     _weights_kernel,
 )
 from .series_decomposition_reference import window_reach
 from .series_decomposition_tiles import CORE, DIRECT, LONG, Series
 
-GROUP = 8
-"""Consecutive steps a thread owns: a row it loads serves up to this many windows. Half of them where a mask leaves no
-registers for the trends of three sizes and more."""
+MOST_STEPS = 16
+"""Consecutive steps a thread owns at most: a row it loads serves up to this many windows. Half of them where float32
+series, a mask or several sizes take more registers, a quarter with a mask and more than two sizes."""
 
 LONG_WINDOW = 64
 """Kernel size from which windows are summed across the whole tile: below, shared rows are few enough to load again."""
 
-LONGEST_TILE = {4: 512, 2: 256, 1: 128}
-"""Steps of a tile with this many elements a thread; longer windows load k / LONGEST_TILE rows an output."""
+LONGEST_TILE = 512
+"""Steps of a tile at most; longer windows load k / LONGEST_TILE rows an output."""
+
+NEAREST_STEPS = 128
+"""Steps of a tile that looks for the nearest observations."""
 
 
 class Launch(NamedTuple):
@@ -68,8 +67,9 @@ class Launch(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments all kernels share; those that sum windows take MODES too."""
+        """Return the keyword arguments that all kernels which sum windows share."""
         return {
+            "MODES": self.modes,
             "maxnreg": 255,  # as 8 warps allow; left alone, ptxas spills in places to stay at 128
             "GROUPS": self.groups,
             "GROUP": self.group,
@@ -79,19 +79,21 @@ class Launch(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def launch_config(sizes: tuple[int, ...], length: int, channels: int, masked: bool) -> Launch:
+def launch_config(sizes: tuple[int, ...], length: int, channels: int, masked: bool, half: bool) -> Launch:
     """Choose tiles of four elements a thread and row, fewer where counts or several trends want registers too.
 
     Chosen by the registers that sm_80 to sm_120 need without a spill (bench/compile_report.py); not timed yet.
     """
     each = 1 if len(sizes) > 1 else 2 if masked else 4
-    group = GROUP // 2 if masked and len(sizes) > 2 else GROUP
+    most = MOST_STEPS // (1 + (len(sizes) > 1 or masked or not half)) // (1 + (masked and len(sizes) > 2))
+    candidates = [2**i for i in range(most.bit_length())]
+    group = min(reversed(candidates), key=lambda g: 8 / g + sum(k if k < g else 1 + (k - 1) / g for k in sizes))
     block = min(64, triton.next_power_of_2(channels))
     groups = min(128 * each // block, max(2, triton.next_power_of_2(_tiles(length, group))))
     longest = max(sizes)
     if longest >= LONG_WINDOW:
         below = 1 << (longest.bit_length() - 1)  # a tile no longer than the window, nor than the series
-        longest_tile = LONGEST_TILE[each] * group // GROUP
+        longest_tile = LONGEST_TILE * each // 4 * group // most
         steps = min(below, longest_tile, max(2 * group, triton.next_power_of_2(length)))
         groups = steps // group
         block = min(block, max(16, 256 * each // groups))
@@ -107,41 +109,61 @@ def series_of(x: Tensor | None) -> Series | None:
     return None if x is None else Series(x, *x.stride(), *(0,) * (4 - x.ndim))
 
 
+class Problem(NamedTuple):
+    """What every launch of a call shares: the series' shape, the windows, and how they are cut."""
+
+    shape: torch.Size
+    sizes: tuple[int, ...]
+    causal: bool
+    launch: Launch
+
+    @classmethod
+    def of(cls, x: Tensor, mask: Tensor | None, sizes: Sequence[int], causal: bool) -> Problem:
+        """Describe windows over x (b, l, c)."""
+        launch = launch_config(tuple(sizes), *x.shape[1:], mask is not None, x.element_size() < 4)
+        return cls(x.shape, tuple(sizes), causal, launch)
+
+    def run(self, kernel: Any, *series: Tensor | None) -> None:
+        """Launch a kernel that sums windows, on tensors (b, l, c) or (b, l, c, n)."""
+        b, length, c = self.shape
+        time_tiles = _tiles(length, self.launch.steps)
+        reaches = tuple(steps for k in self.sizes for steps in window_reach(k, self.causal))
+        launch_kernel(
+            kernel,
+            b * time_tiles * _tiles(c, self.launch.channels),
+            *map(series_of, series),
+            length,
+            c,
+            time_tiles,
+            reaches,
+            WIDE=any(map(_is_wide, series)),
+            **self.launch.options,
+        )
+
+    def nearest(self, mask: Tensor | None) -> Tensor | None:
+        """Return the row of each row's nearest observation, (b, l, c) int32, -1 where there is none."""
+        if mask is None:
+            return None
+        b, length, c = self.shape
+        rows = torch.empty(self.shape, dtype=torch.int32, device=mask.device)
+        time_tiles = _tiles(length, NEAREST_STEPS)
+        channels = min(32, triton.next_power_of_2(c))
+        programs = b * time_tiles * _tiles(c, channels)
+        extent = (length, c, time_tiles)
+        constants = {"WIDE": _is_wide(mask), "CAUSAL": self.causal, "STEPS": NEAREST_STEPS, "BLOCK_C": channels}
+        launch_kernel(_nearest_kernel, programs, series_of(mask), series_of(rows), *extent, **constants)
+        return rows
+
+
 def decompose_triton(
     x: Tensor, mask: Tensor | None, weights: Tensor | None, sizes: Sequence[int], causal: bool, trend_only: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Return (seasonal, trend) in x's dtype and layout; weights, if any, are (b, l, c, n)."""
     trend = torch.empty_like(x)
     seasonal = None if trend_only else torch.empty_like(x)
-    if x.numel() == 0:
-        return seasonal, trend
-    launch = launch_config(tuple(sizes), *x.shape[1:], mask is not None)
-    extent = (*_extent(x, launch), _reaches(sizes, causal))
-    launch_kernel(
-        _decompose_kernel,
-        _programs(x, launch),
-        series_of(x),
-        series_of(mask),
-        series_of(weights),
-        series_of(trend),
-        series_of(seasonal),
-        *extent,
-        MODES=launch.modes,
-        **launch.options,
-    )
-    if mask is not None:
-        launch_kernel(
-            _carry_kernel,
-            _programs(x, launch),
-            series_of(x),
-            series_of(mask),
-            series_of(weights),
-            series_of(trend),
-            *extent,
-            CAUSAL=causal,
-            SIZES=len(sizes),
-            **launch.options,
-        )
+    if x.numel() > 0:
+        problem = Problem.of(x, mask, sizes, causal)
+        problem.run(_decompose_kernel, x, mask, problem.nearest(mask), weights, trend, seasonal)
     return seasonal, trend
 
 
@@ -157,117 +179,29 @@ def decompose_backward_triton(
     """Return d_x and, where x is given, d_weights (b, l, c, n) in the weights' dtype."""
     like = d_trend if d_trend is not None else d_seasonal
     assert like is not None
-    d_x = torch.empty_like(like)
-    d_weights = None
+    d_x, d_weights = torch.empty_like(like), None
     if x is not None:
         assert weights is not None
         d_weights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
     if like.numel() == 0:
         return d_x, d_weights
-    launch = launch_config(tuple(sizes), *like.shape[1:], mask is not None)
-    if x is not None and d_weights is not None:
-        _differentiate_weights(d_weights, d_seasonal, d_trend, x, mask, sizes, causal, launch)
-    extent = (*_extent(like, launch), _reaches(sizes, causal))
-    shares, carry = weights, None
+    problem = Problem.of(like, mask, sizes, causal)
+    nearest = problem.nearest(mask)
+    if x is not None:
+        problem.run(_weights_kernel, x, mask, nearest, d_trend, d_seasonal, d_weights)
+    shares = weights
     if mask is not None:
-        shares, carry = _scratch(like, len(sizes)), _scratch(like, 1)
-        launch_kernel(
-            _share_kernel,
-            _programs(like, launch),
-            series_of(mask),
-            series_of(weights),
-            series_of(d_trend),
-            series_of(d_seasonal),
-            series_of(shares),
-            series_of(carry),
-            *extent,
-            MODES=launch.modes,
-            **launch.options,
-        )
-    launch_kernel(
-        _adjoint_kernel,
-        _programs(like, launch),
-        series_of(d_trend),
-        series_of(d_seasonal),
-        series_of(shares),
-        series_of(mask),
-        series_of(d_x),
-        *extent,
-        MODES=launch.modes,
-        **launch.options,
-    )
-    if mask is not None:
-        launch_kernel(
-            _receive_kernel,
-            _programs(like, launch),
-            series_of(carry),
-            series_of(mask),
-            series_of(d_x),
-            *_extent(like, launch),
-            window_reach(min(sizes), causal),
-            CAUSAL=causal,
-            **launch.options,
-        )
+        series = (len(sizes) + 1, *like.shape)  # each contiguous
+        shares = torch.empty(series, dtype=torch.float32, device=like.device).permute(1, 2, 3, 0)
+        problem.run(_share_kernel, mask, weights, d_trend, d_seasonal, shares)
+    problem.run(_adjoint_kernel, d_trend, d_seasonal, shares, mask, nearest, d_x)
     return d_x, d_weights
 
 
-def _differentiate_weights(
-    d_weights: Tensor,
-    d_seasonal: Tensor | None,
-    d_trend: Tensor | None,
-    x: Tensor,
-    mask: Tensor | None,
-    sizes: Sequence[int],
-    causal: bool,
-    launch: Launch,
-) -> None:
-    """Write d_weights (b, l, c, n)."""
-    extent = (*_extent(x, launch), _reaches(sizes, causal))
-    launch_kernel(
-        _weights_kernel,
-        _programs(x, launch),
-        series_of(x),
-        series_of(mask),
-        series_of(d_trend),
-        series_of(d_seasonal),
-        series_of(d_weights),
-        *extent,
-        MODES=launch.modes,
-        **launch.options,
-    )
-    if mask is not None and d_trend is not None:  # d_seasonal does not reach a step that is not observed
-        launch_kernel(
-            _carry_weights_kernel,
-            _programs(x, launch),
-            series_of(x),
-            series_of(mask),
-            series_of(d_trend),
-            series_of(d_weights),
-            *extent,
-            CAUSAL=causal,
-            SIZES=len(sizes),
-            **launch.options,
-        )
-
-
-def _scratch(like: Tensor, count: int) -> Tensor:
-    """Return float32 (b, l, c, count) in which each of the `count` series is contiguous."""
-    return torch.empty((count, *like.shape), dtype=torch.float32, device=like.device).permute(1, 2, 3, 0)
-
-
-def _reaches(sizes: Sequence[int], causal: bool) -> tuple[int, ...]:
-    return tuple(steps for k in sizes for steps in window_reach(k, causal))
+def _is_wide(x: Tensor | None) -> bool:
+    """Tell whether offsets within one batch element take more than 32 bits."""
+    return x is not None and sum((n - 1) * s for n, s in zip(x.shape[1:3], x.stride()[1:3], strict=True)) >= 2**31
 
 
 def _tiles(extent: int, tile: int) -> int:
     return -(-extent // tile)
-
-
-def _programs(x: Tensor, launch: Launch) -> int:
-    b, length, c = x.shape
-    return b * _tiles(length, launch.steps) * _tiles(c, launch.channels)
-
-
-def _extent(x: Tensor, launch: Launch) -> tuple[int, int, int]:
-    """Return length, channels and the number of tiles in time."""
-    return x.shape[1], x.shape[2], _tiles(x.shape[1], launch.steps)

@@ -229,7 +229,7 @@ def test_several_sizes_without_weights_are_averaged():
     assert torch.equal(seasonal, x - trend)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=GPU)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_series_are_averaged_in_float32_and_split_after_rounding(dtype):
     x = (5 + torch.randn(1, 300, 3)).to(dtype)
     seasonal, trend = triton_decomposition(x, 25)
@@ -251,6 +251,28 @@ def test_any_strides_are_read_and_the_layout_is_kept():
     mask = torch.rand(1, 6, 40).transpose(1, 2)[:, ::2, 1::2] > 0.5
     expected = triton_average(sliced.contiguous(), 4, mask=mask.contiguous())
     assert torch.equal(triton_average(sliced, 4, mask=mask), expected)
+
+
+@pytest.mark.parametrize("strides", [(0, 1, 2**31), (0, 2**30, 1)], ids=["channels", "steps"])
+def test_offsets_beyond_32_bits_are_served(strides):
+    """Nothing but the elements of the series is ever touched of the memory that it lies in."""
+    shape = (1, 3, 2)
+    x, upstream, mask = (
+        torch.zeros(2**31 + 16, dtype=dtype, device=DEVICE).as_strided(shape, strides)
+        for dtype in (torch.float16, torch.float16, torch.bool)
+    )
+    x.copy_(torch.randn(shape))
+    upstream.copy_(torch.randn(shape))
+    mask.copy_(torch.tensor([[False, True], [True, False], [False, False]]))
+    ours = x.detach().requires_grad_()
+    exact = x.double().contiguous().requires_grad_()
+    for options in ({}, {"mask": mask}):
+        trend, expected = moving_average(ours, 2, impl="triton", **options), moving_average(exact, 2, **options)
+        torch.testing.assert_close(trend.double(), expected, rtol=1e-3, atol=1e-3)
+        (d_x,), (d_exact,) = (
+            torch.autograd.grad(y, leaf, upstream.to(y.dtype)) for y, leaf in ((trend, ours), (expected, exact))
+        )
+        torch.testing.assert_close(d_x.double(), d_exact, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 2), (2, 0, 2), (2, 5, 0)])
