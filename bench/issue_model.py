@@ -1,6 +1,6 @@
-"""Predict the FAVOR kernels' speed from their machine code: which resource of a multiprocessor binds each of them.
+"""Predict the kernels' speed from their machine code: which resource of a multiprocessor binds each of them.
 
-    python bench/issue_model.py [--head-dim 64 128] [--num-features 256] [--markdown]
+    python bench/issue_model.py [--head-dim 64 128] [--num-features 256] [--window 25] [--markdown]
 
 Compiles the default bfloat16 launches for sm_90 without a GPU (compile_report.py), counts the instructions of the main
 loop and those outside of it, and puts beside each other how long an H200 takes at least for one token of one head:
@@ -13,6 +13,9 @@ last column counts what any implementation must do (bytes of HBM, tensor FLOP, e
 reads. Instructions outside of the main loop are counted once a program of kernels that own tokens, branches for unusual
 inputs included; kernels that own features run them once a walk, which is left out, and so are the kernels that only add
 up states, which move them once, and the one launch of short inputs, which latency binds.
+
+The decomposition is issue against traffic: instructions that are in no loop, and those of the loop over the rows that
+all windows of a thread share, times its trips; the loops of the ends of a series are left out.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from compile_report import Case, launch_causal, launch_favor
-from offline_compile import compiled_launches, main_loop
+from compile_report import Case, launch_causal, launch_decomposition, launch_favor
+from offline_compile import compiled_launches, disassembled, main_loop
 
 PROCESSORS, GIGAHERTZ = 132, 1.755
 """H100 and H200 SXM: multiprocessors, and the clock they sustain under tensor load."""
@@ -101,6 +104,9 @@ PASSES = {
 }
 """Kernels that see every token, by kind and pass."""
 
+SERIES_TENSORS = {"_decompose_kernel": (1, 3), "_adjoint_kernel": (2, 3)}
+"""Of a decomposition's kernels, tensors that the loop reads, and tensors read or written in all."""
+
 RESOURCES = ("issue", "exp", "tensor", "L2", "HBM")
 
 
@@ -109,6 +115,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64])
     parser.add_argument("--num-features", type=int, default=256)
+    parser.add_argument("--window", type=int, default=25, help="of the decomposition, from 16 to 63 steps")
     parser.add_argument("--markdown", action="store_true", help="print the table of the README instead")
     options = parser.parse_args()
     bounds = {}
@@ -124,6 +131,8 @@ def main() -> int:
                 print(f"{kind} {passes}: {bounds[kind, passes, d]:.0f} ps at best, {share:.0%} of its roofline")
     if options.markdown:
         print(markdown(bounds))
+    else:
+        print_decomposition(options.window)
     return 0
 
 
@@ -185,6 +194,28 @@ def print_kernels(times: dict[str, dict[str, float]], d: int, m: int) -> None:
         floor = max(by_resource[x] for x in ("exp", "tensor", "HBM"))
         row = " ".join(f"{by_resource[x]:7.0f}" for x in RESOURCES)
         print(f"{name:34s} {row}  {bound:6s} {floor:7.0f}")
+
+
+def print_decomposition(window: int) -> None:
+    """Print what issue and traffic take for one value of a series of 64 channels, by dtype and kernel."""
+    print(f"\nsm_90, decomposition in windows of {window}: fs a value")
+    print(f"{'kernel':34s} {'dtype':9s} instructions   issue     HBM  of copy bandwidth, at most")
+    for dtype, itemsize in (("bfloat16", 2), ("float32", 4)):
+        with compiled_launches(90) as launches:
+            launch_decomposition(Case("decomposition", 90, dtype, ((window,), False)))
+        for function, compiled, arguments in launches:
+            read, moved = SERIES_TENSORS[function.__name__]
+            values = arguments["GROUPS"] * arguments["GROUP"] * arguments["BLOCK_C"] / (32 * arguments["num_warps"])
+            code = disassembled(compiled.asm["cubin"])
+            shared = next(x.body for x in code.loops if "LDG" in x.body)
+            unrolled = sum(x == "LDG" for x in shared) / read
+            instructions = (code.straight + (window - arguments["GROUP"]) * len(shared) / unrolled) / values
+            issue = instructions / ISSUE * 1e6 / (PROCESSORS * GIGAHERTZ)
+            traffic = moved * itemsize / HBM_BYTES * 1e15
+            print(
+                f"{function.__name__:34s} {dtype:9s} {instructions:12.1f} {issue:7.0f} {traffic:7.0f} "
+                f"{traffic / max(issue, traffic):6.0%}"
+            )
 
 
 def markdown(bounds: dict[tuple[str, str, int], float]) -> str:

@@ -83,22 +83,50 @@ class MainLoop(NamedTuple):
     outside: int
 
 
+class Loop(NamedTuple):
+    """A loop of a binary: its addresses, and the names of the instructions between them."""
+
+    begin: int
+    end: int
+    body: list[str]
+
+    @property
+    def products(self) -> int:
+        return sum(x.endswith("MMA") for x in self.body)
+
+
+class Disassembly(NamedTuple):
+    """A binary's instructions by address, and its loops in the order of their ends."""
+
+    names: dict[int, str]
+    loops: list[Loop]
+
+    @property
+    def straight(self) -> int:
+        """How many instructions are in no loop."""
+        return sum(not any(x.begin <= at <= x.end for x in self.loops) for at in self.names)
+
+
+def disassembled(cubin: bytes) -> Disassembly:
+    text = _cuobjdump(cubin, "-sass")
+    code = {int(x[1], 16): x[2] for x in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)}
+    names = {at: opcode(x) for at, x in code.items()}
+    loops = []
+    for end, instruction in code.items():
+        target = re.search(r"BRA\S*.*?0x([0-9a-f]+)", instruction)
+        if target and (begin := int(target[1], 16)) < end:
+            loops.append(Loop(begin, end, [x for at, x in names.items() if begin <= at <= end]))
+    return Disassembly(names, loops)
+
+
 def main_loop(cubin: bytes) -> MainLoop:
     """Find the main loop of a binary; without any loop, everything is outside of it."""
-    text = _cuobjdump(cubin, "-sass")
-    code = [(int(x[1], 16), x[2]) for x in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text)]
-    loops = []
-    for address, instruction in code:
-        target = re.search(r"BRA\S*.*?0x([0-9a-f]+)", instruction)
-        if target and int(target[1], 16) < address:
-            body = [opcode(x) for at, x in code if int(target[1], 16) <= at <= address]
-            products = sum(x.endswith("MMA") for x in body)
-            loops.append((int(target[1], 16), address, products, body))
-    innermost = [x for x in loops if not any(x[0] <= y[0] and y[1] <= x[1] and y[2] and y is not x for y in loops)]
-    if not innermost:
-        return MainLoop(0, 0, len(code))
-    *_, body = max(innermost, key=lambda x: (x[2], len(x[3])))
-    return MainLoop(len(body), sum(x in ("LDL", "STL") for x in body), len(code) - len(body))
+    names, loops = disassembled(cubin)
+    innermost = [
+        x for x in loops if not any(x.begin <= y.begin and y.end <= x.end and y.products and y is not x for y in loops)
+    ]
+    body = max(innermost, key=lambda x: (x.products, len(x.body))).body if innermost else []
+    return MainLoop(len(body), sum(x in ("LDL", "STL") for x in body), len(names) - len(body))
 
 
 def opcode(instruction: str) -> str:
