@@ -179,7 +179,7 @@ def describe(case: Case, launch: CompiledLaunch) -> Launch:
     return Launch(
         case,
         kernel=function.__name__ + ("[keys]" if options.get("KEYS") else ""),
-        tiles={k.removeprefix("BLOCK_"): v for k, v in options.items() if k in {f"BLOCK_{x}" for x in "TSNMC"}},
+        tiles=tile_sizes(options),
         num_warps=options.get("num_warps", 4),
         num_stages=options.get("num_stages", 3),
         registers=registers,
@@ -190,6 +190,12 @@ def describe(case: Case, launch: CompiledLaunch) -> Launch:
         barriers=text.count("bar.sync"),
         tensor_instructions={name: count for name, count in counts.items() if count},
     )
+
+
+def tile_sizes(options: dict[str, Any]) -> dict[str, int]:
+    """Return the extents of a launch's tiles in tokens or steps, and in features."""
+    sizes = {k.removeprefix("BLOCK_"): v for k, v in options.items() if k in {f"BLOCK_{x}" for x in "TSNC"}}
+    return sizes | ({"M": options["S"].BLOCK_M.value} if "S" in options else {})
 
 
 def table(report: list[Launch]) -> str:

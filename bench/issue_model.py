@@ -146,7 +146,7 @@ def picoseconds(d: int, m: int) -> dict[str, dict[str, float]]:
         launch_favor(Case("favor", 90, "bfloat16", (d, m, "orthogonal")))  # learnt: the projection's gradient
     for function, compiled, arguments in launches:
         name = function.__name__ + ("[keys]" if arguments.get("KEYS") else "")
-        if name not in WORK or not arguments.get("WITHIN", True):
+        if name not in WORK or (name.startswith("_causal") and not arguments["S"].WITHIN):
             continue
         if name == "_prefix_states_kernel":
             walks += 1
@@ -159,8 +159,9 @@ def picoseconds(d: int, m: int) -> dict[str, dict[str, float]]:
 
 def cost(work: Work, cubin: bytes, arguments: dict[str, Any], d: int, m: int) -> dict[str, float]:
     """Return picoseconds a token and head by resource."""
-    pairs = 2 if arguments.get("PAIRED") else 1
-    landmarks = arguments["BLOCK_M"] * pairs
+    spec = arguments["S"]
+    pairs = 2 if spec.PAIRED else 1
+    landmarks = spec.BLOCK_M.value * pairs
     tokens = next(arguments[x] for x in ("BLOCK_T", "BLOCK_S", "BLOCK_N", "BLOCK_C") if x in arguments)
     segment = arguments.get("BLOCK_C", SEGMENT)
     loop, warps = main_loop(cubin), arguments["num_warps"]

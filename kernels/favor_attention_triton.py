@@ -26,10 +26,11 @@ from .favor_forward_kernels import _attend_kernel, _merge_splits_kernel, _short_
 from .favor_launch import (
     ceil_div,
     gains,
+    landmark_spec,
     launch_of,
     next_power_of_two,
     operand_dtype,
-    shared_constants,
+    spec_of,
     split_tokens,
 )
 from .favor_reference import KeySummary, attention_output
@@ -89,8 +90,7 @@ def _launch_summarize(
     m, e = state.value.shape[-2:]
     if b * h == 0:
         return
-    constants = shared_constants(space, key, m, e, impl)
-    launch = launch_of("summarize", constants, s, key.device)
+    launch = launch_of("summarize", spec_of(space, key, m, e, impl), s, key.device)
     splits, each = split_tokens(ceil_div(s, launch.tokens), launch.tokens, b * h * launch.tiles, key.device)
     parts = state
     if splits > 1:
@@ -112,27 +112,12 @@ def _launch_summarize(
         splits,
         h,
         *gains(space),
-        **constants,
-        BLOCK_M=launch.features,
         BLOCK_S=launch.tokens,
         **launch.options,
     )
     if splits > 1:
-        block = min(16, next_power_of_two(m))
-        launch_kernel(
-            _merge_splits_kernel,
-            b * h * ceil_div(m, block),
-            parts,
-            log_weight,
-            state,
-            b * h,
-            splits,
-            h,
-            FEATURES=m,
-            VALUE_DIM=e,
-            BLOCK_M=block,
-            BLOCK_E=constants["BLOCK_E"],
-        )
+        tiles, spec = landmark_spec(m, e)
+        launch_kernel(_merge_splits_kernel, b * h * tiles, parts, log_weight, state, b * h, splits, h, S=spec)
 
 
 def attend_triton(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace, impl: str) -> tuple[Tensor, Tensor]:
@@ -151,8 +136,7 @@ def launch_attend(
     output = attention_output(query, e)
     if b * heads * t == 0:
         return output
-    constants = shared_constants(space, query, m, e, impl)
-    launch = launch_of("attend", constants, t, query.device)
+    launch = launch_of("attend", spec_of(space, query, m, e, impl), t, query.device)
     launch_kernel(
         _attend_kernel,
         b * heads * ceil_div(t, launch.tokens),
@@ -166,9 +150,7 @@ def launch_attend(
         heads,
         heads // h,
         gains(space)[0],
-        **constants,
         BLOCK_T=launch.tokens,
-        BLOCK_M=launch.features,
         **launch.options,
     )
     return output
@@ -253,8 +235,7 @@ def short_attention(
     output = attention_output(query, e)
     if b * heads == 0:
         return output
-    constants = shared_constants(space, query, m, e, impl)
-    launch = launch_of("short", constants, max(t, s), query.device)
+    launch = launch_of("short", spec_of(space, query, m, e, impl), max(t, s), query.device)
     tokens = min(launch.tokens, next_power_of_two(t))
     launch_kernel(
         _short_kernel,
@@ -274,10 +255,8 @@ def short_attention(
         heads // h,
         *gains(space),
         RELATIVE=relative,
-        **constants,
         BLOCK_T=tokens,
         BLOCK_S=min(launch.tokens, next_power_of_two(s)),
-        BLOCK_M=launch.features,
         **launch.options,
     )
     return output

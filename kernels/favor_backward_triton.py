@@ -22,10 +22,10 @@ from .favor_launch import (
     Launch,
     ceil_div,
     gains,
+    landmark_spec,
     launch_of,
-    next_power_of_two,
     operand_dtype,
-    shared_constants,
+    spec_of,
     split_tokens,
 )
 from .favor_reference import ParameterGradients
@@ -158,8 +158,7 @@ def landmark_gradient(
     """Return the partial sums R (splits b, h, m, e) and E (splits b, h, m)."""
     b, heads, t, _ = query.shape
     h, m, e = hop.landmark_rows.shape[1:]
-    constants = shared_constants(space, query, m, e, impl)
-    launch = launch_of("landmark_gradient", constants, t, query.device)
+    launch = launch_of("landmark_gradient", spec_of(space, query, m, e, impl), t, query.device)
     splits, each = _split_heads(t, launch, b * h, heads // h, query.device)
     received = query.new_empty(splits * b, h, m, e, dtype=torch.float32)
     received_weighted = query.new_empty(splits * b, h, m, dtype=torch.float32)
@@ -182,8 +181,6 @@ def landmark_gradient(
             h,
             heads // h,
             gains(space)[0],
-            **constants,
-            BLOCK_M=launch.features,
             BLOCK_N=launch.tokens,
             **launch.options,
         )
@@ -220,8 +217,8 @@ def token_gradient(
     if b * heads * n == 0:
         return
     is_key_side = d_token_rows is not None
-    constants = shared_constants(space, tokens, m, e, impl)
-    launch = launch_of("key_gradient" if is_key_side else "query_gradient", constants, n, tokens.device)
+    kernel = "key_gradient" if is_key_side else "query_gradient"
+    launch = launch_of(kernel, spec_of(space, tokens, m, e, impl), n, tokens.device)
     launch_kernel(
         _token_gradient_kernel,
         b * heads * ceil_div(n, launch.tokens),
@@ -244,9 +241,7 @@ def token_gradient(
         *gains(space),
         math.sqrt(space.scale),
         KEYS=is_key_side,
-        **constants,
         BLOCK_N=launch.tokens,
-        BLOCK_M=launch.features,
         **launch.options,
     )
 
@@ -263,10 +258,10 @@ def _reduce_gradient(
     if b * h == 0:
         return
     hop, row_sum = (None, None) if keys is None else keys
-    block = min(16, next_power_of_two(m))
+    tiles, spec = landmark_spec(m, e)
     launch_kernel(
         _reduce_gradient_kernel,
-        b * h * ceil_div(m, block),
+        b * h * tiles,
         *received,
         d_log_normalizer,
         state_value,
@@ -276,10 +271,7 @@ def _reduce_gradient(
         None if hop is None else hop.shifts,
         b * h,
         received[0].shape[0] // b,
-        FEATURES=m,
-        VALUE_DIM=e,
-        BLOCK_M=block,
-        BLOCK_E=next_power_of_two(e),
+        S=spec,
     )
 
 
@@ -289,9 +281,8 @@ def projection_gradient(
     """Return sum_n d_nr x_n, (b, h, m, d), float32; features that are learnt are not paired."""
     b, heads, n, d = tokens.shape
     h, m, e = hop.landmark_rows.shape[1:]
-    constants = dict(shared_constants(space._replace(paired=False), tokens, m, e, impl))
-    del constants["PAIRED"]
-    launch = launch_of("projection_gradient", constants, n, tokens.device)
+    spec = spec_of(space._replace(paired=False), tokens, m, e, impl)
+    launch = launch_of("projection_gradient", spec, n, tokens.device)
     splits, each = _split_heads(n, launch, b * h, heads // h, tokens.device)
     parts = tokens.new_empty(splits * b, h, m, d, dtype=torch.float32)
     if parts.numel():
@@ -317,8 +308,6 @@ def projection_gradient(
             heads // h,
             *gains(space),
             KEYS=hop.row_max is not None,
-            **constants,
-            BLOCK_M=launch.features,
             BLOCK_N=launch.tokens,
             **launch.options,
         )

@@ -80,7 +80,7 @@ class _CausalBackward:
     def _programs(self, kernel: str) -> int:
         """Return the programs of a kernel over segments for one head."""
         problem = self.problem
-        return problem.segments * ceil_div(problem.segment_length, problem.segment_constants(kernel)["BLOCK_C"])
+        return problem.segments * ceil_div(problem.segment_length, problem.segment_options(kernel)["BLOCK_C"])
 
     def query_side(self, d_query: Tensor) -> None:
         """Write dq and D."""
@@ -102,7 +102,7 @@ class _CausalBackward:
             *problem.sizes(),
             *gains(problem.space),
             self.chain,
-            **problem.segment_constants("causal_query_gradient"),
+            **problem.segment_options("causal_query_gradient"),
         )
 
     def received(self, d_state: StatePair | None, d_initial: StatePair | None) -> tuple[Tensor, Tensor]:
@@ -142,11 +142,8 @@ class _CausalBackward:
                 problem.query_heads // problem.heads,
                 planes,
                 gains(problem.space)[0],
-                WITHIN=problem.within,
-                **problem.constants,
-                BLOCK_M=launch.features,
                 BLOCK_N=launch.tokens,
-                **launch.options,
+                **problem.options(launch),
             )
         return received
 
@@ -171,7 +168,7 @@ class _CausalBackward:
             *problem.sizes(),
             *gains(problem.space),
             self.chain,
-            **problem.segment_constants("causal_key_gradient"),
+            **problem.segment_options("causal_key_gradient"),
         )
 
     def parameter_sums(self, d_state: StatePair | None, d_initial: StatePair | None) -> tuple[Tensor, Tensor]:

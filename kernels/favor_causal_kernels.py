@@ -57,62 +57,54 @@ HEADROOM = tl.constexpr(60.0)  # bits a key may exceed its anchor by: 2^20 such 
 
 
 @triton.jit
-def open_walk(initial, log_weight, parts, split, plane, planes, head, features, keep, FEATURES: tl.constexpr,
-              VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr):  # fmt: skip
+def open_walk(initial, log_weight, parts, split, plane, planes, head, features, keep, S: tl.constexpr):
     """Return maximum, sum [M] and sum of p v [M, E] of the initial state and of the splits before `split`."""
-    BLOCK_M: tl.constexpr = features.shape[0]
-    top = tl.full([BLOCK_M], UNSEEN, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    sums = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    top = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
+    total = tl.zeros([S.BLOCK_M], tl.float32)
+    sums = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     if initial is not None:
         value, log_normalizer = initial
-        logarithm = load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf"))
+        logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf"))
         top = relative_maximum(logarithm, log_weight, head, features, keep)
         total = tl.where(top == UNSEEN, 0.0, 1.0)
-        average = load_block(value, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+        average = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
         sums = tl.where((total == 0)[:, None], 0.0, average)
     if parts is not None:
         part_sums, part_max, part_total = parts
         for earlier in range(split):
             place = earlier * planes + plane
-            part_top = load_block_vector(part_max, place, FEATURES, features, keep, UNSEEN)
+            part_top = load_block_vector(part_max, place, S.ALL, features, keep, UNSEEN)
             raised = tl.maximum(top, part_top)
             shrink, other_shrink = tl.exp2(top - raised), tl.exp2(part_top - raised)
-            other = load_block_vector(part_total, place, FEATURES, features, keep, 0.0)
+            other = load_block_vector(part_total, place, S.ALL, features, keep, 0.0)
             total = total * shrink + other * other_shrink
-            block = load_block(part_sums, place, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
+            block = load_block(part_sums, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
             sums = sums * shrink[:, None] + block * other_shrink[:, None]
             top = raised
     return top, total, sums
 
 
 @triton.jit
-def project_keys(
-    key, mask, w, batch, head, rows, end, norm_gain,
-    DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def project_keys(key, mask, w, batch, head, rows, end, norm_gain, S: tl.constexpr):
     """Return w . k [M, S] and the bias [S] of the keys' exponents, -inf for those that are not seen."""
     keep = seen_keys(mask, batch, rows, end)
-    raw = load_tile(key, batch, head, rows, keep, DIM, BLOCK_D)
-    k = usable_tokens(raw, True, FEATURE_MAP)
-    x = tl.dot(w, tl.trans(k), input_precision=PRECISION)  # [M, D] @ [D, S]
-    return x, key_shift(raw, keep, norm_gain, FEATURE_MAP)
+    raw = load_tile(key, batch, head, rows, keep, S.DIM, S.BLOCK_D)
+    k = usable_tokens(raw, True, S)
+    x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S]
+    return x, key_shift(raw, keep, norm_gain, S)
 
 
 @triton.jit
-def store_prefix(
-    states, state, opening, place, features, keep,
-    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+def store_prefix(states, state, opening, place, features, keep, S: tl.constexpr):
     """Write V, z and M of the keys so far and return M; without any it is `opening`."""
     value, anchors, totals = states
     top, total, sums = state
     seen = total != 0  # or NaN, which stays
     anchor = tl.where(seen, tl.ceil(top + tl.log2(tl.where(seen, total, 1.0))), opening)
     z = tl.where(seen, total * tl.exp2(tl.where(seen, top - anchor, 0.0)), 0.0)
-    store_block(value, place, FEATURES, features, keep, sums * inverse_of(total)[:, None], VALUE_DIM, BLOCK_E)
-    store_block_vector(anchors, place, FEATURES, features, keep, anchor)
-    store_block_vector(totals, place, FEATURES, features, keep, z)
+    store_block(value, place, S.ALL, features, keep, sums * inverse_of(total)[:, None], S.VALUE_DIM, S.BLOCK_E)
+    store_block_vector(anchors, place, S.ALL, features, keep, anchor)
+    store_block_vector(totals, place, S.ALL, features, keep, z)
     return anchor
 
 
@@ -123,10 +115,7 @@ def exceeds(top, anchor, keep):
 
 
 @triton.jit
-def close_walk(
-    final, log_weight, state, plane, head, features, keep,
-    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+def close_walk(final, log_weight, state, plane, head, features, keep, S: tl.constexpr):
     """Write (V, L) of all keys."""
     value, log_normalizer = final
     top, total, sums = state
@@ -134,63 +123,55 @@ def close_walk(
     if log_weight is not None:
         logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
     logarithm = tl.where(total != 0, logarithm, float("-inf"))
-    store_block_vector(log_normalizer, plane, FEATURES, features, keep, logarithm)
-    store_block(value, plane, FEATURES, features, keep, sums * inverse_of(total)[:, None], VALUE_DIM, BLOCK_E)
+    store_block_vector(log_normalizer, plane, S.ALL, features, keep, logarithm)
+    store_block(value, plane, S.ALL, features, keep, sums * inverse_of(total)[:, None], S.VALUE_DIM, S.BLOCK_E)
 
 
 @triton.jit
-def store_part(parts, state, place, features, keep, FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr,
-               BLOCK_E: tl.constexpr):  # fmt: skip
+def store_part(parts, state, place, features, keep, S: tl.constexpr):
     """Write the sums of a split."""
     part_sums, part_max, part_total = parts
     top, total, sums = state
-    store_block_vector(part_max, place, FEATURES, features, keep, top)
-    store_block_vector(part_total, place, FEATURES, features, keep, total)
-    store_block(part_sums, place, FEATURES, features, keep, sums, VALUE_DIM, BLOCK_E)
+    store_block_vector(part_max, place, S.ALL, features, keep, top)
+    store_block_vector(part_total, place, S.ALL, features, keep, total)
+    store_block(part_sums, place, S.ALL, features, keep, sums, S.VALUE_DIM, S.BLOCK_E)
 
 
 @triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "split_segments", "splits",
                                "tokens_per_step", "planes"])  # fmt: skip
 def _prefix_states_kernel(
-    key, value, mask, projection, log_weight, initial, parts, states, jumps, final,
-    token_count, segment_length, segments, split_segments, splits, tokens_per_step, heads, planes, gain, norm_gain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    key, value, mask, projection, log_weight, initial, parts, states, jumps, final, token_count, segment_length,
+    segments, split_segments, splits, tokens_per_step, heads, planes, gain, norm_gain, BLOCK_S: tl.constexpr,
+    S: tl.constexpr,
 ):  # fmt: skip
     """Own a feature tile and a split of the segments of one head: the state before each segment, and of all keys.
 
     Without `states`, it only sums its split into `parts`, from which a second launch goes on.
     """
-    TILES: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
-    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     index = tl.program_id(0)
-    tile, index = index % TILES, index // TILES  # neighbours share keys and values, in the second-level cache
+    tile, index = index % S.TILES, index // S.TILES  # neighbours share keys and values, in the second-level cache
     split, plane = index % splits, index // splits
     head, batch = plane % heads, plane // heads
-    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    keep, others = features < FEATURES, FEATURES + features
-    w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
-    opening = tl.full([BLOCK_M], UNSEEN, tl.float32)
+    features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
+    keep, others = features < S.FEATURES, features + S.FEATURES
+    w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
+    opening = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
     other_opening = opening
     local = tl.arange(0, BLOCK_S)
     if states is None:
-        top, total, sums = open_walk(None, None, None, split, plane, planes, head, features, keep, ALL, VALUE_DIM,
-                                     BLOCK_E)  # fmt: skip
+        top, total, sums = open_walk(None, None, None, split, plane, planes, head, features, keep, S)
         other_top, other_total, other_sums = top, total, sums
     else:
-        top, total, sums = open_walk(initial, log_weight, parts, split, plane, planes, head, features, keep, ALL,
-                                     VALUE_DIM, BLOCK_E)  # fmt: skip
+        top, total, sums = open_walk(initial, log_weight, parts, split, plane, planes, head, features, keep, S)
         other_top, other_total, other_sums = top, total, sums
-        if PAIRED:
+        if S.PAIRED:
             other_top, other_total, other_sums = open_walk(
-                initial, log_weight, parts, split, plane, planes, head, others, keep, ALL, VALUE_DIM, BLOCK_E
+                initial, log_weight, parts, split, plane, planes, head, others, keep, S
             )
-        x, bias = project_keys(key, mask, w, batch, head, local, tl.minimum(tokens_per_step, token_count), norm_gain,
-                               DIM, FEATURE_MAP, BLOCK_D, PRECISION)  # fmt: skip
+        x, bias = project_keys(key, mask, w, batch, head, local, tl.minimum(tokens_per_step, token_count), norm_gain, S)
         if split == 0:
-            opening = anchor_of(exponent_of(x, gain, bias[None, :], FEATURE_MAP))
-            other_opening = anchor_of(exponent_of(x, -gain, bias[None, :], FEATURE_MAP))
+            opening = anchor_of(exponent_of(x, gain, bias[None, :], S))
+            other_opening = anchor_of(exponent_of(x, -gain, bias[None, :], S))
     anchor, other_anchor = opening, other_opening
     per_segment = tl.cdiv(segment_length, BLOCK_S)
     first = split * split_segments
@@ -201,44 +182,43 @@ def _prefix_states_kernel(
         end = tl.minimum(start + segment_length, token_count)
         if states is not None and position % per_segment == 0:
             if jumps is not None:
-                jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & PAIRED)
+                jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & S.PAIRED)
                 place = (segment - 1) * planes + plane
-                tl.store(jumps + place.to(tl.int64) * TILES + tile, jumped, mask=segment > first)
+                tl.store(jumps + place.to(tl.int64) * S.TILES + tile, jumped, mask=segment > first)
             place = segment * planes + plane
-            anchor = store_prefix(states, (top, total, sums), opening, place, features, keep, ALL, VALUE_DIM,
-                                  BLOCK_E)  # fmt: skip
-            if PAIRED:
-                other_anchor = store_prefix(states, (other_top, other_total, other_sums), other_opening, place,
-                                            others, keep, ALL, VALUE_DIM, BLOCK_E)  # fmt: skip
+            anchor = store_prefix(states, (top, total, sums), opening, place, features, keep, S)
+            if S.PAIRED:
+                other_anchor = store_prefix(
+                    states, (other_top, other_total, other_sums), other_opening, place, others, keep, S
+                )
         rows = start + position % per_segment * BLOCK_S + local
-        x, bias = project_keys(key, mask, w, batch, head, rows, end, norm_gain,
-                               DIM, FEATURE_MAP, BLOCK_D, PRECISION)  # fmt: skip
-        v = load_tile(value, batch, head, rows, seen_keys(mask, batch, rows, end), VALUE_DIM, BLOCK_E).to(OPERAND)
-        top, total, sums = absorb(exponent_of(x, gain, bias[None, :], FEATURE_MAP), v, top, total, sums, PRECISION)
-        if PAIRED:
+        x, bias = project_keys(key, mask, w, batch, head, rows, end, norm_gain, S)
+        v = load_tile(value, batch, head, rows, seen_keys(mask, batch, rows, end), S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
+        top, total, sums = absorb(exponent_of(x, gain, bias[None, :], S), v, top, total, sums, S)
+        if S.PAIRED:
             other_top, other_total, other_sums = absorb(
-                exponent_of(x, -gain, bias[None, :], FEATURE_MAP), v, other_top, other_total, other_sums, PRECISION
+                exponent_of(x, -gain, bias[None, :], S), v, other_top, other_total, other_sums, S
             )
     if states is None:
         place = split * planes + plane
-        store_part(parts, (top, total, sums), place, features, keep, ALL, VALUE_DIM, BLOCK_E)
-        if PAIRED:
-            store_part(parts, (other_top, other_total, other_sums), place, others, keep, ALL, VALUE_DIM, BLOCK_E)
+        store_part(parts, (top, total, sums), place, features, keep, S)
+        if S.PAIRED:
+            store_part(parts, (other_top, other_total, other_sums), place, others, keep, S)
     else:
         if jumps is not None:
-            jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & PAIRED)
+            jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & S.PAIRED)
             place = (last - 1) * planes + plane
-            tl.store(jumps + place.to(tl.int64) * TILES + tile, jumped, mask=last > first)
+            tl.store(jumps + place.to(tl.int64) * S.TILES + tile, jumped, mask=last > first)
         is_last = keep_if(split == splits - 1, keep)
         place = segments * planes + plane
         state, other_state = (top, total, sums), (other_top, other_total, other_sums)
-        store_prefix(states, state, opening, place, features, is_last, ALL, VALUE_DIM, BLOCK_E)
-        if PAIRED:
-            store_prefix(states, other_state, other_opening, place, others, is_last, ALL, VALUE_DIM, BLOCK_E)
+        store_prefix(states, state, opening, place, features, is_last, S)
+        if S.PAIRED:
+            store_prefix(states, other_state, other_opening, place, others, is_last, S)
         if final is not None:
-            close_walk(final, log_weight, state, plane, head, features, is_last, ALL, VALUE_DIM, BLOCK_E)
-            if PAIRED:
-                close_walk(final, log_weight, other_state, plane, head, others, is_last, ALL, VALUE_DIM, BLOCK_E)
+            close_walk(final, log_weight, state, plane, head, features, is_last, S)
+            if S.PAIRED:
+                close_walk(final, log_weight, other_state, plane, head, others, is_last, S)
 
 
 @triton.jit
@@ -248,44 +228,39 @@ def anchor_of(exponent):
 
 
 @triton.jit
-def load_segment(
-    query, key, value, mask, batch, head, query_head, rows, end, norm_gain,
-    FEATURE_MAP: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
-):  # fmt: skip
+def load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_gain, S: tl.constexpr):
     """Load keys [C, D] with the bias of their exponents [C], values [C, E] and queries [C, D]."""
     seen = seen_keys(mask, batch, rows, end)
-    raw = load_tile(key, batch, head, rows, seen, DIM, BLOCK_D)
-    bias = key_shift(raw, seen, norm_gain, FEATURE_MAP)
-    v = load_tile(value, batch, head, rows, seen, VALUE_DIM, BLOCK_E).to(OPERAND)
-    q = cut_entries(load_tile(query, batch, query_head, rows, rows < end, DIM, BLOCK_D))
-    return usable_tokens(raw, True, FEATURE_MAP), bias, v, q
+    raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)
+    bias = key_shift(raw, seen, norm_gain, S)
+    v = load_tile(value, batch, head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
+    q = cut_entries(load_tile(query, batch, query_head, rows, rows < end, S.DIM, S.BLOCK_D))
+    return usable_tokens(raw, True, S), bias, v, q
 
 
 @triton.jit
-def segment_jumps(jumps, place, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr):
+def segment_jumps(jumps, place, S: tl.constexpr):
     """Return whether one of the segment's keys exceeds its headroom in any feature tile of the walk."""
-    tiles = tl.arange(0, BLOCK_TILES)
-    return tl.max(load_block_vector(jumps, place, TILES, tiles, tiles < TILES, 0), 0) > 0
+    tiles = tl.arange(0, triton.next_power_of_2(S.WALK_TILES))
+    return tl.max(load_block_vector(jumps, place, S.WALK_TILES, tiles, tiles < S.WALK_TILES, 0), 0) > 0
 
 
 @triton.jit
-def raise_anchors(exponent, source, target, features, keep, low, end, local, tokens_per_step, states,
-                  FEATURES: tl.constexpr):  # fmt: skip
+def raise_anchors(exponent, source, target, features, keep, low, end, local, tokens_per_step, states, S: tl.constexpr):
     """Write the anchors and z [M] of the part that starts at row `low`; return the first row of a later part, or end.
 
     An anchor is raised to the largest exponent of the step at `low`, if that exceeds its headroom.
     """
     _, anchors, totals = states
-    anchor = load_block_vector(anchors, source, FEATURES, features, keep, UNSEEN)
-    total = load_block_vector(totals, source, FEATURES, features, keep, 0.0)
+    anchor = load_block_vector(anchors, source, S.ALL, features, keep, UNSEEN)
+    total = load_block_vector(totals, source, S.ALL, features, keep, 0.0)
     in_step = (local >= low) & (local < low + tokens_per_step)
     peak = tl.max(tl.where(in_step[:, None] & keep[None, :], exponent, float("-inf")), 0)  # [M]
     raised = tl.where(peak > anchor + HEADROOM, tl.ceil(peak), anchor)
     fall = anchor - raised
     tl.debug_barrier()  # all threads have loaded what is overwritten
-    store_block_vector(anchors, target, FEATURES, features, keep, raised)
-    store_block_vector(totals, target, FEATURES, features, keep, tl.where(fall > -100.0, total * tl.exp2(fall), 0.0))
+    store_block_vector(anchors, target, S.ALL, features, keep, raised)
+    store_block_vector(totals, target, S.ALL, features, keep, tl.where(fall > -100.0, total * tl.exp2(fall), 0.0))
     jumped = (exponent > (raised + HEADROOM)[None, :]) & (local >= low)[:, None] & keep[None, :]
     step_start = local - local % tokens_per_step
     return tl.minimum(end, tl.min(tl.where(jumped, step_start[:, None], end)))
@@ -293,28 +268,26 @@ def raise_anchors(exponent, source, target, features, keep, low, end, local, tok
 
 @triton.jit
 def next_part(
-    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain, S: tl.constexpr,
 ):  # fmt: skip
     """Find the end of the part that starts at row `low`, and leave its anchors and z at place `spare` of the states.
 
     The first part goes on from the anchors at place `own`, later ones from those of the part before.
     """
-    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     end = filled
     source = tl.where(low == 0, own, spare)
-    for tile in range(0, FEATURES, BLOCK_M):
-        features = tile + tl.arange(0, BLOCK_M)
-        keep = features < FEATURES
-        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(k.dtype)  # [M, D]
-        x = tl.dot(k, tl.trans(w), input_precision=PRECISION)  # [C, D] @ [D, M]
-        exponent = exponent_of(x, gain, bias[:, None], FEATURE_MAP)
-        end = raise_anchors(exponent, source, spare, features, keep, low, end, local, tokens_per_step, states, ALL)
-        if PAIRED:
-            exponent = exponent_of(x, -gain, bias[:, None], FEATURE_MAP)
-            end = raise_anchors(exponent, source, spare, FEATURES + features, keep, low, end, local, tokens_per_step,
-                                states, ALL)  # fmt: skip
+    for tile in range(0, S.FEATURES, S.BLOCK_M):
+        features = tile + tl.arange(0, S.BLOCK_M)
+        keep = features < S.FEATURES
+        w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(k.dtype)  # [M, D]
+        x = tl.dot(k, tl.trans(w), input_precision=S.PRECISION)  # [C, D] @ [D, M]
+        exponent = exponent_of(x, gain, bias[:, None], S)
+        end = raise_anchors(exponent, source, spare, features, keep, low, end, local, tokens_per_step, states, S)
+        if S.PAIRED:
+            exponent = exponent_of(x, -gain, bias[:, None], S)
+            end = raise_anchors(
+                exponent, source, spare, features + S.FEATURES, keep, low, end, local, tokens_per_step, states, S
+            )
     tl.debug_barrier()  # what one thread stored, another loads
     return end
 
@@ -327,73 +300,62 @@ def visible_pairs(local, tokens_per_step):
 
 
 @triton.jit
-def query_logits(
-    of_queries, gain, log_weight, states, place, head, features, keep,
-    FEATURES: tl.constexpr, FEATURE_MAP: tl.constexpr,
-):  # fmt: skip
+def query_logits(of_queries, gain, log_weight, states, place, head, features, keep, S: tl.constexpr):
     """Return a + M [C, M] of queries with the anchors M [M] of a state; both are harmless for missing features."""
-    anchor = load_block_vector(states[1], place, FEATURES, features, keep, 0.0)
+    anchor = load_block_vector(states[1], place, S.ALL, features, keep, 0.0)
     bias = tl.where(keep, anchor, float("-inf"))
     if log_weight is not None:
         bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
-    return exponent_of(of_queries, gain, bias[None, :], FEATURE_MAP), anchor
+    return exponent_of(of_queries, gain, bias[None, :], S), anchor
 
 
 @triton.jit
-def key_features(of_keys, gain, bias, anchor, FEATURE_MAP: tl.constexpr):
+def key_features(of_keys, gain, bias, anchor, S: tl.constexpr):
     """Return phi [C, M] = exp2(c - M)."""
-    return tl.exp2(exponent_of(of_keys, gain, bias[:, None], FEATURE_MAP) - anchor[None, :])
+    return tl.exp2(exponent_of(of_keys, gain, bias[:, None], S) - anchor[None, :])
 
 
 @triton.jit
 def attend_features(
-    logits, anchor, of_keys, gain, key_bias, states, source, landmark_place, features, keep, reference,
-    row_sum, acc, scores,
-    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, WITHIN: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    logits, anchor, of_keys, gain, key_bias, states, source, landmark_place, features, keep, reference, row_sum, acc,
+    scores, S: tl.constexpr,
 ):  # fmt: skip
     """Add features with logits [C, M], relative to the rows' `reference` [C], to den [C], o [C, E] and T [C, C]."""
-    total = load_block_vector(states[2], source, FEATURES, features, keep, 0.0)
-    landmarks = load_block(states[0], landmark_place, FEATURES, features, keep, VALUE_DIM, BLOCK_E)  # [M, E]
+    total = load_block_vector(states[2], source, S.ALL, features, keep, 0.0)
+    landmarks = load_block(states[0], landmark_place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
     feature = tl.exp2(logits - reference[:, None])  # [C, M]
-    weight = (feature * total[None, :]).to(OPERAND)
+    weight = (feature * total[None, :]).to(S.OPERAND)
     row_sum += tl.sum(weight.to(tl.float32), 1)  # of the rounded weights, so that they sum to one
-    acc = tl.dot(weight, landmarks, acc, input_precision=PRECISION)  # [C, M] @ [M, E]
-    if WITHIN:
-        phi = key_features(of_keys, gain, key_bias, anchor, FEATURE_MAP).to(OPERAND)
-        scores = tl.dot(feature.to(OPERAND), tl.trans(phi), scores, input_precision=PRECISION)  # [C, M] @ [M, C]
+    acc = tl.dot(weight, landmarks, acc, input_precision=S.PRECISION)  # [C, M] @ [M, E]
+    if S.WITHIN:
+        phi = key_features(of_keys, gain, key_bias, anchor, S).to(S.OPERAND)
+        scores = tl.dot(feature.to(S.OPERAND), tl.trans(phi), scores, input_precision=S.PRECISION)  # [C, M] @ [M, C]
     return row_sum, acc, scores
 
 
 @triton.jit
 def attend_part(
-    q, k, key_bias, projection, log_weight, states, source, landmark_place, batch, head, inside,
-    row_max, row_sum, acc, scores, gain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, WITHIN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, key_bias, projection, log_weight, states, source, landmark_place, batch, head, inside, row_max, row_sum, acc,
+    scores, gain, S: tl.constexpr,
 ):  # fmt: skip
     """Fold all features into x, den [C], o [C, E] and T [C, C] of the rows inside a part; others stay as they are.
 
     The anchors and z of the part stand at place `source` of the states, V at `landmark_place`.
     """
-    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
-    for tile in range(0, FEATURES, BLOCK_M):
-        features = tile + tl.arange(0, BLOCK_M)
-        keep = features < FEATURES
-        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D)  # [M, D]
-        of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=PRECISION)  # [C, D] @ [D, M]
+    for tile in range(0, S.FEATURES, S.BLOCK_M):
+        features = tile + tl.arange(0, S.BLOCK_M)
+        keep = features < S.FEATURES
+        w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D)  # [M, D]
+        of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=S.PRECISION)  # [C, D] @ [D, M]
         of_keys = of_queries
-        if WITHIN:
-            of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=PRECISION)
-        logits, anchor = query_logits(
-            of_queries, gain, log_weight, states, source, head, features, keep, ALL, FEATURE_MAP
-        )
+        if S.WITHIN:
+            of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=S.PRECISION)
+        logits, anchor = query_logits(of_queries, gain, log_weight, states, source, head, features, keep, S)
         highest = tl.max(logits, 1)
-        if PAIRED:
-            others = FEATURES + features
+        if S.PAIRED:
+            others = features + S.FEATURES
             other_logits, other_anchor = query_logits(
-                of_queries, -gain, log_weight, states, source, head, others, keep, ALL, FEATURE_MAP
+                of_queries, -gain, log_weight, states, source, head, others, keep, S
             )
             highest = tl.maximum(highest, tl.max(other_logits, 1))
         new_max = tl.maximum(row_max, tl.where(inside, highest, UNSEEN))
@@ -402,22 +364,22 @@ def attend_part(
         row_max = new_max
         row_sum, acc, scores = row_sum * rescale, acc * rescale[:, None], scores * rescale[:, None]
         row_sum, acc, scores = attend_features(
-            logits, anchor, of_keys, gain, key_bias, states, source, landmark_place, features, keep, reference,
-            row_sum, acc, scores, ALL, VALUE_DIM, FEATURE_MAP, WITHIN, BLOCK_E, OPERAND, PRECISION,
+            logits, anchor, of_keys, gain, key_bias, states, source, landmark_place, features, keep, reference, row_sum,
+            acc, scores, S,
         )  # fmt: skip
-        if PAIRED:
+        if S.PAIRED:
             row_sum, acc, scores = attend_features(
                 other_logits, other_anchor, of_keys, -gain, key_bias, states, source, landmark_place, others, keep,
-                reference, row_sum, acc, scores, ALL, VALUE_DIM, FEATURE_MAP, WITHIN, BLOCK_E, OPERAND, PRECISION,
+                reference, row_sum, acc, scores, S,
             )  # fmt: skip
     return row_max, row_sum, acc, scores
 
 
 @triton.jit
-def segment_of(index, segment_length, token_count, heads, planes, WITHIN: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return (rows [C], end, local [C], segment, batch, head, plane) of a program; WITHIN segments are one tile."""
+def segment_of(index, segment_length, token_count, heads, planes, BLOCK_C: tl.constexpr, S: tl.constexpr):
+    """Return (rows [C], end, local [C], segment, batch, head, plane) of a program; segments WITHIN are one tile."""
     tiles = tl.cdiv(segment_length, BLOCK_C)
-    if WITHIN:
+    if S.WITHIN:
         tiles = 1
     tile, index = index % tiles, index // tiles
     plane, segment = index % planes, index // planes
@@ -429,32 +391,25 @@ def segment_of(index, segment_length, token_count, heads, planes, WITHIN: tl.con
 
 @triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
 def _causal_attend_kernel(
-    query, key, value, mask, projection, log_weight, states, jumps, output, statistics,
-    token_count, segment_length, segments, tokens_per_step, query_heads, group, planes, gain, norm_gain,
-    WITHIN: tl.constexpr, WALK_TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    query, key, value, mask, projection, log_weight, states, jumps, output, statistics, token_count, segment_length,
+    segments, tokens_per_step, query_heads, group, planes, gain, norm_gain, BLOCK_C: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own C queries of a segment of one query head; `planes` counts batches and query heads."""
     rows, end, local, segment, batch, query_head, query_plane = segment_of(
-        tl.program_id(0), segment_length, token_count, query_heads, planes, WITHIN, BLOCK_C
+        tl.program_id(0), segment_length, token_count, query_heads, planes, BLOCK_C, S
     )
     head, key_planes = query_head // group, planes // group
     plane = batch * (query_heads // group) + head
     exists = rows < end
     row_max = tl.full([BLOCK_C], UNSEEN, tl.float32)
     row_sum = tl.zeros([BLOCK_C], tl.float32)
-    acc = tl.zeros([BLOCK_C, BLOCK_E], tl.float32)
-    scores = tl.zeros([BLOCK_C, BLOCK_C if WITHIN else 1], tl.float32)
-    if WITHIN:
-        k, bias, v, q = load_segment(
-            query, key, value, mask, batch, head, query_head, rows, end, norm_gain,
-            FEATURE_MAP, DIM, VALUE_DIM, BLOCK_D, BLOCK_E, OPERAND,
-        )  # fmt: skip
+    acc = tl.zeros([BLOCK_C, S.BLOCK_E], tl.float32)
+    scores = tl.zeros([BLOCK_C, BLOCK_C if S.WITHIN else 1], tl.float32)
+    if S.WITHIN:
+        k, bias, v, q = load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_gain, S)
         own = segment * key_planes + plane
         spare = (segments + 1) * key_planes + segment * planes + query_plane
-        jumped = segment_jumps(jumps, own, WALK_TILES, BLOCK_TILES)
+        jumped = segment_jumps(jumps, own, S)
         source = tl.where(jumped, spare, own)
         filled = end - segment * segment_length
         low = 0
@@ -462,28 +417,25 @@ def _causal_attend_kernel(
             part_end = filled
             if jumped:
                 part_end = next_part(
-                    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain,
-                    FEATURES, DIM, FEATURE_MAP, PAIRED, BLOCK_M, BLOCK_D, PRECISION,
-                )  # fmt: skip
+                    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain, S
+                )
             row_max, row_sum, acc, scores = attend_part(
                 q, k, tl.where(local < part_end, bias, float("-inf")), projection, log_weight, states, source, own,
-                batch, head, (local >= low) & (local < part_end), row_max, row_sum, acc, scores, gain,
-                FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
+                batch, head, (local >= low) & (local < part_end), row_max, row_sum, acc, scores, gain, S,
             )  # fmt: skip
             low = part_end
-        scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(OPERAND)
+        scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(S.OPERAND)
         row_sum += tl.sum(scores.to(tl.float32), 1)
-        acc = tl.dot(scores, v, acc, input_precision=PRECISION)  # [C, C] @ [C, E]
+        acc = tl.dot(scores, v, acc, input_precision=S.PRECISION)  # [C, C] @ [C, E]
     else:
-        q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))
+        q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))
         own = (segment + 1) * key_planes + plane
         row_max, row_sum, acc, scores = attend_part(
             q, q, row_sum, projection, log_weight, states, own, own, batch, head, exists, row_max, row_sum, acc, scores,
-            gain,
-            FEATURES, DIM, VALUE_DIM, FEATURE_MAP, PAIRED, WITHIN, BLOCK_M, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
+            gain, S,
         )  # fmt: skip
     inverse = inverse_of(row_sum)
-    store_tile(output, batch, query_head, rows, exists, acc * inverse[:, None], VALUE_DIM, BLOCK_E)
+    store_tile(output, batch, query_head, rows, exists, acc * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
     query_max, inverse_sum = statistics
     store_block_vector(query_max, query_plane, token_count, rows, exists, row_max)
     store_block_vector(inverse_sum, query_plane, token_count, rows, exists, inverse)

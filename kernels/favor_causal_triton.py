@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from .favor_attention_triton import State, contiguous_pair, empty_statistics, is_short, short_attention
@@ -27,13 +28,12 @@ from .favor_launch import (
     ceil_div,
     gains,
     launch_of,
-    next_power_of_two,
     operand_dtype,
     processors,
-    shared_constants,
+    spec_of,
 )
 from .favor_reference import attention_output
-from .favor_tiles import Rows, Vectors, mask_of, rows_of, vectors_of
+from .favor_tiles import Rows, Spec, Vectors, mask_of, rows_of, vectors_of
 from .launch import launch_kernel
 from .random_features import FeatureSpace
 
@@ -83,15 +83,15 @@ class CausalProblem:
         return self.batch * self.query_heads
 
     @cached_property
-    def constants(self) -> dict[str, Any]:
-        return shared_constants(self.space, self.tensors.query, self.num_features, self.value_dim, self.impl)
+    def spec(self) -> Spec:
+        return spec_of(self.space, self.tensors.query, self.num_features, self.value_dim, self.impl)
 
     @cached_property
     def log_weight(self) -> Vectors | None:
         return None if self.space.log_weight is None else vectors_of(self.space.log_weight)
 
     def launch(self, kernel: str) -> Launch:
-        return launch_of(kernel, self.constants, self.length, self.tensors.query.device)
+        return launch_of(kernel, self.spec, self.length, self.tensors.query.device)
 
     def split(self, tiles: int) -> tuple[int, int]:
         """Return (segments of a split, splits) of a walk by `tiles` programs a head."""
@@ -110,12 +110,21 @@ class CausalProblem:
         group = self.query_heads // self.heads
         return (self.length, self.segment_length, self.segments, self.step, self.query_heads, group, self.query_planes)
 
-    def segment_constants(self, kernel: str) -> dict[str, Any]:
-        """Return the compile-time values of a kernel over segments."""
-        launch, tiles = self.launch(kernel), self.launch("prefix_states").tiles
+    def options(self, launch: Launch) -> dict[str, Any]:
+        """Return the keyword arguments of a launch, which know of segments."""
+        spec = _causal_spec(launch.options["S"], self.launch("prefix_states").tiles, self.within)
+        return {**launch.options, "S": spec}
+
+    def segment_options(self, kernel: str) -> dict[str, Any]:
+        """Return the keyword arguments of a kernel over segments."""
+        launch = self.launch(kernel)
         tokens = self.launch("causal_attend").tokens if self.within else launch.tokens
-        walk = {"WITHIN": self.within, "WALK_TILES": tiles, "BLOCK_TILES": next_power_of_two(tiles)}
-        return {**self.constants, **walk, "BLOCK_C": tokens, "BLOCK_M": launch.features, **launch.options}
+        return {**self.options(launch), "BLOCK_C": tokens}
+
+
+@lru_cache(maxsize=1024)
+def _causal_spec(spec: Spec, walk_tiles: int, within: bool) -> Spec:
+    return spec._replace(WALK_TILES=tl.constexpr(walk_tiles), WITHIN=tl.constexpr(within))
 
 
 @lru_cache(maxsize=1024)
@@ -151,7 +160,7 @@ def causal_attention_triton(
     output = attention_output(query, e)
     softmax = torch.empty((2, *query.shape[:-1]), dtype=torch.float32, device=query.device)
     if output.numel():
-        constants = problem.segment_constants("causal_attend")
+        constants = problem.segment_options("causal_attend")
         launch_kernel(
             _causal_attend_kernel,
             problem.query_planes * problem.segments * ceil_div(problem.segment_length, constants["BLOCK_C"]),
@@ -210,8 +219,6 @@ def prefix_states(problem: CausalProblem, final: StatePair | None) -> States:
             problem.heads,
             planes,
             *gains(space),
-            **problem.constants,
-            BLOCK_M=launch.features,
             BLOCK_S=launch.tokens,
             **launch.options,
         )

@@ -59,30 +59,24 @@ def relative_maximum(log_normalizer, log_weight, head, features, keep):
 
 
 @triton.jit
-def open_state(
-    initial, log_weight, plane, head, features, keep,
-    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+def open_state(initial, log_weight, plane, head, features, keep, S: tl.constexpr):
     """Return maximum, sum [M] and average [M, E] of the initial state (V, L), or of no keys where it is None."""
-    BLOCK_M: tl.constexpr = features.shape[0]
     if initial is None:
-        top = tl.full([BLOCK_M], UNSEEN, tl.float32)
-        return top, tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+        top = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
+        return top, tl.zeros([S.BLOCK_M], tl.float32), tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     else:
         value, log_normalizer = initial
-        logarithm = load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf")).to(tl.float32)
+        logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")).to(tl.float32)
         top = relative_maximum(logarithm, log_weight, head, features, keep)
         total = tl.where(top == UNSEEN, 0.0, 1.0)
-        average = load_block(value, plane, FEATURES, features, keep, VALUE_DIM, BLOCK_E).to(tl.float32)
+        average = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)
         return top, total, tl.where((total == 0)[:, None], 0.0, average)
 
 
 @triton.jit
 def summarize_tile(
-    key, value, mask, w, opening, other_opening, batch, head, first, end, gain, norm_gain,
-    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
+    key, value, mask, w, opening, other_opening, batch, head, first, end, gain, norm_gain, BLOCK_S: tl.constexpr,
+    S: tl.constexpr,
 ):  # fmt: skip
     """Run hop 1 over keys first ... end: maximum, sum [M] and sum of p v [M, E] for w [M, D], and if PAIRED for -w.
 
@@ -93,22 +87,20 @@ def summarize_tile(
     for start in range(first, end, BLOCK_S):
         rows = start + tl.arange(0, BLOCK_S)
         keep = seen_keys(mask, batch, rows, end)
-        k = load_tile(key, batch, head, rows, keep, DIM, BLOCK_D)  # [S, D]
-        v = load_tile(value, batch, head, rows, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [S, E]
-        x = tl.dot(w, tl.trans(k), input_precision=PRECISION)  # [M, D] @ [D, S] -> [M, S]
-        if FEATURE_MAP == "exponential":
+        k = load_tile(key, batch, head, rows, keep, S.DIM, S.BLOCK_D)  # [S, D]
+        v = load_tile(value, batch, head, rows, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [S, E]
+        x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S] -> [M, S]
+        if S.FEATURE_MAP == "exponential":
             norm = square_norm(k)
             x = tl.where((norm > FAR)[None, :], 0.0, x)
             shift = tl.where(keep, -norm_gain * norm, float("-inf"))
         else:
             shift = tl.where(keep, 0.0, float("-inf"))
-        exponent = exponent_of(x, gain, shift[None, :], FEATURE_MAP)
-        top, total, average = absorb(exponent, v, top, total, average, PRECISION)
-        if PAIRED:
-            exponent = exponent_of(x, -gain, shift[None, :], FEATURE_MAP)
-            other_top, other_total, other_average = absorb(
-                exponent, v, other_top, other_total, other_average, PRECISION
-            )
+        exponent = exponent_of(x, gain, shift[None, :], S)
+        top, total, average = absorb(exponent, v, top, total, average, S)
+        if S.PAIRED:
+            exponent = exponent_of(x, -gain, shift[None, :], S)
+            other_top, other_total, other_average = absorb(exponent, v, other_top, other_total, other_average, S)
     return top, total, average, other_top, other_total, other_average
 
 
@@ -128,99 +120,82 @@ def inverse_of(total):
 
 
 @triton.jit
-def store_state(
-    state, log_weight, top, total, average, place, head, features, keep,
-    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+def store_state(state, log_weight, top, total, average, place, head, features, keep, S: tl.constexpr):
     """Write V and L of M features, with the maximum and sum of their softmax."""
     state_value, log_normalizer, row_max, row_sum = state
     average = average * inverse_of(total)[:, None]
-    store_block(state_value, place, FEATURES, features, keep, average, VALUE_DIM, BLOCK_E)
-    store_block_vector(row_max, place, FEATURES, features, keep, top)
-    store_block_vector(row_sum, place, FEATURES, features, keep, total)
+    store_block(state_value, place, S.ALL, features, keep, average, S.VALUE_DIM, S.BLOCK_E)
+    store_block_vector(row_max, place, S.ALL, features, keep, top)
+    store_block_vector(row_sum, place, S.ALL, features, keep, total)
     logarithm = log_normalizer_of(top, total, log_weight, head, features, keep)
-    store_block_vector(log_normalizer, place, FEATURES, features, keep, logarithm)
+    store_block_vector(log_normalizer, place, S.ALL, features, keep, logarithm)
 
 
 @triton.jit(do_not_specialize=["planes", "key_count", "split_length", "splits"])
 def _summarize_kernel(
-    key, value, mask, projection, log_weight, state, projection_copy,
-    planes, key_count, split_length, splits, heads, gain, norm_gain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    key, value, mask, projection, log_weight, state, projection_copy, planes, key_count, split_length, splits, heads,
+    gain, norm_gain, BLOCK_S: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a feature tile and a split of the keys of one head; states of a split stand behind all of the one before."""
-    tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
-    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     index = tl.program_id(0)
-    tile, index = index % tiles, index // tiles  # neighbours share keys and values, in the second-level cache
+    tile, index = index % S.TILES, index // S.TILES  # neighbours share keys and values, in the second-level cache
     split, plane = index % splits, index // splits
     head, batch = plane % heads, plane // heads
-    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    keep = features < FEATURES
-    w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
+    features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
+    keep = features < S.FEATURES
+    w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
     if projection_copy is not None:  # what later kernels load instead of converting again
         writes = split + batch + head * (projection_copy.head_stride == 0) == 0  # one writer for each element
-        store_tile(projection_copy, batch, head, features, keep_if(writes, keep), w, DIM, BLOCK_D)
+        store_tile(projection_copy, batch, head, features, keep_if(writes, keep), w, S.DIM, S.BLOCK_D)
     first = split * split_length
     end = tl.minimum(first + split_length, key_count)
-    nothing = open_state(None, None, plane, head, features, keep, ALL, VALUE_DIM, BLOCK_E)
+    nothing = open_state(None, None, plane, head, features, keep, S)
     top, total, average, other_top, other_total, other_average = summarize_tile(
-        key, value, mask, w, nothing, nothing, batch, head, first, end, gain, norm_gain,
-        DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
-    )  # fmt: skip
+        key, value, mask, w, nothing, nothing, batch, head, first, end, gain, norm_gain, BLOCK_S, S
+    )
     place = split * planes + plane
-    store_state(state, log_weight, top, total, average, place, head, features, keep, ALL, VALUE_DIM, BLOCK_E)
-    if PAIRED:
-        others = FEATURES + features
-        store_state(
-            state, log_weight, other_top, other_total, other_average, place, head, others, keep, ALL, VALUE_DIM, BLOCK_E
-        )
+    store_state(state, log_weight, top, total, average, place, head, features, keep, S)
+    if S.PAIRED:
+        others = features + S.FEATURES
+        store_state(state, log_weight, other_top, other_total, other_average, place, head, others, keep, S)
 
 
 @triton.jit(do_not_specialize=["splits", "planes"])
-def _merge_splits_kernel(
-    parts, log_weight, state, planes, splits, heads,
-    FEATURES: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
+def _merge_splits_kernel(parts, log_weight, state, planes, splits, heads, S: tl.constexpr):
     """Join the states of the splits, in order: their common maximum first, then the weighted sums."""
-    tiles: tl.constexpr = (FEATURES + BLOCK_M - 1) // BLOCK_M
     index = tl.program_id(0)
-    tile, plane = index % tiles, index // tiles
-    features = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    keep = features < FEATURES
+    tile, plane = index % S.TILES, index // S.TILES
+    features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
+    keep = features < S.ALL
     part_value, _, part_max, part_sum = parts
-    top = tl.full([BLOCK_M], UNSEEN, tl.float32)
+    top = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
     for split in range(splits):
         place = split * planes + plane
-        top = tl.maximum(top, load_block_vector(part_max, place, FEATURES, features, keep, UNSEEN))
-    total = tl.zeros([BLOCK_M], tl.float32)
-    average = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+        top = tl.maximum(top, load_block_vector(part_max, place, S.ALL, features, keep, UNSEEN))
+    total = tl.zeros([S.BLOCK_M], tl.float32)
+    average = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     for split in range(splits):
         place = split * planes + plane
-        share = tl.exp2(load_block_vector(part_max, place, FEATURES, features, keep, UNSEEN) - top)
-        share *= load_block_vector(part_sum, place, FEATURES, features, keep, 0.0)
+        share = tl.exp2(load_block_vector(part_max, place, S.ALL, features, keep, UNSEEN) - top)
+        share *= load_block_vector(part_sum, place, S.ALL, features, keep, 0.0)
         total += share
-        average += share[:, None] * load_block(part_value, place, FEATURES, features, keep, VALUE_DIM, BLOCK_E)
-    store_state(
-        state, log_weight, top, total, average, plane, plane % heads, features, keep, FEATURES, VALUE_DIM, BLOCK_E
-    )
+        average += share[:, None] * load_block(part_value, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
+    store_state(state, log_weight, top, total, average, plane, plane % heads, features, keep, S)
 
 
 @triton.jit
-def common_shift(log_normalizer, plane, FEATURES: tl.constexpr):
+def common_shift(log_normalizer, plane, S: tl.constexpr):
     """Return the largest L_r: logits taken relative to it keep their digits when L is near -5000."""
-    features = tl.arange(0, triton.next_power_of_2(FEATURES))
-    keep = features < FEATURES
-    largest = tl.max(load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf")), 0)
+    features = tl.arange(0, triton.next_power_of_2(S.ALL))
+    keep = features < S.ALL
+    largest = tl.max(load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")), 0)
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 
 @triton.jit
-def landmark_bias(log_normalizer, shift, plane, features, keep, FEATURES: tl.constexpr):
+def landmark_bias(log_normalizer, shift, plane, features, keep, S: tl.constexpr):
     """Return log2(e) (L_r - shift) [M], -inf for features that are not there."""
-    return (load_block_vector(log_normalizer, plane, FEATURES, features, keep, float("-inf")) - shift) * LOG2_E
+    return (load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")) - shift) * LOG2_E
 
 
 @triton.jit
@@ -232,53 +207,46 @@ def store_statistics(statistics, query_planes, query_plane, query_count, rows, e
 
 @triton.jit(do_not_specialize=["query_count"])
 def _attend_kernel(
-    query, projection, log_normalizer, state_value, output, statistics,
-    query_count, query_heads, group, gain,
-    FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, FEATURE_MAP: tl.constexpr,
-    PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    query, projection, log_normalizer, state_value, output, statistics, query_count, query_heads, group, gain,
+    BLOCK_T: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
-    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     rows, exists, query_plane = tile_of(tl.program_id(0), query_count, BLOCK_T)
     query_head, batch = query_plane % query_heads, query_plane // query_heads
     head, plane = query_head // group, query_plane // group
-    q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [T, D]
-    shift = common_shift(log_normalizer, plane, ALL)
+    q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
+    shift = common_shift(log_normalizer, plane, S)
     top = tl.full([BLOCK_T], UNSEEN, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
-    average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-    for start in range(0, FEATURES, BLOCK_M):
-        features = start + tl.arange(0, BLOCK_M)
-        keep = features < FEATURES
-        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
-        landmarks = load_block(state_value, plane, ALL, features, keep, VALUE_DIM, BLOCK_E).to(OPERAND)  # [M, E]
-        bias = landmark_bias(log_normalizer, shift, plane, features, keep, ALL)
-        x = tl.dot(q, tl.trans(w), input_precision=PRECISION)  # [T, D] @ [D, M] -> [T, M]
-        logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
-        if PAIRED:
-            others = FEATURES + features
-            other_landmarks = load_block(state_value, plane, ALL, others, keep, VALUE_DIM, BLOCK_E).to(OPERAND)
-            bias = landmark_bias(log_normalizer, shift, plane, others, keep, ALL)
-            other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)
-            top, total, average = absorb_pair(
-                logits, other_logits, landmarks, other_landmarks, top, total, average, PRECISION
-            )
+    average = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
+    for start in range(0, S.FEATURES, S.BLOCK_M):
+        features = start + tl.arange(0, S.BLOCK_M)
+        keep = features < S.FEATURES
+        w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(q.dtype)  # [M, D]
+        landmarks = load_block(state_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(
+            S.OPERAND
+        )  # [M, E]
+        bias = landmark_bias(log_normalizer, shift, plane, features, keep, S)
+        x = tl.dot(q, tl.trans(w), input_precision=S.PRECISION)  # [T, D] @ [D, M] -> [T, M]
+        logits = exponent_of(x, gain, bias[None, :], S)
+        if S.PAIRED:
+            others = features + S.FEATURES
+            other_landmarks = load_block(state_value, plane, S.ALL, others, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
+            bias = landmark_bias(log_normalizer, shift, plane, others, keep, S)
+            other_logits = exponent_of(x, -gain, bias[None, :], S)
+            top, total, average = absorb_pair(logits, other_logits, landmarks, other_landmarks, top, total, average, S)
         else:
-            top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
+            top, total, average = absorb(logits, landmarks, top, total, average, S)
     inverse = inverse_of(total)
-    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
+    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
     query_planes = tl.num_programs(0) // tl.cdiv(query_count, BLOCK_T)
     store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top, inverse)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
 def _short_kernel(
-    query, key, value, mask, projection, initial, state, output, statistics,
-    query_count, key_count, query_heads, group, gain, norm_gain,
-    RELATIVE: tl.constexpr, FEATURES: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
-    FEATURE_MAP: tl.constexpr, PAIRED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    query, key, value, mask, projection, initial, state, output, statistics, query_count, key_count, query_heads, group,
+    gain, norm_gain, RELATIVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a tile of queries and run both hops: hop 1 is repeated by each tile of a head, and only the first writes it.
 
@@ -286,7 +254,6 @@ def _short_kernel(
     is why there are no log-weights; the maxima of queries are left RELATIVE to the largest L, as `_attend_kernel` has
     them, or as they are.
     """
-    ALL: tl.constexpr = FEATURES * (2 if PAIRED else 1)
     tiles = tl.maximum(tl.cdiv(query_count, BLOCK_T), 1)  # without queries there is still a state to write
     index = tl.program_id(0)
     tile, query_plane = index % tiles, index // tiles
@@ -295,56 +262,49 @@ def _short_kernel(
     writes = (tile == 0) & (query_head % group == 0)
     rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     exists = rows < query_count
-    q = cut_entries(load_tile(query, batch, query_head, rows, exists, DIM, BLOCK_D))  # [T, D]
+    q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
     top = tl.full([BLOCK_T], UNSEEN, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
-    average = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+    average = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
     shift = 0.0
     highest = float("-inf")
-    for start in range(0, FEATURES, BLOCK_M):
-        features = start + tl.arange(0, BLOCK_M)
-        keep = features < FEATURES
-        w = load_tile(projection, batch, head, features, keep, DIM, BLOCK_D).to(q.dtype)  # [M, D]
-        others = FEATURES + features
-        opening = open_state(initial, None, plane, head, features, keep, ALL, VALUE_DIM, BLOCK_E)
+    for start in range(0, S.FEATURES, S.BLOCK_M):
+        features = start + tl.arange(0, S.BLOCK_M)
+        keep = features < S.FEATURES
+        w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(q.dtype)  # [M, D]
+        others = features + S.FEATURES
+        opening = open_state(initial, None, plane, head, features, keep, S)
         other_opening = opening
-        if PAIRED:
-            other_opening = open_state(initial, None, plane, head, others, keep, ALL, VALUE_DIM, BLOCK_E)
+        if S.PAIRED:
+            other_opening = open_state(initial, None, plane, head, others, keep, S)
         hop_top, hop_total, hop_average, other_top, other_total, other_average = summarize_tile(
-            key, value, mask, w, opening, other_opening, batch, head, 0, key_count, gain, norm_gain,
-            DIM, VALUE_DIM, FEATURE_MAP, PAIRED, BLOCK_S, BLOCK_D, BLOCK_E, OPERAND, PRECISION,
-        )  # fmt: skip
-        store_state(
-            state, None, hop_top, hop_total, hop_average, plane, head, features, keep_if(writes, keep),
-            ALL, VALUE_DIM, BLOCK_E,
-        )  # fmt: skip
+            key, value, mask, w, opening, other_opening, batch, head, 0, key_count, gain, norm_gain, BLOCK_S, S
+        )
+        store_state(state, None, hop_top, hop_total, hop_average, plane, head, features, keep_if(writes, keep), S)
         logarithm = log_normalizer_of(hop_top, hop_total, None, head, features, keep)
         logarithm = tl.where(keep, logarithm, float("-inf"))
         largest = tl.max(logarithm, 0)
         shift = tl.where((start == 0) & (largest > float("-inf")), largest, shift)
         highest = tl.maximum(highest, largest)
         bias = (logarithm - shift) * LOG2_E
-        x = tl.dot(q, tl.trans(w), input_precision=PRECISION)  # [T, D] @ [D, M] -> [T, M]
-        landmarks = (hop_average * inverse_of(hop_total)[:, None]).to(OPERAND)  # [M, E]
-        logits = exponent_of(x, gain, bias[None, :], FEATURE_MAP)
-        if PAIRED:
+        x = tl.dot(q, tl.trans(w), input_precision=S.PRECISION)  # [T, D] @ [D, M] -> [T, M]
+        landmarks = (hop_average * inverse_of(hop_total)[:, None]).to(S.OPERAND)  # [M, E]
+        logits = exponent_of(x, gain, bias[None, :], S)
+        if S.PAIRED:
             store_state(
-                state, None, other_top, other_total, other_average, plane, head, others, keep_if(writes, keep),
-                ALL, VALUE_DIM, BLOCK_E,
-            )  # fmt: skip
+                state, None, other_top, other_total, other_average, plane, head, others, keep_if(writes, keep), S
+            )
             logarithm = log_normalizer_of(other_top, other_total, None, head, others, keep)
             logarithm = tl.where(keep, logarithm, float("-inf"))
             highest = tl.maximum(highest, tl.max(logarithm, 0))
             bias = (logarithm - shift) * LOG2_E
-            other_landmarks = (other_average * inverse_of(other_total)[:, None]).to(OPERAND)
-            other_logits = exponent_of(x, -gain, bias[None, :], FEATURE_MAP)
-            top, total, average = absorb_pair(
-                logits, other_logits, landmarks, other_landmarks, top, total, average, PRECISION
-            )
+            other_landmarks = (other_average * inverse_of(other_total)[:, None]).to(S.OPERAND)
+            other_logits = exponent_of(x, -gain, bias[None, :], S)
+            top, total, average = absorb_pair(logits, other_logits, landmarks, other_landmarks, top, total, average, S)
         else:
-            top, total, average = absorb(logits, landmarks, top, total, average, PRECISION)
+            top, total, average = absorb(logits, landmarks, top, total, average, S)
     inverse = inverse_of(total)
-    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], VALUE_DIM, BLOCK_E)
+    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
     if RELATIVE:
         shift -= tl.where(highest > float("-inf"), highest, 0.0)
     query_planes = tl.num_programs(0) // tiles

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.runtime import JITFunction, driver
 
 from .favor_launch_table import launch_config
-from .favor_tiles import load_tile
+from .favor_tiles import Spec, load_tile
 from .random_features import FeatureSpace
 
 INTERPRETED = not isinstance(load_tile, JITFunction)
@@ -38,20 +38,11 @@ def next_power_of_two(n: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _constants(m: int, d: int, e: int, feature_map: str, paired: bool, dtype: torch.dtype, impl: str) -> dict[str, Any]:
-    """Return the compile-time values that most kernels share."""
+def _spec(m: int, d: int, e: int, feature_map: str, paired: bool, dtype: torch.dtype, impl: str) -> Spec:
     precision = "tf32" if dtype != torch.float32 else "ieee" if impl == "triton-ieee" else "tf32x3"
-    return {
-        "FEATURES": m // 2 if paired else m,
-        "DIM": d,
-        "VALUE_DIM": e,
-        "FEATURE_MAP": feature_map,
-        "PAIRED": paired,
-        "BLOCK_D": next_power_of_two(d),
-        "BLOCK_E": next_power_of_two(e),
-        "OPERAND": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
-        "PRECISION": precision,
-    }
+    operand = tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
+    blocks = next_power_of_two(d), next_power_of_two(e)
+    return Spec(m // 2 if paired else m, m, d, e, feature_map, paired, *blocks, operand, precision)
 
 
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -59,9 +50,9 @@ def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
-def shared_constants(space: FeatureSpace, like: Tensor, m: int, value_dim: int, impl: str) -> dict[str, Any]:
+def spec_of(space: FeatureSpace, like: Tensor, m: int, value_dim: int, impl: str) -> Spec:
     """Return the compile-time values of kernels that read `like` (b, h, n, d) and rows of `value_dim`."""
-    return _constants(m, like.shape[-1], value_dim, space.feature_map, space.paired, like.dtype, impl)
+    return _spec(m, like.shape[-1], value_dim, space.feature_map, space.paired, like.dtype, impl)
 
 
 def gains(space: FeatureSpace) -> tuple[float, float]:
@@ -94,29 +85,41 @@ def capability(device: torch.device) -> int:
 
 
 class Launch(NamedTuple):
-    """Tile sizes clipped to the problem, and the keyword arguments of Triton's launcher."""
+    """Tile sizes clipped to the problem, and keyword arguments: compile-time values, and those of Triton's launcher."""
 
     tokens: int
     features: int
     tiles: int
-    options: dict[str, int]
+    options: dict[str, Any]
 
 
-def launch_of(kernel: str, constants: dict[str, Any], token_count: int, device: torch.device) -> Launch:
+def launch_of(kernel: str, spec: Spec, token_count: int, device: torch.device) -> Launch:
     """Return how to launch a kernel over `token_count` tokens: its tabled configuration, no larger than the problem."""
-    dim, is_wide = max(constants["BLOCK_D"], constants["BLOCK_E"]), constants["OPERAND"] is tl.float32
-    most_tokens = next_power_of_two(token_count)
-    return _clipped_launch(kernel, dim, is_wide, capability(device), most_tokens, constants["FEATURES"])
+    return _clipped_launch(kernel, spec, capability(device), next_power_of_two(token_count))
 
 
 @lru_cache(maxsize=1024)
-def _clipped_launch(
-    kernel: str, dim: int, is_wide: bool, architecture: int, most_tokens: int, num_features: int
-) -> Launch:
-    config = launch_config(kernel, dim, is_wide, architecture)
-    features = min(config.features, next_power_of_two(num_features))
+def _clipped_launch(kernel: str, spec: Spec, architecture: int, most_tokens: int) -> Launch:
+    config = launch_config(kernel, max(spec.BLOCK_D, spec.BLOCK_E), spec.OPERAND is tl.float32, architecture)
+    features = min(config.features, next_power_of_two(spec.FEATURES))
+    tiles = ceil_div(spec.FEATURES, features)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return Launch(min(config.tokens, most_tokens), features, ceil_div(num_features, features), options)
+    filled = spec._replace(BLOCK_M=features, TILES=tiles)
+    return Launch(min(config.tokens, most_tokens), features, tiles, {"S": compile_time(filled), **options})
+
+
+@lru_cache(maxsize=1024)
+def compile_time(spec: Spec) -> Spec:
+    """Return a spec as kernels take it."""
+    return Spec(*map(tl.constexpr, spec))
+
+
+@lru_cache(maxsize=256)
+def landmark_spec(m: int, e: int) -> tuple[int, Spec]:
+    """Return the tile of a kernel that only adds up states (m, e), and its compile-time values."""
+    block = min(16, next_power_of_two(m))
+    spec = Spec(m, m, 0, e, "", False, 0, next_power_of_two(e), tl.float32, "", block, ceil_div(m, block))
+    return spec.TILES, compile_time(spec)
 
 
 def split_tokens(token_tiles: int, tile_length: int, programs: int, device: torch.device) -> tuple[int, int]:

@@ -25,6 +25,29 @@ LARGEST_ENTRY = tl.constexpr(1e18)  # the same cut for single entries
 RELU_OFFSET = tl.constexpr(1e-3)  # as random_features.RELU_OFFSET
 
 
+class Spec(NamedTuple):
+    """The compile-time values of a launch, in kernels the one parameter `S`."""
+
+    FEATURES: int
+    """Rows of the projection that are multiplied: half of all where they are paired."""
+    ALL: int
+    DIM: int
+    VALUE_DIM: int
+    FEATURE_MAP: str
+    PAIRED: bool
+    BLOCK_D: int
+    BLOCK_E: int
+    OPERAND: tl.dtype
+    """Of softmax weights and states in products."""
+    PRECISION: str
+    BLOCK_M: int = 0
+    TILES: int = 0
+    """Tiles of features, and those of the walk that leaves a causal problem's states."""
+    WALK_TILES: int = 0
+    WITHIN: bool = False
+    """Whether the tokens of a causal segment see each other by steps, and not all."""
+
+
 class Rows(NamedTuple):
     """A (b, h, n, d) tensor: where it starts and how far apart its neighbours are along each dimension."""
 
@@ -163,15 +186,15 @@ def cut_entries(tile):
 
 
 @triton.jit
-def exponent_of(x, gain, bias, FEATURE_MAP: tl.constexpr):
+def exponent_of(x, gain, bias, S: tl.constexpr):
     """Return log2 phi + bias for x = w . token (random_features.log_feature), the exponential map's norm left to bias.
 
     The gain is the square root of the scale, times log2(e) for the exponential map, and negative for rows -w.
     """
-    if FEATURE_MAP == "relu":
+    if S.FEATURE_MAP == "relu":
         positive = tl.clamp(x * gain, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
         return tl.log2(positive + RELU_OFFSET) + bias
-    elif FEATURE_MAP == "elu":
+    elif S.FEATURE_MAP == "elu":
         y = x * gain
         positive = tl.clamp(y, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
         return tl.where(y > 0, tl.log2(1.0 + positive), y * LOG2_E) + bias
@@ -180,12 +203,12 @@ def exponent_of(x, gain, bias, FEATURE_MAP: tl.constexpr):
 
 
 @triton.jit
-def feature_slope(d_exponent, x, gain, FEATURE_MAP: tl.constexpr):
+def feature_slope(d_exponent, x, gain, S: tl.constexpr):
     """Multiply d_exponent by d(ln phi) / d(sqrt(scale) w . token) at x = w . token."""
-    if FEATURE_MAP == "relu":
+    if S.FEATURE_MAP == "relu":
         y = x * gain
         return tl.where(y > 0, d_exponent / (y + RELU_OFFSET), 0.0)
-    elif FEATURE_MAP == "elu":
+    elif S.FEATURE_MAP == "elu":
         y = x * gain
         return tl.where(y > 0, d_exponent / (1.0 + y), d_exponent)
     else:
@@ -193,47 +216,43 @@ def feature_slope(d_exponent, x, gain, FEATURE_MAP: tl.constexpr):
 
 
 @triton.jit
-def in_two_parts(x, OPERAND: tl.constexpr):
-    """Return x as the sum of two operands of a product where they are bfloat16, else as one and None."""
-    high = x.to(OPERAND)
-    low = None
-    if tl.bfloat16 == OPERAND:
-        low = (x - high.to(tl.float32)).to(OPERAND)
-    return high, low
+def rounded_away(x, rounded):
+    """Return what rounding x has taken from it, in the dtype of the rounded."""
+    return (x - rounded.to(tl.float32)).to(rounded.dtype)
 
 
 @triton.jit
-def project_back(d_projected, rows, total, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+def project_back(d_projected, rows, total, S: tl.constexpr):
     """Return total + d_projected @ rows, [A, B] @ [B, D]; where operands are bfloat16, d_projected is the sum of two.
 
     The rounding of one alone is a third of the error of the gradients of keys and learnt features.
     """
-    high, low = in_two_parts(d_projected, OPERAND)
-    total = tl.dot(high, rows.to(OPERAND), total, input_precision=PRECISION)
-    if low is not None:
-        total = tl.dot(low, rows.to(OPERAND), total, input_precision=PRECISION)
+    high = d_projected.to(S.OPERAND)
+    total = tl.dot(high, rows.to(S.OPERAND), total, input_precision=S.PRECISION)
+    if tl.bfloat16 == S.OPERAND:
+        total = tl.dot(rounded_away(d_projected, high), rows.to(S.OPERAND), total, input_precision=S.PRECISION)
     return total
 
 
 @triton.jit
-def absorb(exponent, rows, top, total, average, PRECISION: tl.constexpr):
+def absorb(exponent, rows, top, total, average, S: tl.constexpr):
     """Fold exponents [A, B] of rows [B, E] into an online softmax over B: its maximum, sum and weighted sum of rows."""
     raised = tl.maximum(top, tl.max(exponent, 1))
     weight = tl.exp2(exponent - raised[:, None])  # [A, B]
     shrink = tl.exp2(top - raised)
     total = total * shrink + tl.sum(weight, 1)
-    average = tl.dot(weight.to(rows.dtype), rows, average * shrink[:, None], input_precision=PRECISION)  # [A, E]
+    average = tl.dot(weight.to(rows.dtype), rows, average * shrink[:, None], input_precision=S.PRECISION)  # [A, E]
     return raised, total, average
 
 
 @triton.jit
-def absorb_pair(one, other, one_rows, other_rows, top, total, average, PRECISION: tl.constexpr):
+def absorb_pair(one, other, one_rows, other_rows, top, total, average, S: tl.constexpr):
     """Fold two tiles at once: the sum of rows is rescaled once for both."""
     raised = tl.maximum(top, tl.max(tl.maximum(one, other), 1))
     one_weight = tl.exp2(one - raised[:, None])  # [A, B]
     other_weight = tl.exp2(other - raised[:, None])
     shrink = tl.exp2(top - raised)
     total = total * shrink + tl.sum(one_weight + other_weight, 1)
-    average = tl.dot(one_weight.to(one_rows.dtype), one_rows, average * shrink[:, None], input_precision=PRECISION)
-    average = tl.dot(other_weight.to(other_rows.dtype), other_rows, average, input_precision=PRECISION)
+    average = tl.dot(one_weight.to(one_rows.dtype), one_rows, average * shrink[:, None], input_precision=S.PRECISION)
+    average = tl.dot(other_weight.to(other_rows.dtype), other_rows, average, input_precision=S.PRECISION)
     return raised, total, average
