@@ -32,6 +32,10 @@ LEARNT_BUDGET = 2.75
 EPS = 2 * torch.finfo(torch.float32).eps
 """Where plain torch is exact, as the decomposition that sums in float64, results still round in float32."""
 
+RECOMPUTED = 3e-5
+"""Likewise for adversarial inputs in float32: weights that a backward computes again from logits in the thousands, in
+another order of summation, move by the rounding of those, even where they saturate and plain torch keeps a 1."""
+
 IN_REACH = (
     "norms-x4",
     "keys-grow-100x",
@@ -167,7 +171,8 @@ def errors(case: str, dtype: torch.dtype, norms: float = 1.0) -> tuple[list[floa
         half_ulp = torch.finfo(dtype).eps / 2
         moved = [x.double() * (1 + half_ulp * (2 * torch.rand(x.shape, generator=generator) - 1)) for x in inputs]
         sensitivity = relative_errors(differentiated(run, moved, torch.float64, "reference"), exact)
-        plain = [max(pair) for pair in zip(plain, sensitivity, strict=True)]
+        floor = RECOMPUTED if dtype == torch.float32 else 0.0
+        plain = [max(floor, *pair) for pair in zip(plain, sensitivity, strict=True)]
     return kernels, plain
 
 
@@ -186,7 +191,7 @@ def main() -> None:
     print(
         "Budget: what the worst result takes of 2.25 times plain torch's error (learnt features' gradient: 2.75 times),"
     )
-    print("errors below 2.4e-7 counted as that.\n")
+    print("errors below 2.4e-7 counted as that, of the adversarial inputs in float32 those below 3e-5.\n")
     print("| case | dtype | output | torch | gradients | torch | budget |\n| --- | --- | --- | --- | --- | --- | --- |")
     for case in CASES:
         for label, norms in NORMS.items() if case in ATTENTION else [("", 1.0)]:
