@@ -312,8 +312,11 @@ def softmax_error(
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast as `scaled_dot_product_attention` does under autocast, before anything is checked, so that what autocast left
-    in float32 (rotary queries and keys) may stand beside what it did not. Projection and states keep their precision."""
+    """Cast as `scaled_dot_product_attention` does under autocast, before anything is checked.
+
+    What autocast left in float32 (rotary queries and keys) may so stand beside what it did not. Projection and states
+    keep their precision.
+    """
     if not all(isinstance(x, Tensor) for x in tensors):
         return tensors  # which the checks then name
     device_type = tensors[0].device.type
