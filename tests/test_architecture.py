@@ -108,7 +108,7 @@ def test_every_data_file_is_installed():
     listed = project()["package-data"]
     for folder, package in FOLDERS.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.is_dir() or path.suffix in (".py", ".pyc"):
+            if path.is_dir() or path.suffix in (".py", ".pyc", ".md"):
                 continue
             owner = ".".join((package, *path.parent.relative_to(ROOT / folder).parts))
             assert any(path.match(pattern) for pattern in listed.get(owner, [])), f"{path} is not in package-data"
