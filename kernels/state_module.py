@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attention_inputs import arrange_batch_first
 from .attention_masks import key_padding
+from .extra_keys import extended
 from .favor_attention import FavorState, Streamed, attend, stream_attention, summarize
 from .feature_module import FeatureModule
 from .random_features import FeatureMap, RandomFeatures
@@ -45,8 +46,11 @@ class StateModule(FeatureModule):
         """
         nothing, key, value, _ = self._arrange(self._nothing_like(key, self.embed_dim), key, value)
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
-        _, k, v = self._project(nothing, key, value)
-        return summarize(k, v, self._drawn, feature_map=self.feature_map, key_padding_mask=padding)
+        heads = extended(
+            self._project(nothing, key, value), padding, self._extra_keys(), is_causal=False, tokens_per_step=1
+        )
+        options: dict[str, Any] = {"feature_map": self.feature_map, "key_padding_mask": heads.padding}
+        return summarize(heads.key, heads.value, self._drawn, **options)
 
     def attend(self, query: Tensor, state: FavorState) -> Tensor:
         """Let queries read a state of this layer; the output is laid out as that of `forward`.
@@ -89,7 +93,10 @@ class StateModule(FeatureModule):
         query, key, value, is_batched = self._arrange(query, key, value)
         options: dict[str, Any] = {"feature_map": self.feature_map, "tokens_per_step": self.tokens_per_step}
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
-        heads = self._project(query, key, value)
+        heads, extra = self._project(query, key, value), self._extra_keys()
+        if state is None and extra is not None:  # which every query sees, as it sees what came before
+            keys, values = (x.to(heads[1].dtype).expand(key.shape[0], -1, -1, -1) for x in extra)
+            state = summarize(keys, values, self._drawn, feature_map=self.feature_map)
         output, state = stream_attention(*heads, state, self._drawn, key_padding_mask=padding, **options)
         return Streamed(self._as_given(self._merge_heads(output), is_batched), state)
 
@@ -99,6 +106,10 @@ class StateModule(FeatureModule):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (q, k, v) as (b, h, length, d or e) of batch-first inputs."""
+        raise NotImplementedError
+
+    def _extra_keys(self) -> tuple[Tensor, Tensor] | None:
+        """Return keys (1, h, n, d) and values (1, h, n, e) that every query sees beside those given, or None."""
         raise NotImplementedError
 
     def _arrange(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:

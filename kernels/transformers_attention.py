@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .attention_inputs import with_norm
-from .attention_masks import is_traced
+from .attention_masks import Visible, is_traced
 from .favor_attention import favor_attention
 from .random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features
 from .transformers_cache import FavorCacheState
-from .transformers_masks import LinearMask, Visible, read_mask
+from .transformers_masks import LinearMask, read_mask
 
 LocalLayers = Literal["mixed", "softmax", "refuse"]
 

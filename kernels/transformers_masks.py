@@ -11,31 +11,19 @@ tensors (b, 1, t, s), which `read_mask` recognises by their values.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .attention_masks import is_readable, is_traced
+from .attention_masks import Visible, hidden_entries, is_readable, is_traced, split_mask
 
 FOREIGN = (
     "this mask is for FAVOR attention only, and another attention of the model reads it: expected every layer to take "
     "its attention from transformers' AttentionInterface (ALL_ATTENTION_FUNCTIONS.get_interface); use another "
     "attn_implementation for this model"
 )
-
-
-class Visible(NamedTuple):
-    """What queries see: all keys, or those up to their own, the last query seeing the last key.
-
-    Attributes:
-        padding: (b or 1, s) bool, True = ignore, or None.
-        is_causal: whether later keys are hidden.
-    """
-
-    padding: Tensor | None
-    is_causal: bool
 
 
 class ForeignUseError(ValueError, AttributeError):
@@ -154,7 +142,7 @@ def read_mask(mask: Tensor | LinearMask | None, queries: int, keys: int, is_caus
 
     Args:
         mask: None; a LinearMask; or (b or 1, h or 1, t or 1, s), where a bool True or a float 0 is visible and False,
-            -inf or the dtype's lowest number is hidden.
+            -inf or the like is hidden (`attention_masks.HIDES`).
         queries, keys: t and s; with t < s the queries are the last ones.
         is_causal: of the layer, where there is no mask to say it.
 
@@ -163,47 +151,29 @@ def read_mask(mask: Tensor | LinearMask | None, queries: int, keys: int, is_caus
     """
     if mask is None:
         return Visible(None, is_causal)
-    given: Any = mask
+    expected = (
+        f"linear attention cannot apply this mask: expected none, padding (b, {keys}), or a mask "
+        f"(b, 1, {queries}, {keys}) that is causal or hides nothing but padding, got "
+        f"{type(mask).__name__ if isinstance(mask, LinearMask) else mask.dtype} {tuple(mask.shape)}; "
+        "sliding windows, packed sequences, prefixes and biases need another attn_implementation"
+    )
     if isinstance(mask, LinearMask):
         if mask.visible is not None and mask.shape[-1] == keys:
             return mask.visible
-        given = mask = mask.pattern if mask.pattern is not None else mask
-    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] == keys and mask.shape[-2] in (1, queries):
-        if isinstance(mask, FakeTensor) and not is_traced():
-            return Visible(None, queries > 1)  # nothing is computed, so nothing can be wrong
-        if not is_readable(mask):
-            raise ValueError(
-                "a compiled or traced model cannot look into a mask (b, h, t, s): pass attention_mask as padding "
-                "(b, s), which may be all ones"
-            )
-        hidden = _hidden(mask)
-        if hidden is not None and bool((hidden == hidden[:, :1]).all()):
-            found = _recognised(hidden[:, 0], keys - queries)
-            if found is not None:
-                return found
-    raise ValueError(
-        f"linear attention cannot apply this mask: expected none, padding (b, {keys}), or a mask "
-        f"(b, 1, {queries}, {keys}) that is causal or hides nothing but padding, got "
-        f"{getattr(given, 'dtype', type(given).__name__)} {tuple(given.shape)}; "
-        "sliding windows, packed sequences, prefixes and biases need another attn_implementation"
-    )
-
-
-def _recognised(hidden: Tensor, offset: int) -> Visible | None:
-    """Read a mask (b, t or 1, s), True = hidden: padding is what no query sees."""
-    t, s = hidden.shape[-2:]
-    padding = hidden.all(-2)
-    future = torch.ones(t, s, dtype=torch.bool, device=hidden.device).triu(offset + 1)
-    if torch.equal(hidden, padding[:, None] | future):
-        return Visible(padding, t > 1)
-    return Visible(padding, False) if torch.equal(hidden, padding[:, None].expand_as(hidden)) else None
-
-
-def _hidden(mask: Tensor) -> Tensor | None:
-    """Return where a mask hides, or None if it is a bias."""
-    if mask.dtype == torch.bool:
-        return ~mask
-    if not mask.is_floating_point():
-        return None
-    hidden = mask <= torch.finfo(mask.dtype).min
-    return hidden if bool((hidden | (mask == 0)).all()) else None
+        mask = mask.pattern
+    if mask is None or mask.ndim != 4 or mask.shape[-1] != keys or mask.shape[-2] not in (1, queries):
+        raise ValueError(expected)
+    if isinstance(mask, FakeTensor) and not is_traced():
+        return Visible(None, queries > 1)  # nothing is computed, so nothing can be wrong
+    if not is_readable(mask):
+        raise ValueError(
+            "a compiled or traced model cannot look into a mask (b, h, t, s): pass attention_mask as padding (b, s), "
+            "which may be all ones"
+        )
+    hidden = ~mask if mask.dtype == torch.bool else hidden_entries(mask, expected, name="the mask")
+    if bool((hidden == hidden[:, :1]).all()):
+        future = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(keys - queries + 1)
+        visible = split_mask(hidden[:, 0], future)
+        if visible is not None:
+            return visible
+    raise ValueError(expected)
