@@ -1,5 +1,6 @@
 """Linear attention with random features (FAVOR+) and moving-average series decomposition."""
 
+from . import onnx_decompositions as onnx_decompositions  # registers them
 from .attention_replacement import AttentionLeft, AttentionReplacement, multihead_state_dict, replace_attention
 from .favor_attention import (
     FavorState,

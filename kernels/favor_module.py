@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from .attention_inputs import check_flags, check_sizes, with_norm
@@ -20,6 +21,7 @@ from .favor_attention import favor_attention
 from .implied_weights import implied_weights
 from .random_features import FeatureKind, FeatureMap
 from .state_module import StateModule
+from .symbolic_trace import as_leaf
 
 
 class FavorAttention(StateModule):
@@ -192,6 +194,10 @@ class FavorAttention(StateModule):
         Raises:
             ValueError: inputs that do not fit, or a mask that linear attention cannot apply.
         """
+        if isinstance(query, Proxy):
+            options = {"key_padding_mask": key_padding_mask, "need_weights": need_weights, "attn_mask": attn_mask}
+            options |= {"average_attn_weights": average_attn_weights, "is_causal": is_causal}
+            return as_leaf(self, query, key, value, **options)
         query, key, value, is_batched = self._arrange(query, key, value)
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
         causal = self.is_causal or is_causal

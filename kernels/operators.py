@@ -50,6 +50,7 @@ class Operator:
         torch.library.register_fake(qualified)(fake)
         self.differentiable_run: Callable[..., Any] = self.run
         self.transformable_run: Callable[..., Any] = self.overload
+        self.written_out: Any = None
 
     def differentiate(self, gradient: Callable[..., Any], setup_context: Callable[..., None]) -> None:
         """Register the gradient, in the form of torch.library.register_autograd."""
@@ -71,6 +72,11 @@ class Operator:
         }
         self.transformable_run = type(self.overload._schema.name, (torch.autograd.Function,), members).apply
 
+    def write_out_for_onnx(self, written_out: Callable[..., Any]) -> Callable[..., Any]:
+        """Take a function of the same arguments and results for exports to ONNX, which knows operators of aten only."""
+        self.written_out = written_out
+        return written_out
+
     def __call__(self, *arguments: Any) -> Any:
         """Compute.
 
@@ -80,7 +86,8 @@ class Operator:
         tensors = [x for x in arguments if isinstance(x, Tensor)]
         _refuse_forward_mode(tensors)
         if torch.compiler.is_compiling():
-            return self.overload(*arguments)
+            run = self.written_out if torch.onnx.is_in_onnx_export() else None
+            return (self.overload if run is None else run)(*arguments)
         if _is_differentiated_as_function():
             return self.transformable_run(*arguments)
         if _is_seen_by_others(tensors):

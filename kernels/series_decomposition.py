@@ -29,10 +29,12 @@ from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .favor_arguments import DTYPES
 from .implementation import Impl, resolve_impl
 from .series_decomposition_ops import decompose_op, moving_average_op
+from .symbolic_trace import as_leaf
 
 LARGEST = 2**30
 """Largest kernel size: steps, and their differences, are counted in 32 bits on the GPU."""
@@ -107,6 +109,8 @@ class MovingAverage(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the trend of x (b, time, channel)."""
+        if isinstance(x, Proxy):
+            return as_leaf(self, x, mask=mask)
         return moving_average(x, self.kernel_size, causal=self.causal, mask=mask)
 
     def extra_repr(self) -> str:
@@ -118,6 +122,8 @@ class SeriesDecomposition(MovingAverage):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return (seasonal, trend) of x (b, time, channel)."""
+        if isinstance(x, Proxy):
+            return as_leaf(self, x, mask=mask)
         return series_decomposition(x, self.kernel_size, causal=self.causal, mask=mask)
 
 
