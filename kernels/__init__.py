@@ -14,6 +14,7 @@ from .favor_attention import (
 )
 from .favor_module import FavorAttention
 from .feature_redraw import redraw_features
+from .implementation import set_impl
 from .random_features import RandomFeatures, draw_features
 from .series_decomposition import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
 from .transformers_cache import favor_cache
@@ -39,6 +40,7 @@ __all__ = [
     "register_with_transformers",
     "replace_attention",
     "series_decomposition",
+    "set_impl",
     "softmax_error",
     "stream_attention",
     "summarize",

@@ -99,7 +99,8 @@ def favor_attention(
         key_padding_mask: (b, s) bool, True = ignore. Ignored keys and values may hold anything, NaN included.
         scale: of q . k; d ** -0.5 by default.
         impl: "reference" (torch, any device), "triton" (GPU kernels; float32 at about its full accuracy),
-            "triton-ieee" (float32 without tensor cores), or "auto": "triton" for CUDA tensors where it exists.
+            "triton-ieee" (float32 without tensor cores), or "auto": "triton" for CUDA tensors where it exists, or what
+            `set_impl` says.
 
     Returns:
         (b, h g, t, e) in query's dtype.

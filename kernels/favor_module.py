@@ -18,6 +18,7 @@ from .attention_masks import key_padding, recognise_attention_mask
 from .extra_keys import extended
 from .favor_arguments import check_feature_map
 from .favor_attention import favor_attention
+from .implementation import Impl, check_impl
 from .implied_weights import implied_weights
 from .random_features import FeatureKind, FeatureMap
 from .state_module import StateModule
@@ -57,6 +58,7 @@ class FavorAttention(StateModule):
             is rounded where it meets queries and keys, and learns through the rounding.
         seed: of the projection; the same seed gives the same projection on every rank and device.
         head_dim, value_head_dim: d and e, embed_dim / num_heads by default.
+        impl: as in `favor_attention`, in every call; `set_impl` chooses for the whole process.
 
     Raises:
         ValueError: sizes or options that do not fit.
@@ -94,7 +96,9 @@ class FavorAttention(StateModule):
         seed: int = 0,
         head_dim: int | None = None,
         value_head_dim: int | None = None,
+        impl: Impl = "auto",
     ) -> None:
+        check_impl(impl)
         check_flags(bias=bias, add_bias_kv=add_bias_kv, add_zero_attn=add_zero_attn, batch_first=batch_first)
         sizes = {"kdim": kdim, "vdim": vdim, "num_features": num_features, "value_head_dim": value_head_dim}
         check_sizes(embed_dim, num_heads, dropout, head_dim, tokens_per_step, redraw_interval=redraw_interval, **sizes)
@@ -112,6 +116,7 @@ class FavorAttention(StateModule):
         self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
         self.value_head_dim = self.head_dim if value_head_dim is None else value_head_dim
         self.feature_map: FeatureMap = feature_map
+        self.impl: Impl = impl
         self.is_causal, self.tokens_per_step = is_causal, tokens_per_step
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -195,7 +200,11 @@ class FavorAttention(StateModule):
             ValueError: inputs that do not fit, or a mask that linear attention cannot apply.
         """
         if isinstance(query, Proxy):
-            options = {"key_padding_mask": key_padding_mask, "need_weights": need_weights, "attn_mask": attn_mask}
+            options: dict[str, Any] = {
+                "key_padding_mask": key_padding_mask,
+                "need_weights": need_weights,
+                "attn_mask": attn_mask,
+            }
             options |= {"average_attn_weights": average_attn_weights, "is_causal": is_causal}
             return as_leaf(self, query, key, value, **options)
         query, key, value, is_batched = self._arrange(query, key, value)
@@ -214,7 +223,7 @@ class FavorAttention(StateModule):
         steps = self.tokens_per_step if causal else 1
         heads, extra = self._project(query, key, value), self._extra_keys()
         inputs = extended(heads, padding, extra, is_causal=causal, tokens_per_step=steps)
-        options: dict[str, Any] = {"feature_map": self.feature_map, "key_padding_mask": inputs.padding}
+        options = {**self._options, "key_padding_mask": inputs.padding}
         options |= {"is_causal": causal, "tokens_per_step": steps}
         attended = inputs.own_queries(favor_attention(*inputs[:3], self._drawn, **options))
         output = self._as_given(self._merge_heads(attended), is_batched)
