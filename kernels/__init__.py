@@ -1,5 +1,6 @@
 """Linear attention with random features (FAVOR+) and moving-average series decomposition."""
 
+from . import onnx_decompositions as onnx_decompositions  # registers them
 from .attention_replacement import AttentionLeft, AttentionReplacement, multihead_state_dict, replace_attention
 from .favor_attention import (
     FavorState,
@@ -13,6 +14,7 @@ from .favor_attention import (
 )
 from .favor_module import FavorAttention
 from .feature_redraw import redraw_features
+from .implementation import set_impl
 from .random_features import RandomFeatures, draw_features
 from .series_decomposition import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
 from .transformers_cache import favor_cache
@@ -38,6 +40,7 @@ __all__ = [
     "register_with_transformers",
     "replace_attention",
     "series_decomposition",
+    "set_impl",
     "softmax_error",
     "stream_attention",
     "summarize",

@@ -65,5 +65,16 @@ def check_sizes(
         raise ValueError(
             f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}; change one, or pass head_dim"
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be from 0 to 1, got {dropout}")
+
+
+def check_flags(**flags: bool) -> None:
+    """Raise ValueError unless flags are bools: widths that stand in their places would count as true."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(
+                f"{name} must be True or False, got {flag!r}: the order of arguments is that of nn.MultiheadAttention "
+                "(embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, "
+                "dtype); name them"
+            )

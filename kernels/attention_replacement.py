@@ -16,14 +16,14 @@ from .favor_module import FavorAttention
 Layer = TypeVar("Layer", bound=FavorAttention)
 
 TAKEN_FROM_THE_LAYER = (
-    *("embed_dim", "num_heads", "dropout", "bias", "kdim", "vdim", "batch_first"),
+    *("embed_dim", "num_heads", "dropout", "bias", "add_bias_kv", "add_zero_attn", "kdim", "vdim", "batch_first"),
     *("head_dim", "value_head_dim", "device", "dtype"),
 )
 """Arguments of FavorAttention that a conversion reads off the softmax layer."""
 
 PARAMETERS = {
     *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),
-    *("out_proj.weight", "out_proj.bias"),
+    *("out_proj.weight", "out_proj.bias", "bias_k", "bias_v"),
 }
 """Parameters of a softmax layer that FavorAttention has as well."""
 
@@ -121,6 +121,8 @@ def convert(attention: nn.MultiheadAttention, layer_class: type[Layer], favor: d
         attention.num_heads,
         attention.dropout,
         attention.in_proj_bias is not None,
+        attention.bias_k is not None,
+        attention.add_zero_attn,
         attention.kdim,
         attention.vdim,
         attention.batch_first,
@@ -179,10 +181,6 @@ def _obstacle(attention: nn.MultiheadAttention) -> str | None:
     """Say what FavorAttention could not keep of a softmax attention, or None."""
     if type(attention) is not nn.MultiheadAttention:
         return f"it is a subclass, {type(attention).__qualname__}, whose own behaviour would be lost"
-    if attention.bias_k is not None:
-        return "add_bias_kv=True adds a learnt key and value, which FavorAttention does not have"
-    if attention.add_zero_attn:
-        return "add_zero_attn=True adds a zero key, which FavorAttention does not have"
     others = {name for name, _ in attention.named_parameters(remove_duplicate=False)} - PARAMETERS
     if others:
         return f"it is pruned or parametrised ({', '.join(sorted(others))}); make its weights plain parameters first"

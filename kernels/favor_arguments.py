@@ -45,17 +45,13 @@ def feature_space(
         raise ValueError(
             f"per-head features must have one set per key head: expected {heads}, got {projection.shape[0]}"
         )
-    if projection.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"the projection must be float32 or float64, got {projection.dtype}; features never run in half"
-        )
+    projection = _widened("the projection", projection)
     if log_weight is not None and log_weight.shape != projection.shape[:-1]:
         raise ValueError(
             f"log_weight must be the projection's {tuple(projection.shape[:-1])}, got {tuple(log_weight.shape)}"
         )
     if log_weight is not None:
-        if log_weight.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"log_weight must be float32 or float64, got {log_weight.dtype}")
+        log_weight = _widened("log_weight", log_weight)
         _same_device(("log_weight", log_weight), ("the projection", projection))
     _same_device(("the projection", projection), ("the tensors", like))
     _same_device(("keys or state", keys), ("the tensors", like))
@@ -219,6 +215,13 @@ def _check_tensor(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
     if x.shape[-1] < 1:
         raise ValueError(f"{name} must have a dim of at least 1, got shape {tuple(x.shape)}")
+
+
+def _widened(name: str, x: Tensor) -> Tensor:
+    """Return features as they enter exponents, never in half: a cast module or checkpoint may bring them so."""
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name} must be floating point, float32 or float64 at best, got {x.dtype}")
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _same_device(first: tuple[str, Tensor], second: tuple[str, Tensor]) -> None:

@@ -16,8 +16,9 @@ for N(0, 1) entries at d >= 32 it is further from softmax attention than the pla
 to train with, and measure the distance on your own tensors with `softmax_error`.
 
 Dtypes: bfloat16, float16, float32, float64; sums run in float32 (float64 for float64); the output has query's dtype and
-the state is float32 (float64). A projection is float32 or float64; half-precision queries and keys meet it rounded to
-their dtype, gradients passing straight through. Drawn ones lie on the bfloat16 grid, where that changes nothing.
+the state is float32 (float64). Features are float32 or float64, half-precision ones are widened; half-precision queries
+and keys meet a projection rounded to their dtype, gradients passing straight through. Drawn ones lie on the bfloat16
+grid, where that changes nothing. Under autocast all inputs are cast first, as `scaled_dot_product_attention` does.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def favor_attention(
         key_padding_mask: (b, s) bool, True = ignore. Ignored keys and values may hold anything, NaN included.
         scale: of q . k; d ** -0.5 by default.
         impl: "reference" (torch, any device), "triton" (GPU kernels; float32 at about its full accuracy),
-            "triton-ieee" (float32 without tensor cores), or "auto": "triton" for CUDA tensors where it exists.
+            "triton-ieee" (float32 without tensor cores), or "auto": "triton" for CUDA tensors where it exists, or what
+            `set_impl` says.
 
     Returns:
         (b, h g, t, e) in query's dtype.
@@ -107,6 +109,7 @@ def favor_attention(
         ValueError: shapes, dtypes, devices or options that do not fit, naming what was expected and what came.
         NotImplementedError: under forward-mode differentiation.
     """
+    query, key, value = _autocast(query, key, value)
     space = feature_space(features, feature_map, scale, query, key)
     check_keys(key, value, key_padding_mask, space)
     check_attend(query, key.shape[1], value.shape[-1], space)
@@ -115,7 +118,6 @@ def favor_attention(
     if tokens_per_step > 1 and not is_causal:
         raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
     schedule = resolve_impl(impl, query, key, value, *space.tensors)
-    query, key, value = _autocast(query, key, value)
     if is_causal:
         query_count = query.shape[-2]
         query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
@@ -175,6 +177,7 @@ def stream_attention(
         ValueError: as in `favor_attention`; a length that is not whole steps; a state that does not fit.
         NotImplementedError: under forward-mode differentiation.
     """
+    query, key, value = _autocast(query, key, value)
     space = feature_space(features, feature_map, scale, query, key)
     check_keys(key, value, key_padding_mask, space)
     check_attend(query, key.shape[1], value.shape[-1], space)
@@ -187,7 +190,6 @@ def stream_attention(
         check_opening(state, key, value)
     initial, states = ((None, None), ()) if state is None else (state, state)
     schedule = resolve_impl(impl, query, key, value, *space.tensors, *states)
-    query, key, value = _autocast(query, key, value)
     results = causal_op(query, key, value, key_padding_mask, *initial, *space, schedule, int(tokens_per_step))
     return Streamed(results[0], FavorState(*results[1:3]))
 
@@ -216,10 +218,10 @@ def summarize(
     Raises:
         ValueError: as in `favor_attention`.
     """
+    key, value = _autocast(key, value)
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
     schedule = resolve_impl(impl, key, value, *space.tensors)
-    key, value = _autocast(key, value)
     return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule)[:2])
 
 
@@ -245,13 +247,13 @@ def attend(
     Raises:
         ValueError: as in `favor_attention`, or a state that does not fit the features.
     """
+    (query,) = _autocast(query)
     log_normalizer, state_value = as_state(state)
     space = feature_space(features, feature_map, scale, query, log_normalizer)
     check_state(log_normalizer, state_value, space)
     check_attend(query, log_normalizer.shape[1], state_value.shape[-1], space)
     check_batch(query, "state", log_normalizer)
     schedule = resolve_impl(impl, query, state_value, *space.tensors)
-    (query,) = _autocast(query)
     return attend_op(query, log_normalizer, state_value, *space._replace(log_weight=None), schedule)[0]
 
 
@@ -311,7 +313,13 @@ def softmax_error(
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast as `scaled_dot_product_attention` does under autocast; projection and states keep their precision."""
+    """Cast as `scaled_dot_product_attention` does under autocast, before anything is checked.
+
+    What autocast left in float32 (rotary queries and keys) may so stand beside what it did not. Projection and states
+    keep their precision.
+    """
+    if not all(isinstance(x, Tensor) for x in tensors):
+        return tensors  # which the checks then name
     device_type = tensors[0].device.type
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return tensors

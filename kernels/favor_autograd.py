@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 
 from .favor_definition import attend_definition, causal_definition, joined_definition, summarize_definition
 from .favor_ops import (
@@ -117,6 +118,10 @@ def _differentiate_again(
 
     def backward(ctx: Any, *d_gradients: Tensor | None) -> tuple[Any, ...]:
         arguments, _ = _restore(ctx)
+        if maybe_current_level() is not None:
+            nodes = arguments[: upstream_count + input_count]
+            gradients = _second_in_transform(define, nodes, upstream_count, gradient_positions, d_gradients)
+            return *gradients, *[None] * (len(arguments) - len(nodes))
         create_graph = torch.is_grad_enabled()
 
         def own_node(x: Any) -> Any:
@@ -151,6 +156,43 @@ def _differentiate_again(
         return *gradients, *[None] * (len(arguments) - len(nodes))
 
     return backward
+
+
+def _second_in_transform(
+    define: Callable[..., Any],
+    nodes: list[Any],
+    upstream_count: int,
+    gradient_positions: tuple[int, ...],
+    d_gradients: tuple[Tensor | None, ...],
+) -> list[Tensor | None]:
+    """Differentiate the definition twice as torch.func can, inside of its transforms."""
+    places = [i for i, x in enumerate(nodes) if isinstance(x, Tensor) and x.is_floating_point()]
+    wanted = [i for i in gradient_positions if nodes[upstream_count + i] is not None]
+
+    def first(*tensors: Tensor) -> tuple[Tensor, ...]:
+        filled = list(nodes)
+        for i, x in zip(places, tensors, strict=True):
+            filled[i] = x
+        upstream, inputs = filled[:upstream_count], filled[upstream_count:]
+
+        def outputs(*chosen: Tensor) -> tuple[Tensor, ...]:
+            given = list(inputs)
+            for i, x in zip(wanted, chosen, strict=True):
+                given[i] = x
+            found = define(*given)
+            found = (found,) if isinstance(found, Tensor) else found
+            return tuple(o.to(u.dtype) for o, u in zip(found, upstream, strict=True) if u is not None)
+
+        pull: Any = torch.func.vjp(outputs, *(inputs[i] for i in wanted))[1]
+        return pull(tuple(u for u in upstream if u is not None))
+
+    linearised: Any = torch.func.vjp(first, *(nodes[i] for i in places))
+    gradients, pull = linearised
+    by_position = dict(zip(gradient_positions, d_gradients, strict=True))
+    arriving = [by_position[i] for i in wanted]
+    pairs = zip(gradients, arriving, strict=True)
+    second = iter(pull(tuple(torch.zeros_like(g) if d is None or d.shape != g.shape else d for g, d in pairs)))
+    return [next(second) if i in places else None for i in range(len(nodes))]
 
 
 def _define_summarize(key, value, mask, *options):

@@ -10,15 +10,19 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
-from .attention_inputs import check_sizes, with_norm
+from .attention_inputs import check_flags, check_sizes, with_norm
 from .attention_masks import key_padding, recognise_attention_mask
+from .extra_keys import extended
 from .favor_arguments import check_feature_map
 from .favor_attention import favor_attention
+from .implementation import Impl, check_impl
 from .implied_weights import implied_weights
 from .random_features import FeatureKind, FeatureMap
 from .state_module import StateModule
+from .symbolic_trace import as_leaf
 
 
 class FavorAttention(StateModule):
@@ -38,8 +42,11 @@ class FavorAttention(StateModule):
         num_heads: h.
         dropout: applied to the heads' output, in training only: there are no attention weights to drop.
         bias: biases on the input and output projections.
+        add_bias_kv: a learnt key and value that every query sees beside those given, `bias_k` and `bias_v`.
+        add_zero_attn: a key and value of zeros likewise.
         kdim, vdim: widths of key and value, embed_dim by default.
         batch_first: (b, t, embed_dim) instead of (t, b, embed_dim).
+        device, dtype: of the parameters; the projection stays float32 in half-precision modules.
         num_features: m, by default 4 d: complete blocks of every kind of feature.
         features: kind of random features, see `draw_features`.
         feature_map: "exponential", "relu" or "elu".
@@ -51,7 +58,7 @@ class FavorAttention(StateModule):
             is rounded where it meets queries and keys, and learns through the rounding.
         seed: of the projection; the same seed gives the same projection on every rank and device.
         head_dim, value_head_dim: d and e, embed_dim / num_heads by default.
-        device, dtype: of the parameters; the projection stays float32 in half-precision modules.
+        impl: as in `favor_attention`, in every call; `set_impl` chooses for the whole process.
 
     Raises:
         ValueError: sizes or options that do not fit.
@@ -61,6 +68,8 @@ class FavorAttention(StateModule):
     q_proj_weight: Tensor
     k_proj_weight: Tensor
     v_proj_weight: Tensor
+    bias_k: Tensor | None
+    bias_v: Tensor | None
 
     def __init__(
         self,
@@ -68,9 +77,13 @@ class FavorAttention(StateModule):
         num_heads: int,
         dropout: float = 0.0,
         bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
         kdim: int | None = None,
         vdim: int | None = None,
         batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         num_features: int | None = None,
         features: FeatureKind = "hyperbolic",
@@ -83,9 +96,10 @@ class FavorAttention(StateModule):
         seed: int = 0,
         head_dim: int | None = None,
         value_head_dim: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        impl: Impl = "auto",
     ) -> None:
+        check_impl(impl)
+        check_flags(bias=bias, add_bias_kv=add_bias_kv, add_zero_attn=add_zero_attn, batch_first=batch_first)
         sizes = {"kdim": kdim, "vdim": vdim, "num_features": num_features, "value_head_dim": value_head_dim}
         check_sizes(embed_dim, num_heads, dropout, head_dim, tokens_per_step, redraw_interval=redraw_interval, **sizes)
         check_feature_map(feature_map)
@@ -102,6 +116,7 @@ class FavorAttention(StateModule):
         self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
         self.value_head_dim = self.head_dim if value_head_dim is None else value_head_dim
         self.feature_map: FeatureMap = feature_map
+        self.impl: Impl = impl
         self.is_causal, self.tokens_per_step = is_causal, tokens_per_step
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -121,6 +136,10 @@ class FavorAttention(StateModule):
             self.register_parameter(name, None if shape is None else nn.Parameter(torch.empty(shape, **factory)))
         self.in_proj_bias = nn.Parameter(torch.empty(sum(self._widths), **factory)) if bias else None
         self.out_proj = nn.Linear(value_width, embed_dim, bias=bias, **factory)
+        bias_widths = (key_width, value_width) if add_bias_kv else (None, None)
+        for name, width in zip(("bias_k", "bias_v"), bias_widths, strict=True):
+            self.register_parameter(name, None if width is None else nn.Parameter(torch.empty(1, 1, width, **factory)))
+        self.add_zero_attn = add_zero_attn
         self.log_temperature = nn.Parameter(torch.zeros(num_heads, **factory)) if qk_norm else None
         # A float64 layer computes in float64 throughout; features never run in half.
         wide = self.out_proj.weight.dtype == torch.float64
@@ -139,6 +158,9 @@ class FavorAttention(StateModule):
         for zero in (self.in_proj_bias, self.out_proj.bias, self.log_temperature):
             if zero is not None:
                 nn.init.zeros_(zero)
+        for normal in (self.bias_k, self.bias_v):
+            if normal is not None:
+                nn.init.xavier_normal_(normal)
         self.redraw(0)
 
     def forward(
@@ -157,22 +179,34 @@ class FavorAttention(StateModule):
         Args:
             query: (t, b, embed_dim), (b, t, embed_dim) if batch_first, or (t, embed_dim).
             key, value: likewise with s, kdim and vdim.
-            key_padding_mask: (b, s) or (s,), bool with True = ignore, or float with 0 and -inf. Ignored inputs are
-                projected all the same: what is not finite there stays out of the output, but not of the gradients of
-                the weights.
+            key_padding_mask: (b, s) or (s,), bool with True = ignore, or float with 0 and -inf or the like (-1e4 and
+                less). Ignored inputs are projected all the same: what is not finite there stays out of the output, but
+                not of the gradients of the weights.
             need_weights: also return the implied attention weights; quadratic, for looking at short inputs.
-            attn_mask: only a causal mask, (t, s) or (b h, t, s), bool or float, or one that hides nothing; step-causal
-                with this layer's tokens_per_step. Recognised by value unless is_causal says so. Any other raises.
+            attn_mask: (t, s) or (b h, t, s), bool or float, causal or hiding nothing, padding that is the same for all
+                queries and heads aside; step-causal with this layer's tokens_per_step. Recognised by its values unless
+                is_causal says what it is, on a GPU once a mask, not once a call. In a graph of torch.compile or
+                torch.export, which has no values, it is taken to be causal, and running the graph raises RuntimeError
+                if it is not. Any other raises.
             average_attn_weights: average the weights over the heads.
             is_causal: attend causally; attn_mask, if also given, is taken to be the causal one (looked at where
                 tokens_per_step > 1: the causal masks of PyTorch's containers are by tokens).
 
         Returns:
-            (output in query's layout, None or the weights (b, t, s) or (b, h, t, s)).
+            (output in query's layout, None or the weights (b, t, s) or (b, h, t, s)); the weights of extra keys
+            (add_bias_kv, add_zero_attn) are in further columns.
 
         Raises:
             ValueError: inputs that do not fit, or a mask that linear attention cannot apply.
         """
+        if isinstance(query, Proxy):
+            options: dict[str, Any] = {
+                "key_padding_mask": key_padding_mask,
+                "need_weights": need_weights,
+                "attn_mask": attn_mask,
+            }
+            options |= {"average_attn_weights": average_attn_weights, "is_causal": is_causal}
+            return as_leaf(self, query, key, value, **options)
         query, key, value, is_batched = self._arrange(query, key, value)
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
         causal = self.is_causal or is_causal
@@ -180,16 +214,25 @@ class FavorAttention(StateModule):
             shape = (query.shape[0] * self.num_heads, query.shape[1], key.shape[1])
             # containers pass is_causal for masks that are causal by tokens, which need not be those of this layer
             is_known = is_causal and self.tokens_per_step == 1
-            causal |= recognise_attention_mask(attn_mask, shape, self.tokens_per_step, is_known=is_known)
-        options: dict[str, Any] = {"feature_map": self.feature_map, "key_padding_mask": padding, "is_causal": causal}
-        if causal:
-            options["tokens_per_step"] = self.tokens_per_step
-        heads = self._project(query, key, value)
-        output = self._as_given(self._merge_heads(favor_attention(*heads, self._drawn, **options)), is_batched)
-        weights = implied_weights(*heads[:2], self._drawn, **options) if need_weights else None
-        if weights is not None and average_attn_weights:
+            visible = recognise_attention_mask(
+                attn_mask, shape, self.num_heads, self.tokens_per_step, is_known=is_known
+            )
+            causal |= visible.is_causal
+            if visible.padding is not None:
+                padding = visible.padding.expand(key.shape[:2]) if padding is None else padding | visible.padding
+        steps = self.tokens_per_step if causal else 1
+        heads, extra = self._project(query, key, value), self._extra_keys()
+        inputs = extended(heads, padding, extra, is_causal=causal, tokens_per_step=steps)
+        options = {**self._options, "key_padding_mask": inputs.padding}
+        options |= {"is_causal": causal, "tokens_per_step": steps}
+        attended = inputs.own_queries(favor_attention(*inputs[:3], self._drawn, **options))
+        output = self._as_given(self._merge_heads(attended), is_batched)
+        if not need_weights:
+            return output, None
+        weights = inputs.own_weights(implied_weights(*inputs[:2], self._drawn, **options))
+        if average_attn_weights:
             weights = weights.mean(1)
-        return output, weights if weights is None or is_batched else weights.squeeze(0)
+        return output, weights if is_batched else weights.squeeze(0)
 
     @classmethod
     def from_multihead_attention(cls, attention: nn.MultiheadAttention, **favor: Any) -> Self:
@@ -200,7 +243,7 @@ class FavorAttention(StateModule):
             favor: keywords of this class (num_features, qk_norm, seed, …).
 
         Raises:
-            ValueError: a layer with something that linear attention cannot do (add_bias_kv, add_zero_attn, a subclass).
+            ValueError: a layer whose behaviour would be lost (a subclass, hooks, pruned weights).
         """
         from .attention_replacement import convert  # which imports this class
 
@@ -238,9 +281,27 @@ class FavorAttention(StateModule):
         q, k, v = (x.view(*x.shape[:2], h, x.shape[2] // h).transpose(1, 2) for x in parts)
         if self.log_temperature is None:
             return q, k, v
-        # |x|^2 = temperature sqrt(d) before the kernel's scaling by d ** -0.25, so temperature after it.
-        radius = (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**0.25
-        return with_norm(q, radius), with_norm(k, radius), v
+        return with_norm(q, self._radius()), with_norm(k, self._radius()), v
+
+    def _radius(self) -> Tensor:
+        """Return |x| of normalised queries and keys, (h, 1, 1).
+
+        |x|^2 = temperature sqrt(d) before the kernel's scaling by d ** -0.25, so temperature after it.
+        """
+        assert self.log_temperature is not None
+        return (self.log_temperature / 2).exp().view(-1, 1, 1) * self.head_dim**0.25
+
+    def _extra_keys(self) -> tuple[Tensor, Tensor] | None:
+        keys, values = [], []
+        if self.bias_k is not None and self.bias_v is not None:
+            keys.append(self.bias_k.view(1, self.num_heads, 1, self.head_dim))
+            values.append(self.bias_v.view(1, self.num_heads, 1, self.value_head_dim))
+            if self.log_temperature is not None:
+                keys[0] = with_norm(keys[0], self._radius())
+        if self.add_zero_attn:
+            keys.append(self.out_proj.weight.new_zeros(1, self.num_heads, 1, self.head_dim))
+            values.append(self.out_proj.weight.new_zeros(1, self.num_heads, 1, self.value_head_dim))
+        return (torch.cat(keys, 2), torch.cat(values, 2)) if keys else None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Keep what softmax attention does not have, as it stands, when the state dict is that of a softmax layer."""

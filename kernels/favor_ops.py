@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .favor_blocks import accumulation_dtype
 from .favor_causal_parts import CausalTensors
@@ -26,7 +25,7 @@ from .favor_reference import (
     summarize_backward_reference,
     summarize_reference,
 )
-from .operators import Operator
+from .operators import Operator, vmap_by_loop
 from .random_features import FeatureSpace
 
 _OPTIONS = "Tensor projection, Tensor? log_weight, float scale, str feature_map, bool paired, str impl"
@@ -268,25 +267,9 @@ def _fake_causal_backward(d_output, d_log_normalizer, d_state_value, query, key,
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *d_initial, *gradients
 
 
-def _vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a batching rule that calls the operator once a sample: projections and their gradients may be batched."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        samples = [
-            operator(*(a if dim is None else a.select(dim, i) for a, dim in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        if isinstance(samples[0], Tensor):
-            return torch.stack(samples), 0
-        stacked = tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
-        return stacked, (0,) * len(stacked)
-
-    return rule
-
-
 def _operator(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Operator:
     operator = Operator(name, SCHEMAS[name], implementation, fake)
-    torch.library.register_vmap(operator.overload, _vmap_by_loop(operator.overload))
+    torch.library.register_vmap(operator.overload, vmap_by_loop(operator.overload))
     return operator
 
 

@@ -22,6 +22,36 @@ MAX_DIM = 256
 HAS_TRITON = find_spec("triton") is not None
 
 
+_process_wide: Impl = "auto"
+
+
+def set_impl(impl: Impl) -> Impl:
+    """Choose what `impl="auto"` means in this process, in every function and layer; an explicit impl goes before it.
+
+        set_impl("reference")       # plain torch, where a kernel fails on a card
+        set_impl("auto")            # and back
+
+    Args:
+        impl: as in `favor_attention`; "triton" then refuses what the kernels cannot do.
+
+    Returns:
+        What it was before.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    global _process_wide
+    check_impl(impl)
+    before, _process_wide = _process_wide, impl
+    return before
+
+
+def check_impl(impl: str) -> None:
+    """Raise ValueError for the name of no implementation."""
+    if impl not in _IMPLS:
+        raise ValueError(f"unknown impl: expected one of {', '.join(_IMPLS)}, got {impl!r}")
+
+
 def resolve_impl(impl: str, *tensors: Tensor) -> str:
     """Return the schedule to run; only "auto" chooses, an explicit choice is honoured or refused.
 
@@ -29,8 +59,8 @@ def resolve_impl(impl: str, *tensors: Tensor) -> str:
         impl: what the caller asked for.
         tensors: that the kernels would read.
     """
-    if impl not in _IMPLS:
-        raise ValueError(f"unknown impl: expected one of {', '.join(_IMPLS)}, got {impl!r}")
+    check_impl(impl)
+    impl = _process_wide if impl == "auto" else impl
     if impl == "reference" or (impl == "auto" and not tensors[0].is_cuda):
         return "reference"
     obstacle = _obstacle(tensors)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import TransformType, get_interpreter_stack, maybe_current_level
 from torch.autograd import forward_ad
 
 _PLAIN_TYPES = {Tensor, nn.Parameter}
@@ -48,6 +49,8 @@ class Operator:
         torch.library.impl(qualified, "CompositeExplicitAutograd")(self.run)
         torch.library.register_fake(qualified)(fake)
         self.differentiable_run: Callable[..., Any] = self.run
+        self.transformable_run: Callable[..., Any] = self.overload
+        self.written_out: Any = None
 
     def differentiate(self, gradient: Callable[..., Any], setup_context: Callable[..., None]) -> None:
         """Register the gradient, in the form of torch.library.register_autograd."""
@@ -61,6 +64,18 @@ class Operator:
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
         self.differentiable_run = type(self.overload._schema.name, (torch.autograd.Function,), members).apply
+        members = {
+            "forward": staticmethod(self),  # below the transform it may be transformed again
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(gradient),
+            "vmap": staticmethod(vmap_by_loop(self)),
+        }
+        self.transformable_run = type(self.overload._schema.name, (torch.autograd.Function,), members).apply
+
+    def write_out_for_onnx(self, written_out: Callable[..., Any]) -> Callable[..., Any]:
+        """Take a function of the same arguments and results for exports to ONNX, which knows operators of aten only."""
+        self.written_out = written_out
+        return written_out
 
     def __call__(self, *arguments: Any) -> Any:
         """Compute.
@@ -70,11 +85,32 @@ class Operator:
         """
         tensors = [x for x in arguments if isinstance(x, Tensor)]
         _refuse_forward_mode(tensors)
-        if torch.compiler.is_compiling() or _is_seen_by_others(tensors):
+        if torch.compiler.is_compiling():
+            run = self.written_out if torch.onnx.is_in_onnx_export() else None
+            return (self.overload if run is None else run)(*arguments)
+        if _is_differentiated_as_function():
+            return self.transformable_run(*arguments)
+        if _is_seen_by_others(tensors):
             return self.overload(*arguments)
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors) and not _is_below_autograd():
             return self.differentiable_run(*arguments)
         return self.run(*arguments)
+
+
+def vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a batching rule that calls the operator once a sample: projections and their gradients may be batched."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        samples = [
+            operator(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(samples[0], Tensor):
+            return torch.stack(samples), 0
+        stacked = tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
 
 
 def _is_seen_by_others(tensors: list[Tensor]) -> bool:
@@ -85,6 +121,13 @@ def _is_seen_by_others(tensors: list[Tensor]) -> bool:
             return True
         keys |= torch._C._dispatch_keys(x).raw_repr()
     return bool(keys & _OTHER_KEYS) or torch._C._is_torch_function_mode_enabled() or torch.autograd._profiler_enabled()
+
+
+def _is_differentiated_as_function() -> bool:
+    """Whether a transform of torch.func takes gradients: it knows autograd functions, but no gradients of operators."""
+    if maybe_current_level() is None:
+        return False
+    return any(level.key() == TransformType.Grad for level in get_interpreter_stack() or ())
 
 
 def _is_below_autograd() -> bool:

@@ -128,7 +128,8 @@ def draw_features(
         raise ValueError(f"expected_square must be positive, got {expected_square}")
     sets = [_draw_rows(num_features, head_dim, kind, generator) for _ in range(num_heads or 1)]
     rows = torch.stack(sets) if num_heads is not None else sets[0]
-    target: dict[str, Any] = {"device": device or "cpu", "dtype": dtype or torch.get_default_dtype()}
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32) if dtype is None else dtype
+    target: dict[str, Any] = {"device": device or "cpu", "dtype": dtype}
     if kind != "favor++":
         return RandomFeatures(_on_grid(rows).to(**target), None, paired=kind == "hyperbolic")
     tilt = _favor_plus_plus_tilt(head_dim, expected_square)

@@ -26,13 +26,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .favor_arguments import DTYPES
-from .implementation import Impl, resolve_impl
+from .implementation import Impl, check_impl, resolve_impl
 from .series_decomposition_ops import decompose_op, moving_average_op
+from .symbolic_trace import as_leaf
 
 LARGEST = 2**30
 """Largest kernel size: steps, and their differences, are counted in 32 bits on the GPU."""
@@ -97,28 +100,42 @@ def series_decomposition(
 
 
 class MovingAverage(nn.Module):
-    """`moving_average` as a module; several kernel sizes are averaged."""
+    """`moving_average` as a module; several kernel sizes are averaged, or mixed by the weights of a call.
 
-    def __init__(self, kernel_size: int | Sequence[int], causal: bool = False) -> None:
+    Args:
+        kernel_size, causal: as in `moving_average`.
+        impl: likewise, in every call; `set_impl` chooses for the whole process.
+    """
+
+    def __init__(self, kernel_size: int | Sequence[int], causal: bool = False, *, impl: Impl = "auto") -> None:
         super().__init__()
         self.kernel_size = _kernel_sizes(kernel_size)
         _check_causal(causal)
-        self.causal = causal
+        check_impl(impl)
+        self.causal, self.impl = causal, impl
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Return the trend of x (b, time, channel)."""
-        return moving_average(x, self.kernel_size, causal=self.causal, mask=mask)
+        if isinstance(x, Proxy):
+            return as_leaf(self, x, mask=mask, weights=weights)
+        options: dict[str, Any] = {"causal": self.causal, "impl": self.impl, "mask": mask, "weights": weights}
+        return moving_average(x, self.kernel_size, **options)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, causal={self.causal}"
 
 
 class SeriesDecomposition(MovingAverage):
-    """`series_decomposition` as a module."""
+    """`series_decomposition` as a module, as `MovingAverage` is."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, mask: Tensor | None = None, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return (seasonal, trend) of x (b, time, channel)."""
-        return series_decomposition(x, self.kernel_size, causal=self.causal, mask=mask)
+        if isinstance(x, Proxy):
+            return as_leaf(self, x, mask=mask, weights=weights)
+        options: dict[str, Any] = {"causal": self.causal, "impl": self.impl, "mask": mask, "weights": weights}
+        return series_decomposition(x, self.kernel_size, **options)
 
 
 def _kernel_sizes(kernel_size: int | Sequence[int]) -> list[int]:

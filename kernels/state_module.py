@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from .attention_inputs import arrange_batch_first
 from .attention_masks import key_padding
+from .extra_keys import extended
 from .favor_attention import FavorState, Streamed, attend, stream_attention, summarize
 from .feature_module import FeatureModule
+from .implementation import Impl
 from .random_features import FeatureMap, RandomFeatures
 
 
@@ -27,6 +29,7 @@ class StateModule(FeatureModule):
     batch_first: bool
     feature_map: FeatureMap
     tokens_per_step: int
+    impl: Impl
     out_proj: nn.Linear
 
     def summarize(self, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> FavorState:
@@ -45,8 +48,10 @@ class StateModule(FeatureModule):
         """
         nothing, key, value, _ = self._arrange(self._nothing_like(key, self.embed_dim), key, value)
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
-        _, k, v = self._project(nothing, key, value)
-        return summarize(k, v, self._drawn, feature_map=self.feature_map, key_padding_mask=padding)
+        heads = extended(
+            self._project(nothing, key, value), padding, self._extra_keys(), is_causal=False, tokens_per_step=1
+        )
+        return summarize(heads.key, heads.value, self._drawn, key_padding_mask=heads.padding, **self._options)
 
     def attend(self, query: Tensor, state: FavorState) -> Tensor:
         """Let queries read a state of this layer; the output is laid out as that of `forward`.
@@ -61,7 +66,7 @@ class StateModule(FeatureModule):
         key, value = self._nothing_like(query, self.kdim), self._nothing_like(query, self.vdim)
         query, key, value, is_batched = self._arrange(query, key, value)
         q, _, _ = self._project(query, key, value)
-        output = self._merge_heads(attend(q, state, self._drawn, feature_map=self.feature_map))
+        output = self._merge_heads(attend(q, state, self._drawn, **self._options))
         return self._as_given(output, is_batched)
 
     def stream(
@@ -87,11 +92,19 @@ class StateModule(FeatureModule):
             ValueError: inputs that do not fit.
         """
         query, key, value, is_batched = self._arrange(query, key, value)
-        options: dict[str, Any] = {"feature_map": self.feature_map, "tokens_per_step": self.tokens_per_step}
+        options = {**self._options, "tokens_per_step": self.tokens_per_step}
         padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
-        heads = self._project(query, key, value)
+        heads, extra = self._project(query, key, value), self._extra_keys()
+        if state is None and extra is not None:  # which every query sees, as it sees what came before
+            keys, values = (x.to(heads[1].dtype).expand(key.shape[0], -1, -1, -1) for x in extra)
+            state = summarize(keys, values, self._drawn, **self._options)
         output, state = stream_attention(*heads, state, self._drawn, key_padding_mask=padding, **options)
         return Streamed(self._as_given(self._merge_heads(output), is_batched), state)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Keywords of every call of attention."""
+        return {"feature_map": self.feature_map, "impl": self.impl}
 
     @property
     def _drawn(self) -> RandomFeatures:
@@ -99,6 +112,10 @@ class StateModule(FeatureModule):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (q, k, v) as (b, h, length, d or e) of batch-first inputs."""
+        raise NotImplementedError
+
+    def _extra_keys(self) -> tuple[Tensor, Tensor] | None:
+        """Return keys (1, h, n, d) and values (1, h, n, e) that every query sees beside those given, or None."""
         raise NotImplementedError
 
     def _arrange(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .attention_masks import Visible
 from .favor_attention import FavorState, stream_attention
 from .random_features import RandomFeatures
-from .transformers_masks import Visible
 
 
 class FavorCacheState:

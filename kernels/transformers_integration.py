@@ -7,6 +7,7 @@ from typing import get_args
 from .random_features import FeatureKind, FeatureMap
 from .transformers_attention import FavorForTransformers, LocalLayers
 from .transformers_masks import linear_mask
+from .transformers_models import watch
 
 
 def register_with_transformers(
@@ -17,7 +18,7 @@ def register_with_transformers(
     feature_map: FeatureMap = "exponential",
     qk_norm: bool = False,
     seed: int = 0,
-    local_layers: LocalLayers = "refuse",
+    local_layers: LocalLayers = "mixed",
 ) -> None:
     """Register FAVOR attention (Choromanski et al. 2021) with transformers' AttentionInterface.
 
@@ -26,11 +27,16 @@ def register_with_transformers(
         model.set_attn_implementation("sdpa")     # and back
 
     Encoders, decoders (causal, grouped queries, caches: DynamicCache, or `favor_cache` at constant memory) and vision
-    models; bool and float masks that are causal, full or padding. What linear attention cannot do raises in the forward
-    pass: sliding windows, packed sequences, biases and caps on the logits, sinks, StaticCache, output_attentions. A
-    model that does not take its attention from the AttentionInterface ignores attn_implementation, for any name. Before
-    torch.compile(fullgraph=True) run the model once, which draws its features, and pass attention_mask where there is
-    no cache: transformers otherwise looks for packed sequences, which a graph cannot.
+    models; bool and float masks that are causal, full or padding. A model is refused when it is made if any of its
+    layers computes softmax attention itself instead of asking the AttentionInterface: attn_implementation would not
+    reach it, and its masks would be lost. What linear attention cannot do raises in the forward pass: packed sequences,
+    biases and caps on the logits, sinks, StaticCache, output_attentions. Layers with a sliding window: see
+    `local_layers`.
+
+    The options are part of the model: they are saved in its configuration, as `favor`, and hold wherever it is loaded,
+    whatever the name is registered with there (a warning says so where they differ); without a registration the model
+    does not load. Under torch.compile and torch.export pass attention_mask where there is no cache: transformers
+    otherwise looks for packed sequences, which a graph cannot.
 
     It computes another attention than the model was trained with: see `FavorAttention` for what is given up.
 
@@ -40,9 +46,12 @@ def register_with_transformers(
         features, feature_map: as in `FavorAttention`.
         qk_norm: normalise queries and keys to |x|^2 = 1 after scaling. Nothing is learnt: this is for models that are
             trained with it.
-        seed: of the projections; layer i has that of seed + i, the same in every process and never redrawn.
-        local_layers: what layers with a sliding window do on inputs longer than it: "refuse", or "softmax", which
-            leaves them to scaled_dot_product_attention.
+        seed: of the projections; layer i has that of seed + i, the same in every process and never redrawn. i is the
+            layer_idx of a layer, or else its place in its encoder, decoder or tower.
+        local_layers: what becomes of layers with a sliding window, or in chunks, whatever the length of the input:
+            "softmax" leaves them to scaled_dot_product_attention, exact and linear in the length as they are, "refuse"
+            raises, and "mixed" is "softmax" for models that have other layers too, and "refuse" for those that have
+            not, where FAVOR attention would never run.
 
     Raises:
         ImportError: transformers is not installed: pip install "favorcast[transformers]".
@@ -62,3 +71,4 @@ def register_with_transformers(
         name, FavorForTransformers(num_features, features, feature_map, qk_norm, seed, local_layers)
     )
     AttentionMaskInterface.register(name, linear_mask)
+    watch()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +110,7 @@ def test_every_data_file_is_installed():
     listed = project()["package-data"]
     for folder, package in FOLDERS.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.is_dir() or path.suffix in (".py", ".pyc"):
+            if path.is_dir() or path.suffix in (".py", ".pyc", ".md"):
                 continue
             owner = ".".join((package, *path.parent.relative_to(ROOT / folder).parts))
             assert any(path.match(pattern) for pattern in listed.get(owner, [])), f"{path} is not in package-data"
@@ -122,3 +124,13 @@ def test_public_names_exist_and_are_sorted():
         names = getattr(package, "__all__", [])
         assert names == sorted(names)
         assert all(hasattr(package, name) for name in names)
+
+
+def test_every_import_is_declared():
+    """Of everything that is installed, what stands in pyproject.toml; names of packages and of imports may differ."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [listed["dependencies"], *listed["optional-dependencies"].values()]
+    declared = {re.split(r"[\[<>=;! ]", one)[0].lower().replace("-", "_") for group in groups for one in group}
+    found = {target.partition(".")[0] for targets in IMPORTS.values() for target in targets}
+    outside = found - set(sys.stdlib_module_names) - {"favorcast", "__future__"}
+    assert outside <= declared, f"not declared in pyproject.toml: {sorted(outside - declared)}"

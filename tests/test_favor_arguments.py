@@ -49,7 +49,7 @@ BAD_INPUTS = {
     ),
     "dtype of log_weight": (
         {"features": RandomFeatures(FEATURES.projection, torch.zeros(len(FEATURES.projection), dtype=torch.int64))},
-        "log_weight must be float32 or float64, got torch.int64",
+        "log_weight must be floating point, float32 or float64 at best, got torch.int64",
     ),
     "device of log_weight": (
         {"features": RandomFeatures(FEATURES.projection, torch.zeros(len(FEATURES.projection), device="meta"))},
@@ -76,7 +76,7 @@ BAD_INPUTS = {
     "heads of features": ({"features": draw_features(16, 4, num_heads=3)}, "expected 2, got 3"),
     "rank of features": ({"features": ones(1, 2, 16, 4)}, r"features must have a projection \(num_features, 4\)"),
     "no features": ({"features": ones(0, 4)}, "features must have a projection"),
-    "half features": ({"features": FEATURES.projection.half()}, "features never run in half"),
+    "integer features": ({"features": FEATURES.projection.int()}, "the projection must be floating point"),
     "log weight": ({"features": RandomFeatures(FEATURES.projection, ones(15))}, r"projection's \(16,\), got \(15,\)"),
     "device of features": ({"features": FEATURES.projection.to("meta")}, "must be on the device"),
     "numpy query": ({"query": np.ones((2, 2, 7, 4), np.float32)}, "must be a torch.Tensor, got ndarray"),

@@ -14,7 +14,16 @@ from adversarial_keys import (
 )
 from favor_textbook import qkv, textbook_attention, visible_pairs
 
-from favorcast.kernels import RandomFeatures, draw_features, favor_attention, favor_blocks, softmax_error
+from favorcast.kernels import (
+    RandomFeatures,
+    attend,
+    draw_features,
+    favor_attention,
+    favor_blocks,
+    softmax_error,
+    stream_attention,
+    summarize,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
@@ -260,3 +269,52 @@ def test_softmax_error_applies_options_to_both_sides():
     v = v.masked_fill(mask[:, None, :, None], float("nan"))
     options = {"is_causal": True, "tokens_per_step": 2, "key_padding_mask": mask, "scale": 1e-4}
     assert softmax_error(q, k, v, features, **options) < 1e-3
+
+
+MIXED = {
+    "full": lambda q, k, v, f: favor_attention(q, k, v, f),
+    "causal": lambda q, k, v, f: favor_attention(q, k, v, f, is_causal=True),
+    "stream": lambda q, k, v, f: stream_attention(q, k, v, None, f).output,
+    "summarize and attend": lambda q, k, v, f: attend(q, summarize(k, v, f), f),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", MIXED)
+def test_under_autocast_rotary_queries_and_keys_may_be_wider_than_values(name, dtype):
+    q, k = torch.randn(2, 1, 2, 5, 8)
+    v, features = torch.randn(1, 2, 5, 8).to(dtype), draw_features(16, 8)
+    with torch.autocast("cpu", dtype):
+        found = MIXED[name](q, k, v, features)
+        assert found.dtype == torch.nn.functional.scaled_dot_product_attention(q, k, v).dtype == dtype
+    assert torch.equal(found, MIXED[name](q.to(dtype), k.to(dtype), v, features))
+    with pytest.raises(ValueError, match="value must have key's dtype"):
+        MIXED[name](q, k, v, features)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["hyperbolic", "favor++"])
+def test_features_in_half_are_widened(kind, dtype):
+    q, k, v = torch.randn(3, 1, 2, 5, 8)
+    features = draw_features(16, 8, kind=kind)
+    halved = RandomFeatures(*(x if x is None else x.to(dtype) for x in features[:2]))
+    widened = RandomFeatures(*(x if x is None else x.float() for x in halved[:2]))
+    for call in MIXED.values():
+        assert torch.equal(call(q, k, v, halved), call(q, k, v, widened))
+    halved = halved._replace(projection=halved.projection.requires_grad_())
+    favor_attention(q, k, v, halved).sum().backward()
+    assert halved.projection.grad.dtype == dtype
+    assert halved.projection.grad.any()
+    with pytest.raises(ValueError, match="the projection must be floating point"):
+        favor_attention(q, k, v, features.projection.int())
+
+
+def test_a_default_dtype_of_half_leaves_features_wide():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        features = draw_features(8, 4)
+        q = torch.randn(1, 2, 5, 4)
+        assert favor_attention(q, q, q, features).dtype == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert features.projection.dtype == torch.float32

@@ -300,7 +300,7 @@ BAD_SIZES = {
     "embed_dim 0": ((0, 2), {}, "at least 1"),
     "num_heads 0": ((8, 0), {}, "at least 1"),
     "not a multiple": ((9, 2), {}, "embed_dim must be a multiple of num_heads"),
-    "dropout 1": ((8, 2), {"dropout": 1.0}, "dropout"),
+    "dropout above 1": ((8, 2), {"dropout": 1.5}, "dropout"),
     "redraw_interval 0": ((8, 2), {"redraw_interval": 0}, "redraw_interval must be a whole number of at least 1"),
     "redraw_interval 1.5": ((8, 2), {"redraw_interval": 1.5}, "redraw_interval must be a whole number of at least 1"),
     "tokens_per_step 0": ((8, 2), {"tokens_per_step": 0}, "tokens_per_step must be a whole number of at least 1"),

@@ -7,10 +7,13 @@ shapes of outputs and weights in every layout, what masks hide, what is refused,
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
 import pickle
 
 import pytest
 import torch
+from favor_textbook import textbook_weights
 from torch import nn
 
 from favorcast.kernels import FavorAttention
@@ -175,3 +178,95 @@ def test_the_order_of_keys_does_not_matter_and_that_of_queries_is_kept(layer_cla
     output, order, keys = layer(x, memory, memory)[0], torch.randperm(5), torch.randperm(7)
     shuffled = layer(x[:, order], memory[:, keys], memory[:, keys])[0]
     torch.testing.assert_close(shuffled, output[:, order], rtol=1e-5, atol=1e-6)
+
+
+KEYS_HIDDEN = torch.tensor([False, False, True])
+MODULE_INPUTS = list(
+    itertools.product(
+        *[(True, False)] * 4,  # bias, add_bias_kv, add_zero_attn, batch_first
+        (None, KEYS_HIDDEN),  # key_padding_mask
+        (None, KEYS_HIDDEN.expand(3, 3, 3)),  # attn_mask
+        (True, False),  # training
+    )
+)
+"""What PyTorch's own tests make and call the layer with: its ModuleInfo of nn.MultiheadAttention."""
+
+
+@pytest.mark.parametrize("number", range(len(MODULE_INPUTS)))
+def test_pytorchs_own_inputs_have_results_of_the_same_shapes(number):
+    *flags, key_padding_mask, attn_mask, training = MODULE_INPUTS[number]
+    made = dict(zip(("bias", "add_bias_kv", "add_zero_attn", "batch_first"), flags, strict=True))
+    softmax, favor = (kind(3, 3, **made).train(training) for kind in (nn.MultiheadAttention, FavorAttention))
+    favor.load_state_dict(softmax.state_dict())
+    query, key, value = torch.randn(3, 3, 3)
+    masks = {"key_padding_mask": key_padding_mask, "attn_mask": attn_mask}
+    expected = softmax(query, key, value, **masks)
+    found = favor(query, key, value, need_weights=True, **masks)
+    assert [x.shape for x in found] == [x.shape for x in expected]
+    assert torch.equal(found[1] == 0, expected[1] == 0)
+    torch.testing.assert_close(found[1].sum(-1), torch.ones(3))
+    assert favor(query, key, value, **masks)[1] is None  # where PyTorch's default is to return the weights
+
+
+def test_positional_arguments_are_in_pytorchs_order():
+    assert len(MODULE_INPUTS) == 128
+    names = [list(inspect.signature(kind).parameters)[:11] for kind in (nn.MultiheadAttention, FavorAttention)]
+    assert names[0] == names[1]
+    names = [list(inspect.signature(kind.forward).parameters) for kind in (nn.MultiheadAttention, FavorAttention)]
+    assert names[0] == names[1]
+    assert FavorAttention(16, 4, 0.0, True, False, False, None, None, True).batch_first
+    with pytest.raises(ValueError, match="add_bias_kv must be True or False, got 8: the order of arguments"):
+        FavorAttention(16, 4, 0.0, True, 8, 10)  # pyright: ignore[reportArgumentType]
+
+
+EXTRA = {
+    "bias": {"add_bias_kv": True},
+    "zero": {"add_zero_attn": True},
+    "both": {"add_bias_kv": True, "add_zero_attn": True},
+}
+
+
+def by_hand(
+    layer: FavorAttention, x: torch.Tensor, memory: torch.Tensor, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (b, h, t, s + n) and output of a layer with extra keys, every key written out; hidden (b, t, s)."""
+    q, k, v = layer._project(x, memory, memory)
+    rows = [(layer.bias_k, layer.bias_v)] * (layer.bias_k is not None) + [(None, None)] * layer.add_zero_attn
+    for bias_k, bias_v in rows:
+        heads = [x.new_zeros(1, 3, 1, 4) if y is None else y.view(1, 3, 1, 4) for y in (bias_k, bias_v)]
+        k, v = (torch.cat([y, z.expand(2, -1, -1, -1)], 2) for y, z in zip((k, v), heads, strict=True))
+    scores = textbook_weights(q, k, layer._drawn)
+    hidden = torch.nn.functional.pad(hidden, (0, len(rows)), value=False)
+    weights = scores.masked_fill(hidden[:, None], 0.0)
+    weights = weights / weights.sum(-1, keepdim=True)
+    return weights, layer.out_proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("step", [0, 1, 2], ids=["full", "causal", "step-causal"])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("name", EXTRA)
+def test_extra_keys_are_seen_by_every_query(name, padded, step):
+    layer = FavorAttention(12, 3, batch_first=True, dtype=torch.float64, tokens_per_step=max(step, 1), **EXTRA[name])
+    torch.nn.init.normal_(layer.in_proj_bias)
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
+    padding = (torch.arange(6) >= torch.tensor([[6], [3]])) if padded else None
+    hidden = torch.zeros(2, 6, 6, dtype=torch.bool) if padding is None else padding[:, None].expand(2, 6, 6)
+    if step:
+        hidden = hidden | (torch.arange(6)[None] // step > torch.arange(6)[:, None] // step)
+    weights, expected = by_hand(layer, x, x, hidden)
+    output, found = layer(x, x, x, padding, need_weights=True, average_attn_weights=False, is_causal=bool(step))
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(found, weights)
+    if step == 0:
+        torch.testing.assert_close(layer.attend(x, layer.summarize(x, x, padding)), expected)
+    elif padding is None:
+        first, state = layer.stream(x[:, :2], x[:, :2], x[:, :2])
+        rest, _ = layer.stream(x[:, 2:], x[:, 2:], x[:, 2:], state)
+        torch.testing.assert_close(torch.cat([first, rest], 1), expected)
+
+
+def test_learnt_extra_keys_learn():
+    layer, x = FavorAttention(12, 3, batch_first=True, add_bias_kv=True, qk_norm=True), torch.randn(2, 5, 12)
+    layer(x, x, x, is_causal=True)[0].square().sum().backward()
+    assert layer.bias_k.grad.any()
+    assert layer.bias_v.grad.any()
