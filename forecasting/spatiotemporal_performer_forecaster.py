@@ -12,6 +12,7 @@ from torch import Tensor
 from .autoregression import TRAINING_FORECASTS, Given, decoder_input, forecast_step_by_step, split_drift
 from .forecast_training import Window
 from .forecaster import Forecaster
+from .linear_model import LinearChoice, LinearFit
 from .losses import LossName
 from .sampling import ScheduledSampling, check_strategy, inverse_sigmoid_ratio
 from .st_transformer import PerformerConfig, SpatioTemporalPerformer
@@ -91,8 +92,12 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
     global_mean, global_std       training mean and std when no datamodule offers them
     use_seasonal_decomp,          split off a moving-average trend of that many time steps
     decomposition_kernel_size
-    linear_window,                autoregression over that many past values (0: none), shared by sensors
-    linear_shared_weights
+    linear_model,                 "none", "per_sensor", "shared" or "vector" (all sensors from all columns),
+    linear_window                 reading that many past rows; None: by linear_window (0: none) and
+                                  linear_shared_weights
+    linear_fit                    "gradient": an autoregression, trained; "ridge": solved in closed form on the
+                                  training rows, then frozen; "both": solved, then trained
+    linear_shared_weights         one autoregression for all sensors instead of one for each
     Strategy
     autoregressive_training       forecast step by step (see above) instead of all steps at once
     scheduled_sampling,           what the decoder reads in autoregressive training, and how slowly the truth
@@ -162,7 +167,9 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         global_std: list[float] | Tensor | None = None,
         use_seasonal_decomp: bool = False,
         decomposition_kernel_size: int = 25,
+        linear_model: LinearChoice | None = None,
         linear_window: int = 0,
+        linear_fit: LinearFit = "gradient",
         linear_shared_weights: bool = False,
         autoregressive_training: bool = False,
         scheduled_sampling: ScheduledSampling = "sequential",
@@ -192,6 +199,8 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
             warmup_steps=warmup_steps,
             decay_factor=decay_factor,
             plateau_patience=plateau_patience,
+            linear_model=linear_model,
+            linear_fit=linear_fit,
         )
         global_mean = global_mean.tolist() if isinstance(global_mean, Tensor) else global_mean
         global_std = global_std.tolist() if isinstance(global_std, Tensor) else global_std

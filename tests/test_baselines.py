@@ -143,7 +143,7 @@ def test_chunks_do_not_change_the_fit(baseline, monkeypatch):
     values = travelling_wave(noise=0.3)
     context, _ = windows_of(values[-60:])
     expected = baseline.fit(values, **SIZES).predict(context)
-    monkeypatch.setattr("favorcast.forecasting.baselines.CHUNK_ELEMENTS", 700)
+    monkeypatch.setattr("favorcast.forecasting.baseline.CHUNK_ELEMENTS", 700)
     torch.testing.assert_close(baseline.fit(values, **SIZES).predict(context), expected)
 
 
