@@ -123,6 +123,19 @@ def test_fit_resumes_from_a_checkpoint_in_a_folder_of_its_own(fitted, capsys):
     assert last.read_bytes() == before
 
 
+def test_a_linear_part_in_closed_form_is_tested_from_the_run_folder(tmp_path, capsys):
+    config = config_file(tmp_path, series_file(tmp_path))
+    ridge = {"linear_model": "vector", "linear_window": 4, "linear_fit": "ridge", "patch_len": 3}
+    options = [word for name, value in ridge.items() for word in (f"--model.{name}", value)]
+    wrecked = ["--model.initial_lr", 10.0, "--model.warmup_steps", 0]
+    trained, _ = run(capsys, "fit", "--config", config, "--runs", tmp_path / "runs", *options, *wrecked)
+    assert torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 0
+    tested, _ = run(capsys, "test", "--ckpt_path", trained)
+    assert metrics(tested) == pytest.approx(metrics(trained), rel=0, abs=0, nan_ok=True)
+    resumed, _ = run(capsys, "fit", "--ckpt_path", trained / "checkpoints" / "best.ckpt")
+    assert torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
 def test_two_runs_of_one_second_get_folders_of_their_own(fitted, tmp_path, capsys):
     _, config, _, _ = fitted
     options = ["--config", config, "--runs", tmp_path, "--trainer.fast_dev_run", "true"]

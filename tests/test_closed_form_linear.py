@@ -5,7 +5,14 @@ import torch
 from small_forecaster import CONTEXT_LEN, D_CONTEXT, D_TARGET, NAN, TARGET_LEN, TimeMap, cpu_trainer, windows
 from torch import Tensor
 
-from favorcast.forecasting import BestCheckpoint, ClosedFormLinear, DataModule, SimulationTimeSeries, VectorRidge
+from favorcast.forecasting import (
+    BestCheckpoint,
+    ClosedFormLinear,
+    DataModule,
+    SimulationTimeSeries,
+    SpatioTemporalPerformer_Forecaster,
+    VectorRidge,
+)
 from favorcast.forecasting.linear_model import LinearModel, LinearPart
 from favorcast.forecasting.run_folder import check_weights
 
@@ -269,6 +276,21 @@ def test_the_solution_is_kept_in_the_checkpoint(tmp_path):
     resumed = TimeMap(**RIDGE, use_global_norm=True)
     cpu_trainer(max_epochs=1).fit(resumed, data(), ckpt_path=tmp_path / "model.ckpt")
     assert torch.equal(resumed.linear_model.weight, model.linear_model.weight)
+
+
+@pytest.mark.parametrize("options", [{}, {"autoregressive_training": True}, {"patch_len": 3}], ids=str)
+def test_an_untrained_transformer_forecasts_what_ridge_does(options: dict):
+    torch.manual_seed(0)
+    small = {"d_model": 16, "n_encoder_layers": 1, "n_decoder_layers": 1, "use_revin": False, "use_global_norm": True}
+    hybrid = SpatioTemporalPerformer_Forecaster(D_CONTEXT, D_TARGET, 2, **(RIDGE | small | options))
+    alone, module = Silent(**RIDGE, use_global_norm=True), data()
+    for model in (hybrid, alone):
+        cpu_trainer(max_epochs=0, num_sanity_val_steps=0).fit(model, module)
+    context, target = next(iter(module.window_blocks("test")))
+    covariates = torch.zeros(*context.shape[:2], 2), torch.zeros(*target.shape[:2], 2)
+    expected = alone.predict(covariates[0], context, covariates[1])
+    torch.testing.assert_close(hybrid.predict(covariates[0], context, covariates[1]), expected)
+    assert hybrid.model.config.decoder_reads_linear
 
 
 def test_a_datamodule_without_windows_is_refused():
