@@ -73,6 +73,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
     redraw_interval               optimiser steps between draws of the features (None: never)
     attention_class               import path of another attention with FavorAttention's interface, such as
                                   favorcast.forecasting.st_transformer.SoftmaxAttention
+    local_attention               attend along time within each sensor too, not to all sensors alone; half the cost
     windows,                      time windows of the encoder's global attention, shifted by half a window
     use_shifted_time_window       in every second layer
     Layers
@@ -150,6 +151,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         features: str = "hyperbolic",
         qk_norm: bool = True,
         redraw_interval: int | None = None,
+        local_attention: bool = True,
         windows: int = 1,
         use_shifted_time_window: bool = True,
         activation: Activation = "gelu",

@@ -34,6 +34,7 @@ VARIANTS = {
     "batchnorm": {"normalization_type": "batchnorm", "scheduled_sampling": "parallel"},
     "relu": {"performer_attention_kernel": "relu", "features": "iid"},
     "softmax": {"attention_class": SOFTMAX},
+    "global only": {"local_attention": False},
     "patches": {"patch_len": 3, "start_len": 4},
     "reads linear": {"linear_window": 3, "decoder_reads_linear": True, "start_len": 2},
     "patches read linear": {

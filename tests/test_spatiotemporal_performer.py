@@ -135,6 +135,7 @@ def test_forecast_has_one_value_for_each_target_step_and_sensor(start_len, autor
         {"qk_norm": False, "num_features": 8},
         {"dropout_attn": 0.1, "dropout_qkv": 0.1, "dropout_ff": 0.1, "data_dropout_embedding": 0.1},
         {"patch_len": 2},
+        {"local_attention": False},
         {"patch_len": 4, "windows": 2, "downsample_convs_embedding": 0},
         {"patch_len": 2, "autoregressive_training": True, "position_embedding": "periodic"},
     ],

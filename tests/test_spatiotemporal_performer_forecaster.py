@@ -187,6 +187,7 @@ def test_every_option_of_the_model_is_an_argument_and_reaches_it():
         "use_shifted_time_window": False, "activation": "relu", "normalization_type": "batchnorm", "final_norm": False,
         "data_dropout_embedding": 0.3, "dropout_attn": 0.3, "dropout_qkv": 0.3, "dropout_ff": 0.3,
         "autoregressive_training": True, "seed": 5, "patch_len": 2, "decoder_reads_linear": True,
+        "local_attention": False,
     }  # fmt: skip
     config = build(**changed, scheduled_sampling="parallel", linear_window=2).model.config
     assert {name: getattr(config, name) for name in changed} == changed
