@@ -28,6 +28,7 @@ from .run_folder import (
     resolve_checkpoint,
 )
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
+from .training_speed import WindowsPerSecond
 
 NEEDS_WEIGHTS = "{command} needs trained weights: give --ckpt_path a .ckpt file or a run folder"
 
@@ -87,6 +88,7 @@ class ForecastCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the checkpoint, and take the model's widths from the data."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--compile", type=bool, default=False, help="compile the model: minutes first, then faster")
         parser.add_argument("--name", type=str | None, help="folder of this run in --runs; null: the data's name")
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"dirpath"})
         model = SpatioTemporalPerformer_Forecaster
@@ -141,8 +143,10 @@ class ForecastCLI(LightningCLI):
         if options["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
             # errors may be far below the three decimals of Lightning's own bar
             callbacks.append(RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g")))
-        if self.command == "fit" and options["logger"] is not False:
-            callbacks.append(LearningRateMonitor())
+        if self.command == "fit":
+            callbacks.append(WindowsPerSecond())
+            if options["logger"] is not False:
+                callbacks.append(LearningRateMonitor())
         if self.command in ("fit", "test"):
             callbacks.append(self.comparison)
         if self.command == "predict":
@@ -170,12 +174,14 @@ class ForecastCLI(LightningCLI):
     before_fit = before_test = before_predict = create_run_folder
 
     def fit(self, **options: Any) -> None:
-        """Train, then test the weights of the lowest val/loss; the last ones when none were kept."""
+        """Train, compiled where --compile says so, then test the best weights; the last ones when none were kept."""
         counts = ", ".join(f"{count} for {split}" for split, count in self.datamodule.window_counts.items())
         if self.trainer.is_global_zero:
             self.console.print(f"{self.datamodule.d_y_context} sensors, {self.datamodule.d_x} covariates; {counts}")
             path = str(self.run_folder / CONFIG_FILE)
             self._parser("fit").save(self.config["fit"], path, skip_unset=False)
+        if self.config["fit"].compile:
+            self.model.compile()
         self.trainer.fit(**options)
         if "test" in self.datamodule.series.splits:
             best = self.checkpoint.best_model_path if self.checkpoint else ""
