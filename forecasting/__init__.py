@@ -1,6 +1,7 @@
 """Spatio-temporal forecasting on PyTorch Lightning: data, models, training, baselines, reports."""
 
 from .baselines import (
+    Analogs,
     DynamicModeDecomposition,
     Persistence,
     RidgeRegression,
@@ -8,6 +9,8 @@ from .baselines import (
     VectorRidge,
     default_baselines,
 )
+from .best_checkpoint import BestCheckpoint
+from .closed_form_linear import ClosedFormLinear
 from .data import DataModule, SimulationTimeSeries, SimulationTorchDataset, extract_datapoints
 from .dynamics_metrics import DynamicsErrors
 from .feature_redraw_callback import RedrawFeatures
@@ -19,6 +22,9 @@ from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecas
 from .st_transformer import SpatioTemporalPerformer
 
 __all__ = [
+    "Analogs",
+    "BestCheckpoint",
+    "ClosedFormLinear",
     "DataModule",
     "DynamicModeDecomposition",
     "DynamicsErrors",

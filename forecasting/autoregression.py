@@ -1,6 +1,7 @@
 """Forecasting step by step: the decoder reads the value of the step before, given or forecast.
 
-b batch, l context_len, s start_len, n target_len, d d_y_target; all values in model units.
+b batch, l context_len, s start_len, n target_len, d d_y_target; all values in model units. With patch_len p > 1 lengths
+are whole patches, and what is said of steps holds for patches: the model reads the patch before.
 
 At decoder step i the model reads the covariates of that step and the values of the step before, so that forecasts can
 be made all at once when the values are known, and one after the other when they are not:
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from .sampling import ScheduledSampling, draw_given
 from .st_transformer import Memory, SpatioTemporalPerformer
+from .st_transformer.patches import from_patches, to_patches
 
 
 class DecoderInput(NamedTuple):
@@ -25,32 +27,56 @@ class DecoderInput(NamedTuple):
 
     Attributes:
         x: (b, s + n, d_x) covariates of the start steps and the targets.
-        y: (b, s + 1, d) values of the step before each start step and before the first target; NaN where missing.
-        position: of the first start step, counted from the start of the context.
+        y: (b, s + p, d) values of the patch before each start patch and before the first target; NaN where missing.
+        position: of the first start patch, counted from the start of the context.
+        patch_len: steps in a patch p.
+        linear: (b, s + n, d) what the decoder is given of the linear forecast, 0 at the start steps; None for nothing.
     """
 
     x: Tensor
     y: Tensor
     position: int
+    patch_len: int = 1
+    linear: Tensor | None = None
 
     @property
     def start_len(self) -> int:
         """Number of start steps s."""
-        return self.y.shape[1] - 1
+        return self.y.shape[1] - self.patch_len
+
+    def linear_at(self, steps: slice) -> Tensor | None:
+        """Return what the decoder is given of the linear forecast at some steps."""
+        return None if self.linear is None else self.linear[:, steps]
 
 
 def decoder_input(
-    context_x: Tensor, context_y: Tensor, target_x: Tensor, *, start_len: int, d_y_target: int
+    context_x: Tensor,
+    context_y: Tensor,
+    target_x: Tensor,
+    *,
+    start_len: int,
+    d_y_target: int,
+    patch_len: int = 1,
+    linear_forecast: Tensor | None = None,
 ) -> DecoderInput:
-    """Cut the decoder's input out of a window; the step before a context that is all start steps is missing."""
+    """Cut the decoder's input out of a window; the step before a context that is all start steps is missing.
+
+    Context, horizon and start_len are whole patches.
+    """
     context_len = context_y.shape[1]
     targets = context_y[..., :d_y_target]
     if start_len == context_len:
-        targets = torch.cat((torch.full_like(targets[:, :1], torch.nan), targets), dim=1)
+        targets = torch.cat((torch.full_like(targets[:, :patch_len], torch.nan), targets), dim=1)
+    linear = None
+    if linear_forecast is not None:
+        before = linear_forecast.new_zeros(len(linear_forecast), start_len, d_y_target)
+        linear = torch.cat((before, linear_forecast), dim=1)
     return DecoderInput(
         torch.cat((context_x[:, context_len - start_len :], target_x), dim=1),
-        targets[:, targets.shape[1] - start_len - 1 :],
-        context_len - start_len,
+        targets[:, targets.shape[1] - start_len - patch_len :],
+        (context_len - start_len) // patch_len,
+        patch_len,
+        linear,
     )
 
 
@@ -61,9 +87,10 @@ def forecast_given(model: SpatioTemporalPerformer, memory: Memory, known: Decode
         model: with a step-causal decoder.
         memory: of the context.
         known: what precedes the first forecast.
-        values: (b, n - 1, d) what the decoder reads at the steps after the first; NaN where missing.
+        values: (b, n - p, d) what the decoder reads at the patches after the first; NaN where missing.
     """
-    return model.decode(memory, known.x, torch.cat((known.y, values), dim=1), known.position)[:, known.start_len :]
+    read = torch.cat((known.y, values), dim=1)
+    return model.decode(memory, known.x, read, known.position, known.linear)[:, known.start_len :]
 
 
 def forecast_step_by_step(
@@ -77,34 +104,41 @@ def forecast_step_by_step(
         model: with a step-causal decoder.
         memory: of the context.
         known: what precedes the first forecast.
-        feed: maps (step i, forecast (b, 1, d) of that step) to what the decoder reads at step i + 1, (b, 1, d).
+        feed: maps (patch i, forecast (b, p, d) of that patch) to what the decoder reads at patch i + 1, (b, p, d).
     """
-    first = known.start_len + 1
+    patch_len = known.patch_len
+    first = known.y.shape[1]
     summary = model.summarize(memory)
-    forecast, states = model.stream(summary, known.x[:, :first], known.y, known.position)
-    forecasts = [forecast[:, -1:]]
-    for i in range(first, known.x.shape[1]):
-        values = feed(i - first, forecasts[-1])
-        forecast, states = model.stream(summary, known.x[:, i : i + 1], values, known.position + i, states)
+    now = slice(0, first)
+    forecast, states = model.stream(summary, known.x[:, now], known.y, known.position, None, known.linear_at(now))
+    forecasts = [forecast[:, -patch_len:]]
+    for i in range(first, known.x.shape[1], patch_len):
+        values = feed((i - first) // patch_len, forecasts[-1])
+        now, position = slice(i, i + patch_len), known.position + i // patch_len
+        forecast, states = model.stream(summary, known.x[:, now], values, position, states, known.linear_at(now))
         forecasts.append(forecast)
     return torch.cat(forecasts, dim=1)
 
 
-def split_drift(offset: Tensor, last: Tensor | None) -> tuple[Tensor, Tensor]:
+def split_drift(offset: Tensor, last: Tensor | None, patch_len: int = 1) -> tuple[Tensor, Tensor]:
     """Return the increments of the baseline and the baseline one step before, both (b, n, d).
 
     The decoder forecasts changes. With o the baseline that its forecast f is added to, and r what it reads,
 
         r[t] = f[t-1] + o[t-1]        decoder output c[t] = r[t] + change[t]        f[t] = c[t] - o[t-1]
 
-    so that c plus the drift o[t] - o[t-1] continues the signal, and without any change the baseline is followed.
+    so that c plus the drift o[t] - o[t-1] continues the signal, and without any change the baseline is followed. In a
+    patch, t - 1 is the last step of the patch before.
 
     Args:
         offset: (b, n, d) the baseline o, zero where there is none.
         last: (b, d) o before the first step: the last value of the context, NaN where missing; None for zero.
+        patch_len: steps in a patch, n is a multiple of it.
     """
     first = torch.zeros_like(offset[:, 0]) if last is None else torch.where(last.isnan(), 0.0, last)
-    before = torch.cat((first.unsqueeze(1), offset[:, :-1]), dim=1)
+    ends = to_patches(offset, patch_len)[..., -1]  # (b, n / p, d)
+    before = torch.cat((first.unsqueeze(1), ends[:, :-1]), dim=1)
+    before = from_patches(before.unsqueeze(-1).expand(*before.shape, patch_len))
     return offset - before, before
 
 
@@ -126,7 +160,7 @@ def teacher_forced_forecast(
     model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given
 ) -> Tensor:
     """Forecast each step from the truth of the step before, all in parallel."""
-    return forecast_given(model, memory, known, given.truth[:, :-1])
+    return forecast_given(model, memory, known, given.truth[:, : -known.patch_len])
 
 
 def two_pass_forecast(model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given) -> Tensor:
@@ -134,17 +168,19 @@ def two_pass_forecast(model: SpatioTemporalPerformer, memory: Memory, known: Dec
 
     Mihaylova & Martins 2019 (Scheduled Sampling for Transformers), section 3, with a draw for each step.
     """
-    own = (teacher_forced_forecast(model, memory, known, given) + given.drift)[:, :-1]
-    truth = given.truth[:, :-1]
-    return forecast_given(model, memory, known, torch.where(draw_given(truth, given.ratio), truth, own))
+    own = (teacher_forced_forecast(model, memory, known, given) + given.drift)[:, : -known.patch_len]
+    truth = given.truth[:, : -known.patch_len]
+    is_given = draw_given(truth, given.ratio, known.patch_len)
+    return forecast_given(model, memory, known, torch.where(is_given, truth, own))
 
 
 def sampled_forecast(model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given) -> Tensor:
     """Forecast step by step from the truth or the model's own forecast; gradients flow through the forecasts."""
-    is_given = draw_given(given.truth, given.ratio)
+    patch_len = known.patch_len
+    is_given = draw_given(given.truth, given.ratio, patch_len)
 
     def feed(i: int, forecast: Tensor) -> Tensor:
-        step = slice(i, i + 1)
+        step = slice(i * patch_len, (i + 1) * patch_len)
         return torch.where(is_given[:, step], given.truth[:, step], forecast + given.drift[:, step])
 
     return forecast_step_by_step(model, memory, known, feed)

@@ -4,12 +4,14 @@ b batch, l context_len, n target_len, c d_y_context columns of which the first d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 23  # float64 window entries held at once while sums are accumulated: 64 MiB
 
 
 def carry_missing(y: Tensor) -> Tensor:
@@ -89,6 +91,16 @@ class Baseline(ABC):
 
     def _scale(self, y: Tensor) -> Tensor:
         return carry_missing((y - self._mean) / self._std).nan_to_num(nan=0.0)
+
+    def _windows(self, scaled: Tensor, context_len: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (context (b, l, c), target (b, n, d_y_target)) of all windows of scaled rows, many at a time."""
+        length = self._context_len if context_len is None else context_len
+        for chunk in self._chunks(scaled.unfold(0, length + self._target_len, 1).mT):
+            yield chunk[:, :length], chunk[:, length:, : self._d_y_target]
+
+    @staticmethod
+    def _chunks(windows: Tensor) -> tuple[Tensor, ...]:
+        return windows.split(max(1, CHUNK_ELEMENTS // windows[0].numel()))
 
     @abstractmethod
     def _fit(self, scaled: Tensor) -> None:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from .baseline import Baseline, HeldOutChoice
-
-CHUNK_ELEMENTS = 1 << 23  # float64 window entries held at once while sums are accumulated: 64 MiB
+from .closed_form_linear import ClosedFormLinear
 
 
 def default_baselines(period: int | None = None) -> list[Baseline]:
@@ -21,12 +20,14 @@ def default_baselines(period: int | None = None) -> list[Baseline]:
     delays_and_energies = [
         DynamicModeDecomposition(delays, energy) for delays in (1, 5) for energy in (0.95, 0.99, 0.9999, 0.999999)
     ]
+    lags_and_neighbours = [Analogs(lags, neighbours) for lags in (1, 5) for neighbours in (4, 16)]
     return [
         Persistence(),
         *([] if period is None else [SeasonalNaive(period)]),
         RidgeRegression(),
         HeldOutChoice(VectorRidge.name, lags_and_penalties),
         HeldOutChoice(DynamicModeDecomposition.name, delays_and_energies),
+        HeldOutChoice(Analogs.name, lags_and_neighbours),
     ]
 
 
@@ -84,20 +85,11 @@ class RidgeRegression(Baseline):
         self.penalty = _positive("penalty", penalty)
 
     def _fit(self, scaled: Tensor) -> None:
-        length, width = self._context_len, self._context_len + self._target_len
-        windows = scaled[:, : self._d_y_target].unfold(0, width, 1)  # (windows, d_y_target, l + n), a view
-        gram = torch.zeros(length, length, dtype=torch.float64)
-        cross = torch.zeros(length, self._target_len, dtype=torch.float64)
-        for chunk in windows.split(max(1, CHUNK_ELEMENTS // (width * self._d_y_target))):
-            pairs = (chunk - chunk[..., length - 1 : length]).reshape(-1, width)
-            gram.addmm_(pairs[:, :length].T, pairs[:, :length])
-            cross.addmm_(pairs[:, :length].T, pairs[:, length:])
-        self._weight = _solve_ridge(gram, cross, self.penalty)
+        self._model = ClosedFormLinear("shared", self._context_len, scaled.shape[1], self._d_y_target).double()
+        self._model.fit(lambda: self._windows(scaled), tuple, penalties=(self.penalty,))
 
     def _predict(self, scaled: Tensor) -> Tensor:
-        targets = scaled[..., : self._d_y_target].mT  # (b, d_y_target, l)
-        last = targets[..., -1:]
-        return ((targets - last) @ self._weight + last).mT
+        return self._model(scaled, self._target_len)
 
 
 class VectorRidge(Baseline):
@@ -117,20 +109,49 @@ class VectorRidge(Baseline):
         self.penalty = _positive("penalty", penalty)
 
     def _fit(self, scaled: Tensor) -> None:
-        lags, columns = min(self.lags, self._context_len), scaled.shape[1]
-        width = lags + self._target_len
-        windows = scaled.unfold(0, width, 1).mT  # (windows, lags + n, c), a view
-        gram = torch.zeros(lags * columns, lags * columns, dtype=torch.float64)
-        cross = torch.zeros(lags * columns, self._target_len * self._d_y_target, dtype=torch.float64)
-        for chunk in windows.split(max(1, CHUNK_ELEMENTS // (width * columns))):
-            inputs = chunk[:, :lags].flatten(1)
-            gram.addmm_(inputs.T, inputs)
-            cross.addmm_(inputs.T, chunk[:, lags:, : self._d_y_target].flatten(1))
-        self._weight = _solve_ridge(gram, cross, self.penalty)
+        lags = min(self.lags, self._context_len)
+        self._model = ClosedFormLinear("vector", lags, scaled.shape[1], self._d_y_target).double()
+        self._model.fit(lambda: self._windows(scaled, lags), tuple, penalties=(self.penalty,))
 
     def _predict(self, scaled: Tensor) -> Tensor:
-        forecast = scaled[:, -self.lags :].flatten(1) @ self._weight
-        return forecast.unflatten(1, (self._target_len, self._d_y_target))
+        return self._model(scaled, self._target_len)
+
+
+class Analogs(Baseline):
+    """Forecast what followed the most similar training windows (Lorenz 1969, Atmospheric predictability).
+
+        y = sum_k a_k (future of neighbour k),   a_k proportional to 1 / |x - x_k|^2
+
+    over the `neighbours` training windows whose last `lags` rows of all columns are nearest.
+
+    Args:
+        lags: rows of context that are compared; at most context_len of them.
+        neighbours: windows averaged; at most those there are.
+    """
+
+    name = "analogs"
+
+    def __init__(self, lags: int = 5, neighbours: int = 16):
+        if min(lags, neighbours) < 1:
+            raise ValueError(f"lags and neighbours must be at least 1, got {lags} and {neighbours}")
+        self.lags = lags
+        self.neighbours = neighbours
+
+    def _fit(self, scaled: Tensor) -> None:
+        lags = min(self.lags, self._context_len)
+        windows = scaled.unfold(0, lags + self._target_len, 1).mT  # (windows, lags + n, c), a view
+        self._past = windows[:, :lags].flatten(1)
+        self._futures = windows[:, lags:, : self._d_y_target]
+        self._square = self._past.square().sum(dim=1)
+
+    def _predict(self, scaled: Tensor) -> Tensor:
+        present = scaled[:, -self.lags :].flatten(1)
+        distance = (self._square - 2 * present @ self._past.T) + present.square().sum(dim=1, keepdim=True)
+        nearest = distance.topk(min(self.neighbours, len(self._past)), largest=False)
+        # below the rounding of the squares, one neighbour is as near as another
+        nearness = 1 / nearest.values.clamp(min=1e-9 * present.shape[1])
+        weight = nearness / nearness.sum(dim=1, keepdim=True)
+        return torch.einsum("bk,bknd->bnd", weight, self._futures[nearest.indices])
 
 
 class DynamicModeDecomposition(Baseline):
@@ -162,7 +183,7 @@ class DynamicModeDecomposition(Baseline):
         windows = scaled.unfold(0, delays + 1, 1).mT  # (windows, delays + 1, c), a view
         gram = torch.zeros(delays * columns, delays * columns, dtype=torch.float64)
         cross = torch.zeros_like(gram)
-        for chunk in windows.split(max(1, CHUNK_ELEMENTS // ((delays + 1) * columns))):
+        for chunk in self._chunks(windows):
             now, later = chunk[:, :-1].flatten(1), chunk[:, 1:].flatten(1)
             gram.addmm_(now.T, now)
             cross.addmm_(later.T, now)
@@ -192,11 +213,6 @@ def _stabilize(operator: Tensor) -> Tensor:
         return operator
     # pinv: a defective operator has modes that are not independent
     return (modes * (eigenvalues / excess) @ torch.linalg.pinv(modes)).real
-
-
-def _solve_ridge(gram: Tensor, cross: Tensor, penalty: float) -> Tensor:
-    gram.diagonal().add_(penalty)
-    return torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
 
 
 def _positive(name: str, value: float) -> float:

@@ -17,7 +17,7 @@ from .forecast_cli import NEEDS_WEIGHTS, ForecastCLI
 from .run_folder import resolve_checkpoint, run_config
 
 COMMANDS = tuple(ForecastCLI.subcommands())
-DEFAULT_CONFIG = "cylinder_wake"
+DEFAULT_CONFIG = "fluidic_pinball"
 DESCRIPTION = (
     "Train, test and run forecasters of sensor series. A command without --config takes the configuration of the run "
     f"that wrote the checkpoint in --ckpt_path; fit without both takes {DEFAULT_CONFIG}. --config is a YAML file or "

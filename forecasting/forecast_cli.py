@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from rich.console import Console
 
 from .baseline_comparison import BaselineComparison
+from .best_checkpoint import BestCheckpoint
+from .closed_form_linear import ClosedFormLinear
 from .data import DataModule
 from .forecast_writer import ForecastWriter
 from .forecaster import Forecaster
@@ -26,6 +28,7 @@ from .run_folder import (
     resolve_checkpoint,
 )
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
+from .training_speed import WindowsPerSecond
 
 NEEDS_WEIGHTS = "{command} needs trained weights: give --ckpt_path a .ckpt file or a run folder"
 
@@ -42,9 +45,10 @@ class ForecastCLI(LightningCLI):
     """Run fit, validate, test or predict on a Forecaster and a DataModule.
 
     Beside the options of LightningCLI, --runs and --name place the run folder <runs>/<name>/<time>_<command>, and
-    --checkpoint sets the ModelCheckpoint, which keeps the weights of the lowest val/loss. The model's widths come from
-    the data. fit ends with a test of the best weights; fit and test write the files of `write_results`, predict writes
-    forecast.csv (see ForecastWriter). What a run writes it writes into its folder, whose path is printed last.
+    --checkpoint sets the BestCheckpoint, which keeps the weights of the lowest val/loss; those of step 0 are among them
+    when the model has a linear part in closed form. The model's widths come from the data. fit ends with a test of the
+    best weights; fit and test write the files of `write_results`, predict writes forecast.csv (see ForecastWriter).
+    What a run writes it writes into its folder, whose path is printed last.
 
     Args:
         args: the command line, without the program's name.
@@ -60,7 +64,7 @@ class ForecastCLI(LightningCLI):
     def __init__(self, args: list[str], **parser_options: Any) -> None:
         self.console = Console()
         self.comparison = BaselineComparison()
-        self.checkpoint: ModelCheckpoint | None = None
+        self.checkpoint: BestCheckpoint | None = None
         super().__init__(
             Forecaster,
             DataModule,
@@ -84,13 +88,14 @@ class ForecastCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the checkpoint, and take the model's widths from the data."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--compile", type=bool, default=False, help="compile the model: minutes first, then faster")
         parser.add_argument("--name", type=str | None, help="folder of this run in --runs; null: the data's name")
-        parser.add_class_arguments(ModelCheckpoint, "checkpoint", skip={"dirpath"})
+        parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"dirpath"})
         model = SpatioTemporalPerformer_Forecaster
         parser.set_defaults(
             {
                 "model": {"class_path": f"{model.__module__}.{model.__name__}"},
-                "checkpoint.filename": BEST_CHECKPOINT.removesuffix(ModelCheckpoint.FILE_EXTENSION),
+                "checkpoint.filename": BEST_CHECKPOINT.removesuffix(BestCheckpoint.FILE_EXTENSION),
                 "checkpoint.monitor": "val/loss",
                 "checkpoint.save_last": True,
             }
@@ -128,6 +133,9 @@ class ForecastCLI(LightningCLI):
             kwargs["logger"] = False
         elif options["logger"] in (None, True):
             kwargs["logger"] = CSVLogger(self.run_folder, name="", version="log")
+        has_forecast = isinstance(self.model.linear_model, ClosedFormLinear)
+        if self.command == "fit" and has_forecast and options["num_sanity_val_steps"] is None:
+            kwargs["num_sanity_val_steps"] = -1  # step 0 is judged as every later validation is, see BestCheckpoint
         return super().instantiate_trainer(callbacks=self._callbacks(options), **kwargs)
 
     def _callbacks(self, options: Any) -> list[Callback]:
@@ -135,8 +143,10 @@ class ForecastCLI(LightningCLI):
         if options["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
             # errors may be far below the three decimals of Lightning's own bar
             callbacks.append(RichProgressBar(theme=RichProgressBarTheme(metrics_format=".3g")))
-        if self.command == "fit" and options["logger"] is not False:
-            callbacks.append(LearningRateMonitor())
+        if self.command == "fit":
+            callbacks.append(WindowsPerSecond())
+            if options["logger"] is not False:
+                callbacks.append(LearningRateMonitor())
         if self.command in ("fit", "test"):
             callbacks.append(self.comparison)
         if self.command == "predict":
@@ -164,12 +174,14 @@ class ForecastCLI(LightningCLI):
     before_fit = before_test = before_predict = create_run_folder
 
     def fit(self, **options: Any) -> None:
-        """Train, then test the weights of the lowest val/loss; the last ones when none were kept."""
+        """Train, compiled where --compile says so, then test the best weights; the last ones when none were kept."""
         counts = ", ".join(f"{count} for {split}" for split, count in self.datamodule.window_counts.items())
         if self.trainer.is_global_zero:
             self.console.print(f"{self.datamodule.d_y_context} sensors, {self.datamodule.d_x} covariates; {counts}")
             path = str(self.run_folder / CONFIG_FILE)
             self._parser("fit").save(self.config["fit"], path, skip_unset=False)
+        if self.config["fit"].compile:
+            self.model.compile()
         self.trainer.fit(**options)
         if "test" in self.datamodule.series.splits:
             best = self.checkpoint.best_model_path if self.checkpoint else ""

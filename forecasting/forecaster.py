@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import series_decomposition
+from .closed_form_linear import ClosedFormLinear, WindowBlocks
 from .forecast_training import ForecastTraining, Window
-from .linear_model import LinearModel
+from .linear_model import LinearChoice, LinearFit, LinearPart
 from .losses import LossName
 from .missing_values import fill_missing, mark_missing
 from .normalization import GlobalNorm, NoNorm, RevIN
@@ -31,9 +32,11 @@ class Forecaster(ForecastTraining):
         forecast = denormalize(model(seasonal) + baseline(trend))
 
     where baseline is the linear model if linear_window > 0, else the last trend value if use_seasonal_decomp, else 0.
-    A missing value never reaches a weight or a statistic; a missing covariate (NaN in x) counts as 0. The training
-    statistics behind use_global_norm and `target_scale` come from `trainer.datamodule.training_statistics()` when the
-    first fit starts, and stay in the checkpoint. Training, losses and logged errors: see ForecastTraining.
+    A missing value never reaches a weight or a statistic; a missing covariate (NaN in x) counts as 0. Before the first
+    fit, the training statistics behind use_global_norm and `target_scale` come from
+    `trainer.datamodule.training_statistics()`, and a linear part in closed form is solved on
+    `trainer.datamodule.window_blocks("train")`, its penalty chosen on `window_blocks("val")`; both stay in the
+    checkpoint. Training, losses and logged errors: see ForecastTraining.
 
     ==========================  ============================================================================
     d_x, d_y_context,           numbers of covariates, context columns and target columns;
@@ -45,8 +48,11 @@ class Forecaster(ForecastTraining):
     global_mean, global_std     training mean and std, (d_y_context,), when no datamodule offers them
     use_seasonal_decomp,        split off a moving-average trend of that many time steps
     decomposition_kernel_size
-    linear_window,              autoregression over that many past values (0: none), one for all sensors
-    linear_shared_weights       or one for each
+    linear_model,               "none", "per_sensor", "shared" or "vector" (all sensors from all columns), reading
+    linear_window               that many past rows; None: by linear_window (0: none) and linear_shared_weights
+    linear_fit                  "gradient": an autoregression, trained; "ridge": solved in closed form, then frozen;
+                                "both": solved, then trained
+    linear_shared_weights       one autoregression for all sensors instead of one for each
     learning_rate               AdamW's peak rate
     l2_regul_factor             AdamW's weight decay of matrices
     warmup_steps                optimiser steps of linear warm-up
@@ -82,6 +88,8 @@ class Forecaster(ForecastTraining):
         warmup_steps: int = 0,
         decay_factor: float = 0.8,
         plateau_patience: int = 2,
+        linear_model: LinearChoice | None = None,
+        linear_fit: LinearFit = "gradient",
     ) -> None:
         super().__init__(
             loss=loss,
@@ -96,17 +104,20 @@ class Forecaster(ForecastTraining):
                 patience=plateau_patience,
             ),
         )
-        if linear_window < 0 or decomposition_kernel_size < 1:
-            raise ValueError(
-                "linear_window must be at least 0 and decomposition_kernel_size at least 1: "
-                f"got {linear_window} and {decomposition_kernel_size}"
-            )
+        if decomposition_kernel_size < 1:
+            raise ValueError(f"decomposition_kernel_size must be at least 1: got {decomposition_kernel_size}")
+        linear_part = LinearPart(
+            linear_model=linear_model,
+            linear_window=linear_window,
+            linear_shared_weights=linear_shared_weights,
+            linear_fit=linear_fit,
+        )
         if use_revin and use_global_norm:
             raise ValueError("use_revin and use_global_norm exclude each other: set one of them to False")
         check_given_statistics(global_mean, global_std)
         self.widths = WindowWidths(d_x, d_y_context, d_y_target)
         self.trend_kernel_size = decomposition_kernel_size if use_seasonal_decomp else None
-        self.linear_model = LinearModel(linear_window, d_y_target, linear_shared_weights) if linear_window else None
+        self.linear_model = linear_part.build(d_y_context, d_y_target)
         norm = RevIN if use_revin else GlobalNorm if use_global_norm else NoNorm
         self.normalization = norm(d_y_context)
         if global_mean is not None and global_std is not None:
@@ -124,8 +135,9 @@ class Forecaster(ForecastTraining):
             target_x: (b, n, d_x), finite.
             target_y: (b, n, d_y_target), the truth that the returned forecast is compared with, in the same units (less
                 the baseline), NaN where missing; given in training only.
-            kwargs: signal_offset (b, n, d_y_target), for models that read their own forecasts: a forecast plus this
-                continues context_y (it is the linear model's part, unless a trend was split off).
+            kwargs: for models that read them, both (b, n, d_y_target): linear_forecast, the baseline that is added to
+                the returned forecast; signal_offset, which makes a forecast continue context_y (it is the baseline,
+                unless a trend was split off).
         """
 
     def forward(self, context_x: Tensor, context_y: Tensor, target_x: Tensor, target_y: Tensor | None = None) -> Tensor:
@@ -143,7 +155,8 @@ class Forecaster(ForecastTraining):
         self.widths.check(context_x, context_y, target_x, target_y)
         context_y = mark_missing(context_y, self.null_value)
         statistics = self.normalization.statistics(context_y, ~context_y.isnan())
-        signal, baseline = self._split_baseline(self.normalization.normalize(context_y, statistics), target_x.shape[1])
+        signal, trend = self._split_trend(self.normalization.normalize(context_y, statistics))
+        baseline = self._baseline(trend, target_x.shape[1])
         if target_y is not None:
             truth = self.normalization.normalize(mark_missing(target_y, self.null_value), statistics)
             target_y = truth - baseline.detach()
@@ -152,24 +165,25 @@ class Forecaster(ForecastTraining):
             signal,
             fill_missing(target_x),
             target_y,
-            signal_offset=(baseline if self.trend_kernel_size is None else torch.zeros_like(baseline)).expand(
-                len(signal), target_x.shape[1], self.widths.d_y_target
-            ),
+            signal_offset=baseline if self.trend_kernel_size is None else torch.zeros_like(baseline),
+            linear_forecast=baseline,
         )
         return self.normalization.denormalize(baseline + forecast, statistics)
 
-    def _split_baseline(self, signal: Tensor, target_len: int) -> tuple[Tensor, Tensor]:
-        """Return the model's context and the baseline's forecast, which broadcasts to (b, n, d_y_target)."""
-        trend = signal
-        baseline = signal.new_zeros(())
-        if self.trend_kernel_size is not None:
-            observed = ~signal.isnan()
-            seasonal, trend = series_decomposition(signal, self.trend_kernel_size, mask=observed)
-            signal = torch.where(observed, seasonal, torch.nan)
-            baseline = trend[:, -1:, : self.widths.d_y_target]
+    def _split_trend(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the model and what the baseline read of a normalised context."""
+        if self.trend_kernel_size is None:
+            return signal, signal
+        observed = ~signal.isnan()
+        seasonal, trend = series_decomposition(signal, self.trend_kernel_size, mask=observed)
+        return torch.where(observed, seasonal, torch.nan), trend
+
+    def _baseline(self, trend: Tensor, target_len: int) -> Tensor:
+        """Return the baseline's forecast (b, n, d_y_target), in model units."""
         if self.linear_model is not None:
-            baseline = self.linear_model(trend, target_len)
-        return signal, baseline
+            return self.linear_model(trend, target_len)
+        last = trend[:, -1:, : self.widths.d_y_target]
+        return (torch.zeros_like(last) if self.trend_kernel_size is None else last).expand(-1, target_len, -1)
 
     @torch.no_grad()
     def predict(
@@ -220,23 +234,60 @@ class Forecaster(ForecastTraining):
         """
         self.normalization.fit(mean, std)
 
-    def on_fit_start(self) -> None:
-        """Take the training statistics from the datamodule, unless there are some already.
+    def fit_linear_part(self, train: WindowBlocks, held_out: WindowBlocks) -> float:
+        """Solve a linear part in closed form, replacing earlier weights, and return the penalty chosen.
+
+        The training statistics must be there already.
+
+        Args:
+            train: yields (context_y (b, l, d_y_context), target_y (b, n, d_y_target)), original units, anew each call.
+            held_out: yields the windows that the penalty is chosen on.
 
         Raises:
-            ValueError: for use_global_norm without statistics from any side.
+            ValueError: for a forecaster without such a part.
         """
-        super().on_fit_start()
-        if self.normalization.is_fitted:
+        if not isinstance(self.linear_model, ClosedFormLinear):
+            raise ValueError("there is no linear part in closed form: build the forecaster with linear_fit='ridge'")
+        scale = self.normalization.model_scale
+        return self.linear_model.fit(
+            lambda: map(self._linear_pair, train()), lambda: map(self._linear_pair, held_out()), scale=scale
+        )
+
+    @torch.no_grad()
+    def _linear_pair(self, window: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what the linear part reads and what it is to forecast, in model units."""
+        context_y, target_y = (mark_missing(y.to(self.normalization.mean), self.null_value) for y in window)
+        statistics = self.normalization.statistics(context_y, ~context_y.isnan())
+        _, trend = self._split_trend(self.normalization.normalize(context_y, statistics))
+        return trend, self.normalization.normalize(target_y, statistics)
+
+    def setup(self, stage: str) -> None:
+        """Take from the datamodule, before a fit, the training statistics and a linear part, unless they are there.
+
+        Raises:
+            ValueError: for use_global_norm without statistics, or a closed form without rows, from any side.
+        """
+        if stage != "fit":
             return
-        training_statistics = getattr(getattr(self.trainer, "datamodule", None), "training_statistics", None)
-        if training_statistics is not None:
-            self.fit_statistics(*training_statistics())
-        elif isinstance(self.normalization, GlobalNorm):
-            raise ValueError(
-                "use_global_norm needs training statistics: pass global_mean and global_std, or fit with a datamodule "
-                "that offers training_statistics()"
-            )
+        data = getattr(self.trainer, "datamodule", None)
+        training_statistics = getattr(data, "training_statistics", None)
+        if not self.normalization.is_fitted:
+            if training_statistics is not None:
+                self.fit_statistics(*training_statistics())
+            elif isinstance(self.normalization, GlobalNorm):
+                raise ValueError(
+                    "use_global_norm needs training statistics: pass global_mean and global_std, or fit with a "
+                    "datamodule that offers training_statistics()"
+                )
+        is_resumed = self.trainer.ckpt_path is not None  # what was solved then comes with the checkpoint
+        if isinstance(self.linear_model, ClosedFormLinear) and not self.linear_model.is_fitted and not is_resumed:
+            blocks = getattr(data, "window_blocks", None)
+            if blocks is None:
+                raise ValueError(
+                    "a linear part in closed form needs training windows: fit with a datamodule that offers "
+                    "window_blocks(split), or call fit_linear_part(train, held_out) first"
+                )
+            self.fit_linear_part(lambda: blocks("train"), lambda: blocks("val"))
 
 
 def check_given_statistics(mean: object, std: object) -> None:

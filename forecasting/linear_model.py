@@ -1,12 +1,75 @@
-"""Linear forecasting part: an autoregression rolled forward over the horizon.
+"""Linear part of a forecaster: which one, and the autoregression that is trained by gradients.
 
 b batch, l context_len, n target_len, w linear_window, d d_y_target
 """
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
+from .closed_form_linear import ClosedFormLinear, LinearKind
 from .missing_values import carry_forward
+
+LinearChoice = Literal["none", "per_sensor", "shared", "vector"]
+LinearFit = Literal["gradient", "ridge", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearPart:
+    """Which linear part a forecaster has.
+
+    Args:
+        linear_model: "none", "per_sensor", "shared" or "vector"; None: "none" without a linear_window, else "shared"
+            or "per_sensor" as linear_shared_weights says.
+        linear_window: past rows read; 0 for none.
+        linear_shared_weights: see linear_model.
+        linear_fit: "gradient": an autoregression that starts as persistence and is trained with everything else;
+            "ridge": a ClosedFormLinear, solved when the first fit starts, which then stays as it is; "both": solved,
+            then trained.
+
+    Raises:
+        ValueError: values that are unknown or contradict each other.
+    """
+
+    linear_model: LinearChoice | None = None
+    linear_window: int = 0
+    linear_shared_weights: bool = False
+    linear_fit: LinearFit = "gradient"
+
+    def __post_init__(self) -> None:
+        if self.linear_window < 0:
+            raise ValueError(f"linear_window must be at least 0: got {self.linear_window}")
+        if self.linear_fit not in get_args(LinearFit):
+            raise ValueError(f"linear_fit must be one of {', '.join(get_args(LinearFit))}: got {self.linear_fit!r}")
+        if self.linear_model not in (None, *get_args(LinearChoice)):
+            choices = ", ".join(get_args(LinearChoice))
+            raise ValueError(f"linear_model must be one of {choices}, or None: got {self.linear_model!r}")
+        if self.linear_model is not None and (self.linear_model == "none") != (self.linear_window == 0):
+            raise ValueError(
+                "linear_window must be at least 1 with a linear_model, and 0 with 'none': got "
+                f"linear_model={self.linear_model!r} and linear_window={self.linear_window}"
+            )
+        if self.linear_shared_weights and self.linear_model not in (None, "shared"):
+            raise ValueError(
+                f"linear_shared_weights=True contradicts linear_model={self.linear_model!r}: leave one of them out"
+            )
+        if self.linear_model == "vector" and self.linear_fit == "gradient":
+            raise ValueError(
+                "linear_model='vector' is solved in closed form: set linear_fit='ridge', or 'both' to train it on"
+            )
+
+    def build(self, d_y_context: int, d_y_target: int) -> "LinearModel | ClosedFormLinear | None":
+        """Build the module for these widths; None for no linear part."""
+        if self.linear_window == 0:
+            return None
+        kind: LinearKind = "shared" if self.linear_shared_weights else "per_sensor"
+        if self.linear_model not in (None, "none"):
+            kind = self.linear_model
+        if self.linear_fit == "gradient":
+            return LinearModel(self.linear_window, d_y_target, kind == "shared")
+        return ClosedFormLinear(kind, self.linear_window, d_y_context, d_y_target, is_trained=self.linear_fit == "both")
 
 
 class LinearModel(nn.Module):

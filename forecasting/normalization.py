@@ -76,6 +76,11 @@ class Normalization(nn.Module, ABC):
         self.fitted.fill_(True)
         self.is_fitted = True
 
+    @property
+    def model_scale(self) -> Tensor:
+        """Training standard deviation of each column in model units, (c,)."""
+        return torch.ones_like(self.std)
+
     @abstractmethod
     def statistics(self, context_y: Tensor, observed: Tensor) -> Statistics:
         """Return the location and scale that apply to each window.
@@ -112,6 +117,11 @@ class NoNorm(Normalization):
 
     def __init__(self, d_y_context: int) -> None:
         super().__init__(d_y_context, affine=False)
+
+    @property
+    def model_scale(self) -> Tensor:
+        """Training standard deviation of each column, which is also that in model units."""
+        return self.std
 
     def statistics(self, context_y: Tensor, observed: Tensor) -> Statistics:
         """Return location 0 and scale 1."""

@@ -37,17 +37,18 @@ def inverse_sigmoid_ratio(step: float, k: float) -> float:
     return math.exp(logit) / (1 + math.exp(logit))
 
 
-def draw_given(truth: Tensor, ratio: Tensor | float) -> Tensor:
-    """Draw which values the decoder is given, (b, n, d) bool: all sensors of a step with probability `ratio`.
+def draw_given(truth: Tensor, ratio: Tensor | float, patch_len: int = 1) -> Tensor:
+    """Draw which values the decoder is given, (b, n, d) bool: all sensors of a patch with probability `ratio`.
 
     A missing value (NaN) is never given: there the decoder reads its own forecast.
 
     Args:
         truth: (b, n, d).
         ratio: probability, a number or a 0-d tensor.
+        patch_len: steps in a patch; n is a multiple of it.
     """
-    coins = torch.rand(truth.shape[0], truth.shape[1], 1, device=truth.device) < ratio
-    return coins & ~truth.isnan()
+    coins = torch.rand(truth.shape[0], truth.shape[1] // patch_len, 1, device=truth.device) < ratio
+    return coins.repeat_interleave(patch_len, dim=1) & ~truth.isnan()
 
 
 def check_strategy(autoregressive: bool, scheduled_sampling: str, k: float, normalization_type: str) -> None:

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from .autoregression import TRAINING_FORECASTS, Given, decoder_input, forecast_step_by_step, split_drift
+from .closed_form_linear import ClosedFormLinear
 from .forecast_training import Window
 from .forecaster import Forecaster
+from .linear_model import LinearChoice, LinearFit
 from .losses import LossName
 from .sampling import ScheduledSampling, check_strategy, inverse_sigmoid_ratio
 from .st_transformer import PerformerConfig, SpatioTemporalPerformer
 from .st_transformer.attention_class import attention_class_named
 from .st_transformer.feed_forward import Activation
 from .st_transformer.layer_config import PerformerKernel
+from .st_transformer.patches import pad_back, pad_front
 from .st_transformer.performer_config import PositionEmbedding
 from .st_transformer.token_norm import NormalizationType
 
@@ -54,7 +57,8 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
     n_encoder_layers,             layers
     n_decoder_layers
     Tokens
-    start_len                     context steps repeated at the start of the decoder's input
+    patch_len                     steps of a sensor in one token (1: every value is a token); cost falls by as much
+    start_len                     context steps repeated at the start of the decoder's input, in whole patches
     max_seq_len                   largest context_len + target_len
     time_emb_dim                  Time2Vec components per covariate
     time_embedding,               whether tokens carry covariates, and tell given values from missing ones
@@ -69,6 +73,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
     redraw_interval               optimiser steps between draws of the features (None: never)
     attention_class               import path of another attention with FavorAttention's interface, such as
                                   favorcast.forecasting.st_transformer.SoftmaxAttention
+    local_attention               attend along time within each sensor too, not to all sensors alone; half the cost
     windows,                      time windows of the encoder's global attention, shifted by half a window
     use_shifted_time_window       in every second layer
     Layers
@@ -91,8 +96,14 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
     global_mean, global_std       training mean and std when no datamodule offers them
     use_seasonal_decomp,          split off a moving-average trend of that many time steps
     decomposition_kernel_size
-    linear_window,                autoregression over that many past values (0: none), shared by sensors
-    linear_shared_weights
+    linear_model,                 "none", "per_sensor", "shared" or "vector" (all sensors from all columns),
+    linear_window                 reading that many past rows; None: by linear_window (0: none) and
+                                  linear_shared_weights
+    linear_fit                    "gradient": an autoregression, trained; "ridge": solved in closed form on the
+                                  training rows, then frozen; "both": solved, then trained
+    linear_shared_weights         one autoregression for all sensors instead of one for each
+    decoder_reads_linear          give the decoder, for each step that it forecasts, what the linear part does
+                                  (None: when that is solved in closed form)
     Strategy
     autoregressive_training       forecast step by step (see above) instead of all steps at once
     scheduled_sampling,           what the decoder reads in autoregressive training, and how slowly the truth
@@ -126,6 +137,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         d_v: int | None = None,
         n_encoder_layers: int = 2,
         n_decoder_layers: int = 2,
+        patch_len: int = 1,
         start_len: int = 0,
         max_seq_len: int = 512,
         time_emb_dim: int = 8,
@@ -139,6 +151,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         features: str = "hyperbolic",
         qk_norm: bool = True,
         redraw_interval: int | None = None,
+        local_attention: bool = True,
         windows: int = 1,
         use_shifted_time_window: bool = True,
         activation: Activation = "gelu",
@@ -162,8 +175,11 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         global_std: list[float] | Tensor | None = None,
         use_seasonal_decomp: bool = False,
         decomposition_kernel_size: int = 25,
+        linear_model: LinearChoice | None = None,
         linear_window: int = 0,
+        linear_fit: LinearFit = "gradient",
         linear_shared_weights: bool = False,
+        decoder_reads_linear: bool | None = None,
         autoregressive_training: bool = False,
         scheduled_sampling: ScheduledSampling = "sequential",
         scheduled_sampling_k: float = 1000.0,
@@ -192,6 +208,8 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
             warmup_steps=warmup_steps,
             decay_factor=decay_factor,
             plateau_patience=plateau_patience,
+            linear_model=linear_model,
+            linear_fit=linear_fit,
         )
         global_mean = global_mean.tolist() if isinstance(global_mean, Tensor) else global_mean
         global_std = global_std.tolist() if isinstance(global_std, Tensor) else global_std
@@ -202,6 +220,10 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
                 "mask_missing cannot be used with downsampling convolutions, which mix missing and other steps: "
                 "set mask_missing=False, or downsample_convs_embedding=0 and downsample_convs_block=0"
             )
+        if decoder_reads_linear and self.linear_model is None:
+            raise ValueError("decoder_reads_linear=True needs a linear part: set linear_window, or leave it out")
+        if decoder_reads_linear is None:
+            arguments["decoder_reads_linear"] = isinstance(self.linear_model, ClosedFormLinear)
         self.mask_missing = mask_missing
         self.scheduled_sampling: ScheduledSampling = scheduled_sampling
         self.scheduled_sampling_k = scheduled_sampling_k
@@ -213,6 +235,8 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
             attention_factory=attention_class_named(attention_class),
             **{name: arguments[name] for name in MODEL_OPTIONS},
         )
+        if isinstance(self.linear_model, ClosedFormLinear):
+            torch.nn.init.zeros_(self.model.head.weight)  # training starts at the linear forecast itself
 
     def forward_model_pass(
         self,
@@ -222,6 +246,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         target_y: Tensor | None = None,
         *,
         signal_offset: Tensor | None = None,
+        linear_forecast: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Forecast in model units, (b, n, d_y_target); `target_y` is read in autoregressive training only.
@@ -235,26 +260,48 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
                 f"the context must hold start_len time steps: expected at least {config.start_len}, got "
                 f"{context_y.shape[1]}; lengthen context_len or shorten start_len"
             )
+        target_len, patch_len = target_x.shape[1], config.patch_len
+        context_x, context_y = pad_front(context_x, patch_len), pad_front(context_y, patch_len, torch.nan)
+        target_x = pad_back(target_x, patch_len)
         padding = context_y.isnan() if self.mask_missing else None
+        linear = None
+        if config.decoder_reads_linear and linear_forecast is not None:
+            linear = pad_back(linear_forecast.detach(), patch_len)
         if not config.autoregressive_training:
-            return self._forecast_one_shot(context_x, context_y, target_x, padding)
+            return self._forecast_one_shot(context_x, context_y, target_x, padding, linear)[:, :target_len]
         if signal_offset is None:
-            signal_offset = context_y.new_zeros(len(context_y), target_x.shape[1], config.d_y_target)
+            signal_offset = context_y.new_zeros(len(context_y), target_len, config.d_y_target)
+        signal_offset = pad_back(signal_offset, patch_len)
         memory = self.model.encode(context_x, context_y, padding)
-        known = decoder_input(context_x, context_y, target_x, start_len=config.start_len, d_y_target=config.d_y_target)
+        known = decoder_input(
+            context_x,
+            context_y,
+            target_x,
+            start_len=config.start_steps,
+            d_y_target=config.d_y_target,
+            patch_len=patch_len,
+            linear_forecast=linear,
+        )
         has_baseline = self.linear_model is not None and self.trend_kernel_size is None
-        drift, before = split_drift(signal_offset, known.y[:, -1] if has_baseline else None)
+        drift, before = split_drift(signal_offset, known.y[:, -1] if has_baseline else None, patch_len)
         if target_y is None:
-            signal = forecast_step_by_step(self.model, memory, known, lambda i, value: value + drift[:, i : i + 1])
+            drifts = drift.split(patch_len, dim=1)
+            signal = forecast_step_by_step(self.model, memory, known, lambda i, value: value + drifts[i])
         else:
-            given = Given(target_y + signal_offset.detach(), drift, self.truth_ratio)
+            truth = pad_back(target_y, patch_len, torch.nan) + signal_offset.detach()
+            given = Given(truth, drift, self.truth_ratio)
             signal = TRAINING_FORECASTS[self.scheduled_sampling](self.model, memory, known, given)
-        return signal - before
+        return (signal - before)[:, :target_len]
 
     def _forecast_one_shot(
-        self, context_x: Tensor, context_y: Tensor, target_x: Tensor, padding: Tensor | None
+        self,
+        context_x: Tensor,
+        context_y: Tensor,
+        target_x: Tensor,
+        padding: Tensor | None,
+        linear_forecast: Tensor | None,
     ) -> Tensor:
-        start_len, d_y_target = self.model.config.start_len, self.model.config.d_y_target
+        start_len, d_y_target = self.model.config.start_steps, self.model.config.d_y_target
         start = slice(context_y.shape[1] - start_len, None)
         placeholders = context_y.new_full((len(context_y), target_x.shape[1], d_y_target), torch.nan)
         return self.model(
@@ -263,6 +310,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
             torch.cat((context_x[:, start], target_x), dim=1),
             torch.cat((context_y[:, start, :d_y_target], placeholders), dim=1),
             context_padding_mask=padding,
+            linear_forecast=linear_forecast,
         )
 
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:

@@ -34,6 +34,15 @@ VARIANTS = {
     "batchnorm": {"normalization_type": "batchnorm", "scheduled_sampling": "parallel"},
     "relu": {"performer_attention_kernel": "relu", "features": "iid"},
     "softmax": {"attention_class": SOFTMAX},
+    "global only": {"local_attention": False},
+    "patches": {"patch_len": 3, "start_len": 4},
+    "reads linear": {"linear_window": 3, "decoder_reads_linear": True, "start_len": 2},
+    "patches read linear": {
+        "patch_len": 2,
+        "linear_window": 3,
+        "decoder_reads_linear": True,
+        "use_seasonal_decomp": True,
+    },
 }
 
 
@@ -134,7 +143,9 @@ def test_a_split_off_trend_is_taken_from_what_the_decoder_reads():
     torch.testing.assert_close(reads[:, 1:], (target_y - context_y[:, -1:, :D_TARGET])[:, :-1])
 
 
-@pytest.mark.parametrize("options", [{}, {"use_seasonal_decomp": True}], ids=["plain", "decomposed"])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_seasonal_decomp": True}, {"patch_len": 3}], ids=["plain", "decomposed", "patches"]
+)
 def test_a_decoder_that_changes_nothing_repeats_the_last_value(options: dict):
     model = build(**options)
     torch.nn.init.zeros_(model.model.head.weight)
@@ -143,7 +154,9 @@ def test_a_decoder_that_changes_nothing_repeats_the_last_value(options: dict):
     torch.testing.assert_close(model.predict(context_x, context_y, target_x), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_seasonal_decomp": True}], ids=["plain", "decomposed"])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_seasonal_decomp": True}, {"patch_len": 3}], ids=["plain", "decomposed", "patches"]
+)
 @pytest.mark.parametrize("kind", ["none", "block outage"])
 def test_a_decoder_that_changes_nothing_follows_the_linear_model(options: dict, kind: str):
     model = build(linear_window=3, **options)
@@ -155,14 +168,14 @@ def test_a_decoder_that_changes_nothing_follows_the_linear_model(options: dict, 
     expected = model.predict(context_x, context_y, target_x)
     seasonal = forecast - expected  # with a decomposition, the last seasonal value stays
     assert torch.allclose(seasonal, seasonal[:, :1], atol=1e-4)
-    if not options:
+    if "use_seasonal_decomp" not in options:
         torch.testing.assert_close(forecast, expected)
 
 
 # training
 
 
-@pytest.mark.parametrize("variant", ["plain", "start", "linear", "decomposed"])
+@pytest.mark.parametrize("variant", ["plain", "start", "linear", "decomposed", "patches", "patches read linear"])
 def test_all_strategies_are_teacher_forcing_while_the_truth_is_always_shown(variant: str):
     forecasts = []
     for sampling in SAMPLINGS:
@@ -251,6 +264,9 @@ def test_the_truth_is_drawn_for_all_sensors_of_a_step_and_missing_values_are_nev
     assert torch.equal(complete.all(-1), complete.any(-1))
     assert complete.float().mean().item() == pytest.approx(0.3, abs=0.02)  # 9800 draws: a standard error of 0.005
     assert draw_given(torch.zeros(2, 3, 1), 1.0).all()
+    patches = draw_given(torch.zeros(200, 50, 3), 0.3, patch_len=5).unflatten(1, (10, 5)).flatten(2)
+    assert torch.equal(patches.all(-1), patches.any(-1))
+    assert patches.float().mean().item() == pytest.approx(0.3, abs=0.05)  # 2000 draws: 0.01
     assert not draw_given(torch.zeros(2, 3, 1), 0.0).any()
 
 

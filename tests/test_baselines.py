@@ -4,6 +4,7 @@ import torch
 
 from favorcast.forecasting.baseline import HeldOutChoice, carry_missing
 from favorcast.forecasting.baselines import (
+    Analogs,
     DynamicModeDecomposition,
     Persistence,
     RidgeRegression,
@@ -143,8 +144,37 @@ def test_chunks_do_not_change_the_fit(baseline, monkeypatch):
     values = travelling_wave(noise=0.3)
     context, _ = windows_of(values[-60:])
     expected = baseline.fit(values, **SIZES).predict(context)
-    monkeypatch.setattr("favorcast.forecasting.baselines.CHUNK_ELEMENTS", 700)
+    monkeypatch.setattr("favorcast.forecasting.baseline.CHUNK_ELEMENTS", 700)
     torch.testing.assert_close(baseline.fit(values, **SIZES).predict(context), expected)
+
+
+def test_analogs_average_the_futures_of_the_nearest_pasts_by_their_nearness():
+    values = travelling_wave(noise=0.2)
+    scaled = (values - values.mean(dim=0)) / values.std(dim=0, correction=0)
+    past, future = windows_of(scaled, 3, 8)
+    query = windows_of(values, 24, 8)[0][40:43] + 0.01
+    present = ((query - values.mean(dim=0)) / values.std(dim=0, correction=0))[:, -3:]
+    expected = []
+    for each in present:
+        distance = (past - each).square().sum(dim=(1, 2))
+        nearest = distance.argsort()[:4]
+        weight = 1 / distance[nearest]
+        expected.append((weight[:, None, None] * future[nearest][..., :2]).sum(dim=0) / weight.sum())
+    forecast = Analogs(lags=3, neighbours=4).fit(values, **SIZES).predict(query)
+    expected = torch.stack(expected) * values.std(dim=0, correction=0)[:2] + values.mean(dim=0)[:2]
+    torch.testing.assert_close(forecast, expected)
+
+
+def test_an_analog_that_is_the_present_itself_decides_alone():
+    values = travelling_wave(noise=0.2)
+    context, target = windows_of(values)
+    forecast = Analogs(lags=5, neighbours=8).fit(values, **SIZES).predict(context[:3])
+    torch.testing.assert_close(forecast, target[:3, :, :2], rtol=1e-3, atol=1e-3)
+
+
+def test_more_neighbours_than_windows_are_all_of_them():
+    values = travelling_wave(33)
+    assert Analogs(neighbours=99).fit(values, **SIZES).predict(values[None, :24]).isfinite().all()
 
 
 def test_growing_modes_do_not_explode():
@@ -203,5 +233,7 @@ def test_settings_are_checked():
         DynamicModeDecomposition(energy=1.5)
     with pytest.raises(ValueError, match="delays and max_modes"):
         DynamicModeDecomposition(delays=0)
+    with pytest.raises(ValueError, match="lags and neighbours"):
+        Analogs(neighbours=0)
     with pytest.raises(ValueError, match="at least one baseline"):
         HeldOutChoice("empty", [])

@@ -46,7 +46,11 @@ def test_fit_leaves_results_weights_log_and_configuration(fitted):
     }
     assert all((run_folder / plot).read_bytes().startswith(PNG_START) for plot in ("forecast.png", "errors.png"))
     with (run_folder / "log" / "metrics.csv").open() as file:
-        assert {"train/loss", "val/loss", "test/mse"} < set(next(csv.reader(file)))
+        log = list(csv.DictReader(file))
+    assert {"train/loss", "val/loss", "test/mse"} < set(log[0])
+    speeds = [float(row["train/windows_per_s"]) for row in log if row["train/windows_per_s"]]
+    assert len(speeds) == 1  # the first of two batches is not counted
+    assert 1 < speeds[0] < 1e6
 
 
 def test_fit_says_nothing_that_a_user_could_not_act_on(fitted):
@@ -123,6 +127,36 @@ def test_fit_resumes_from_a_checkpoint_in_a_folder_of_its_own(fitted, capsys):
     assert last.read_bytes() == before
 
 
+def test_a_linear_part_in_closed_form_is_tested_from_the_run_folder(tmp_path, capsys):
+    config = config_file(tmp_path, series_file(tmp_path))
+    ridge = {"linear_model": "vector", "linear_window": 4, "linear_fit": "ridge", "patch_len": 3}
+    options = [word for name, value in ridge.items() for word in (f"--model.{name}", value)]
+    wrecked = ["--model.initial_lr", 10.0, "--model.warmup_steps", 0]
+    trained, _ = run(capsys, "fit", "--config", config, "--runs", tmp_path / "runs", *options, *wrecked)
+    assert torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 0
+    tested, _ = run(capsys, "test", "--ckpt_path", trained)
+    assert metrics(tested) == pytest.approx(metrics(trained), rel=0, abs=0, nan_ok=True)
+    resumed, _ = run(capsys, "fit", "--ckpt_path", trained / "checkpoints" / "best.ckpt")
+    assert torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_model_is_compiled_when_asked_to(tmp_path, capsys, monkeypatch):
+    """The compiler is replaced: what counts is that it is handed the forward of training, and that results stay."""
+    graphs = []
+
+    def compiler(function, **options):
+        graphs.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    config = config_file(tmp_path, series_file(tmp_path))
+    plain, _ = run(capsys, "fit", "--config", config, "--runs", tmp_path / "runs")
+    assert not graphs
+    compiled, _ = run(capsys, "fit", "--config", config, "--runs", tmp_path / "runs", "--compile", "true")
+    assert [each.__name__ for each in graphs] == ["_call_impl"]
+    assert metrics(compiled) == pytest.approx(metrics(plain), rel=0, abs=0, nan_ok=True)
+
+
 def test_two_runs_of_one_second_get_folders_of_their_own(fitted, tmp_path, capsys):
     _, config, _, _ = fitted
     options = ["--config", config, "--runs", tmp_path, "--trainer.fast_dev_run", "true"]
@@ -188,7 +222,9 @@ def test_help_says_where_the_bundled_configurations_are(capsys):
     assert str(bundled_folder()) in capsys.readouterr().out.replace("\n", "")
 
 
-@pytest.mark.parametrize("name", ["cylinder_wake", "fluidic_pinball", "fluidic_pinball_stepwise"])
+@pytest.mark.parametrize(
+    "name", ["cylinder_wake", "fluidic_pinball", "fluidic_pinball_plain", "fluidic_pinball_stepwise"]
+)
 def test_bundled_configurations_are_accepted_by_name(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", name, "--print_config"])

@@ -64,8 +64,8 @@ def test_a_defect_keeps_its_traceback(config, tmp_path, monkeypatch):
         main(["fit", "--config", str(config), "--runs", str(tmp_path)])
 
 
-def test_fit_without_a_configuration_runs_the_cylinder_wake():
-    expected = ["fit", "--config", str(bundled_folder() / "cylinder_wake.yaml"), "--data.batch_size", "8"]
+def test_fit_without_a_configuration_runs_the_pinball():
+    expected = ["fit", "--config", str(bundled_folder() / "fluidic_pinball.yaml"), "--data.batch_size", "8"]
     assert complete_arguments(["fit", "--data.batch_size", "8"]) == expected
 
 

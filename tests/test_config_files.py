@@ -6,7 +6,9 @@ from favorcast.forecasting.config_files import bundled_configs, bundled_folder, 
 
 
 def test_the_bundled_configurations_are_listed():
-    assert bundled_configs() == ["cylinder_wake", "fluidic_pinball", "fluidic_pinball_stepwise"]
+    assert bundled_configs() == [
+        *("cylinder_wake", "fluidic_pinball", "fluidic_pinball_plain", "fluidic_pinball_stepwise")
+    ]
 
 
 def test_a_bundled_name_may_end_in_yaml():

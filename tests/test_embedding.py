@@ -38,6 +38,22 @@ def test_split_time_term_equals_the_linear_map_of_the_concatenation():
     torch.testing.assert_close(embedding(x, y), expected)
 
 
+def test_a_patch_is_mapped_as_its_steps_together():
+    x, y = inputs(t=6)
+    y[0, 4, 1] = torch.nan
+    embedding = build(time_emb_dim=4, patch_len=3)
+    assert embedding.time is not None
+    tokens = embedding(x, y, start=7)
+    assert tokens.shape == (2, 2, 3, D_MODEL)
+    for patch, sensor in ((0, 2), (1, 1)):
+        steps = slice(3 * patch, 3 * patch + 3)
+        values = y[0, steps, sensor]
+        observation = torch.cat((values.nan_to_num(), (~values.isnan()).float()))
+        expected = embedding.observation(observation) + embedding.time[1](embedding.time[0](x[0, steps]).flatten())
+        expected = expected + embedding.position(7 + patch, 1)[0] + embedding.variable[sensor]
+        torch.testing.assert_close(tokens[0, patch, sensor], expected)
+
+
 def test_missing_value_differs_from_zero_only_with_the_indicator():
     x, y = inputs()
     zero, missing = y.clone(), y.clone()

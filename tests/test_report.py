@@ -8,7 +8,16 @@ from rich.console import Console
 
 from favorcast.forecasting.dynamics_metrics import DynamicsErrors
 from favorcast.forecasting.metrics import ForecastErrors
-from favorcast.forecasting.report import CSV_COLUMNS, Report, Score, metric_rows, score_table, with_unit, write_metrics
+from favorcast.forecasting.report import (
+    CSV_COLUMNS,
+    Report,
+    Score,
+    metric_rows,
+    score_table,
+    verdict,
+    with_unit,
+    write_metrics,
+)
 
 NAN = float("nan")
 
@@ -63,6 +72,51 @@ def test_rows_of_the_dynamics_are_in_the_units_of_the_report(parts):
     assert rows["valid_time"] == pytest.approx(0.25 * expected["valid_steps"])
     assert rows["spectral_error"] == pytest.approx(expected["spectral_error"])
     assert rows["frequency_error"] == pytest.approx(expected["frequency_error"], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("factor", "sentence"),
+    [
+        (0.83**0.5, "squared error 17 % below the best yardstick, ridge; least of all at 4 of 4 steps"),
+        (1.1**0.5, "squared error 10 % above the best yardstick, ridge; least of all at 0 of 4 steps"),
+        (1.0, "squared error equal to that of the best yardstick, ridge; least of all at 0 of 4 steps"),
+        (3.0, "squared error 9 times that of the best yardstick, ridge; least of all at 0 of 4 steps"),
+    ],
+)
+def test_the_verdict_says_what_the_table_shows(factor: float, sentence: str):
+    target = torch.zeros(6, 4, 2)
+    error = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(0))
+    scores = {
+        "Model": score(factor * error, target),
+        "persistence": score(4 * error, target),
+        "ridge": score(error, target),
+        "dmd": score(2 * error, target),
+    }
+    report = Report(scores, ["u_0", "u_1"], windows=6)
+    assert verdict(report) == f"Model: {sentence}"
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(score_table(report))
+    assert " ".join(sentence.split()) in " ".join(capture.get().split())
+
+
+def test_the_best_yardstick_may_change_from_step_to_step():
+    ones = torch.ones(6, 4, 2)
+    ramp = torch.arange(4.0)[:, None] * ones
+    scores = {
+        "Model": score(0.9 * ones, 0 * ones),
+        "persistence": score(ones, 0 * ones),
+        "ridge": score(ramp, 0 * ones),  # 0 at the first step, which the model does not beat
+    }
+    assert verdict(Report(scores, ["u_0", "u_1"], windows=6)).endswith(
+        "19 % below the best yardstick, persistence; least of all at 3 of 4 steps"
+    )
+
+
+def test_a_yardstick_without_error_cannot_be_beaten():
+    zeros = torch.zeros(6, 4, 2)
+    report = Report({"Model": score(zeros + 1, zeros), "persistence": score(zeros, zeros)}, ["u", "v"], windows=6)
+    assert verdict(report) == "Model: nothing to compare with the best yardstick, persistence"
 
 
 def test_persistence_has_no_skill_over_itself(report):

@@ -31,6 +31,85 @@ def batch(start_len=0, context_len=CONTEXT_LEN, target_len=TARGET_LEN, b=2):
 
 
 @pytest.mark.parametrize("autoregressive", [False, True])
+@pytest.mark.parametrize("patch_len", [2, 3, 5, 20])
+@pytest.mark.parametrize("start_len", [0, 3, 5])
+def test_patches_need_not_divide_context_and_horizon(start_len, patch_len, autoregressive):
+    model = build(start_len=start_len, patch_len=patch_len, autoregressive_training=autoregressive)
+    steps = model.config.start_steps
+    assert steps in range(start_len, start_len + patch_len)
+    context_len = max(steps, CONTEXT_LEN)
+    if context_len + TARGET_LEN <= SMALL["max_seq_len"]:
+        assert model(*batch(steps, context_len)).shape == (2, TARGET_LEN, D_Y_TARGET)
+
+
+def test_a_context_that_does_not_fill_its_first_patch_is_one_whose_first_steps_are_missing():
+    model = build(patch_len=4)
+    context_x, context_y, target_x, target_y = batch()
+    context_x[:, :2], context_y[:, :2] = context_x[:, 2:3], torch.nan
+    shorter = model(context_x[:, 2:], context_y[:, 2:], target_x, target_y)
+    torch.testing.assert_close(model(context_x, context_y, target_x, target_y), shorter)
+
+
+def test_forecasts_do_not_depend_on_how_far_the_last_patch_goes_beyond_the_horizon():
+    model = build(patch_len=3)
+    context_x, context_y, target_x, target_y = batch()
+    longer_x = torch.cat((target_x, target_x[:, -1:].expand(-1, 2, -1)), dim=1)
+    longer = model(context_x, context_y, longer_x, torch.full((2, 6, D_Y_TARGET), torch.nan))
+    torch.testing.assert_close(model(context_x, context_y, target_x, target_y), longer[:, :TARGET_LEN])
+
+
+def test_tokens_are_fewer_by_the_length_of_a_patch():
+    seen = []
+    model = build(patch_len=4)
+    for part in (model.encoder, model.decoder):
+        part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    model(*batch())
+    assert [shape[1] for shape in seen] == [CONTEXT_LEN // 4, TARGET_LEN // 4]
+
+
+def test_a_causal_decoder_of_patches_leaves_earlier_forecasts_bit_identical():
+    model = build(patch_len=2, autoregressive_training=True).eval()
+    context_x, context_y, target_x, target_y = batch()
+    before = model(context_x, context_y, target_x, target_y)
+    target_y[:, 2:] *= -5.0
+    target_x[:, 2:] += 1.0
+    after = model(context_x, context_y, target_x, target_y)
+    assert torch.equal(after[:, :2], before[:, :2])
+    assert (after[:, 2:] != before[:, 2:]).all()
+
+
+def test_attention_ignores_a_patch_when_all_of_it_is_padding():
+    model = build(patch_len=2)
+    context_x, context_y, target_x, target_y = batch()
+    padding = torch.zeros(2, CONTEXT_LEN, D_Y_CONTEXT, dtype=torch.bool)
+    padding[:, 2:4, 1] = True  # a patch
+    changed = context_y.clone()
+    changed[:, 2:4, 1] += 9.0
+
+    def forecast(y):
+        return model(context_x, y, target_x, target_y, context_padding_mask=padding)
+
+    torch.testing.assert_close(forecast(changed), forecast(context_y))
+    padding[:, 3, 1] = False  # half of it
+    assert not torch.allclose(forecast(changed), forecast(context_y))
+
+
+@pytest.mark.parametrize("patch_len", [1, 3])
+def test_the_decoder_reads_a_linear_forecast_as_it_reads_values_of_the_context(patch_len):
+    model = build(decoder_reads_linear=True, patch_len=patch_len, indicator_embedding=False)
+    inputs, linear = batch(), torch.randn(2, TARGET_LEN, D_Y_TARGET)
+    seen = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(*inputs, linear_forecast=linear)
+    patches = torch.nn.functional.pad(linear, (0, 0, 0, -TARGET_LEN % patch_len))
+    patches[:, TARGET_LEN:] = linear[:, -1:]
+    context = torch.zeros(2, patch_len * -(-CONTEXT_LEN // patch_len), D_X)
+    target_x = torch.cat((inputs[2], inputs[2][:, -1:].expand(-1, -TARGET_LEN % patch_len, -1)), dim=1)
+    torch.testing.assert_close(seen[0], model.embedding(target_x, patches, context.shape[1] // patch_len))
+    assert not torch.equal(model(*inputs, linear_forecast=linear), model(*inputs))
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
 @pytest.mark.parametrize("start_len", [0, 3, CONTEXT_LEN])
 def test_forecast_has_one_value_for_each_target_step_and_sensor(start_len, autoregressive):
     model = build(start_len=start_len, autoregressive_training=autoregressive)
@@ -55,6 +134,10 @@ def test_forecast_has_one_value_for_each_target_step_and_sensor(start_len, autor
         {"autoregressive_training": True},
         {"qk_norm": False, "num_features": 8},
         {"dropout_attn": 0.1, "dropout_qkv": 0.1, "dropout_ff": 0.1, "data_dropout_embedding": 0.1},
+        {"patch_len": 2},
+        {"local_attention": False},
+        {"patch_len": 4, "windows": 2, "downsample_convs_embedding": 0},
+        {"patch_len": 2, "autoregressive_training": True, "position_embedding": "periodic"},
     ],
     ids=lambda options: "-".join(options) or "default",
 )

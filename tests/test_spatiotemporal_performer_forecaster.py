@@ -186,9 +186,10 @@ def test_every_option_of_the_model_is_an_argument_and_reaches_it():
         "num_features": 24, "features": "iid", "qk_norm": False, "redraw_interval": 7, "windows": 2,
         "use_shifted_time_window": False, "activation": "relu", "normalization_type": "batchnorm", "final_norm": False,
         "data_dropout_embedding": 0.3, "dropout_attn": 0.3, "dropout_qkv": 0.3, "dropout_ff": 0.3,
-        "autoregressive_training": True, "seed": 5,
+        "autoregressive_training": True, "seed": 5, "patch_len": 2, "decoder_reads_linear": True,
+        "local_attention": False,
     }  # fmt: skip
-    config = build(**changed, scheduled_sampling="parallel").model.config
+    config = build(**changed, scheduled_sampling="parallel", linear_window=2).model.config
     assert {name: getattr(config, name) for name in changed} == changed
     given = {field.name for field in dataclasses.fields(PerformerConfig)} - {"attention_factory"}
     assert given == set(changed) | set(SMALL)
@@ -207,6 +208,8 @@ def test_every_option_of_the_model_is_an_argument_and_reaches_it():
         {"d_model": 15},
         {"warmup_steps": -1},
         {"use_revin": True, "use_global_norm": True},
+        {"patch_len": 0},
+        {"decoder_reads_linear": True},
     ],
     ids=lambda options: next(iter(options)),
 )

@@ -126,7 +126,7 @@ FLUIDIC_PINBALL = FlowConfiguration(
     sensors_y=_evenly(-2.5, 2.5),
     steps_per_sample=25,
     discarded_samples=600,
-    num_samples=4000,
+    num_samples=12000,
 )
 
 FLOWS = {configuration.name: configuration for configuration in (CYLINDER_WAKE, FLUIDIC_PINBALL)}

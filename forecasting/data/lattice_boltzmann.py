@@ -53,15 +53,14 @@ def equilibrium(direction: int, excess: Tensor, velocity_x: Tensor, velocity_y: 
     return WEIGHTS[direction] * (excess + (1 + excess) * (along * (3 + 4.5 * along) - kinetic))
 
 
-def collide(populations: list[Tensor], relaxation_time: float) -> list[Tensor]:
-    """Relax the central moments of nine populations f_i - w_i: shear at the rate 1/tau, all others at 1."""
+def collide(populations: list[Tensor], kept: Tensor | float) -> list[Tensor]:
+    """Relax the central moments of nine populations f_i - w_i: of shear, 1 - 1/tau is kept, of all others nothing."""
     _, f1, f2, f3, f4, f5, f6, f7, f8 = populations
     excess, u, v = moments(populations)
     density = 1 + excess
     u2, v2, uv = u * u, v * v, u * v
 
     # shear moments k_xx - k_yy and k_xy after the collision
-    kept = 1 - 1 / relaxation_time
     difference = kept * ((f1 + f2) - (f3 + f4) - density * (u2 - v2))
     k_xy = kept * ((f5 + f6) - (f7 + f8) - density * uv)
     k_xx = (density / 3) + 0.5 * difference
@@ -138,6 +137,9 @@ class LatticeBoltzmann:
         self.outlet_velocity = outlet_velocity
         self.steps_taken = 0
         self._populations = torch.zeros(len(VELOCITIES), grid.size, device=device)
+        # tensors, not numbers: one compiled step serves all Reynolds numbers and speeds of a process
+        self._kept = self._populations.new_tensor(1 - 1 / relaxation_time)
+        self._outlet = None if outlet_velocity is None else self._populations.new_tensor(outlet_velocity)
         mask = torch.zeros(grid.size, dtype=torch.bool, device=device)
         grid.inner(mask).copy_(self.fluid)
         start, stop = grid.span
@@ -180,8 +182,7 @@ class LatticeBoltzmann:
 
     def _advance_one_step(self, populations: Tensor) -> Tensor:
         collided = [
-            torch.where(self._mask, population, 0.0)
-            for population in collide(self.grid.pull(populations), self.relaxation_time)
+            torch.where(self._mask, population, 0.0) for population in collide(self.grid.pull(populations), self._kept)
         ]
         # one concatenation, not nine slice assignments: torch.compile turns each of those into a copy of everything
         before, after = self._margins
@@ -191,12 +192,12 @@ class LatticeBoltzmann:
     def _close_boundaries(self, flat: Tensor) -> Tensor:
         links = self.links
         values = links.first_weight * flat[links.first] + links.second_weight * flat[links.second] + links.constant
-        if self.outlet_velocity is not None:
-            values = torch.cat((values, *self._outlet_populations(flat, self.outlet_velocity)))
+        if self._outlet is not None:
+            values = torch.cat((values, *self._outlet_populations(flat, self._outlet)))
         flat[self._targets] = values
         return flat.view(len(VELOCITIES), -1)
 
-    def _outlet_populations(self, flat: Tensor, outlet_velocity: float) -> list[Tensor]:
+    def _outlet_populations(self, flat: Tensor, outlet_velocity: Tensor) -> list[Tensor]:
         last = self.grid.index(self.grid.cells_x - 1, 0)
         _, velocity_x, velocity_y = moments(flat.view(len(VELOCITIES), -1)[:, last : last + self.grid.cells_y])
         excess = (velocity_x.mean() - outlet_velocity) / SOUND_SPEED

@@ -4,6 +4,7 @@ b batch, l context_len, n target_len: each batch is (context_x (b, l, d_x), cont
 target_x (b, n, d_x), target_y (b, n, d_y_target)), float32, missing sensor values NaN.
 """
 
+from collections.abc import Iterator
 from math import ceil
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from .augmentation import AugmentedWindows, InputAugmentation
 from .series import SimulationTimeSeries
 from .training_order import EpochOrder, TrainingLoader, visits_made
 from .windows import SimulationTorchDataset, Window
+
+BLOCK_ELEMENTS = 1 << 22  # entries of the windows that window_blocks gathers at once: 16 MiB
 
 
 class DataModule(pl.LightningDataModule):
@@ -107,6 +110,11 @@ class DataModule(pl.LightningDataModule):
             return self._windows["train"]
         self.series.split_range(split)
         return self._windows[split]
+
+    def window_blocks(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (context_y, target_y) of all windows of a split in order, unperturbed, many at a time."""
+        width = (self.context_len + self.target_len) * self.d_y_context
+        return self.windows(split).blocks(max(1, BLOCK_ELEMENTS // width))
 
     def training_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each column over the training rows: two (d_y_context,)."""

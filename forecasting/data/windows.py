@@ -3,6 +3,8 @@
 l context_len, n target_len, d_x time covariates, d_y_context sensor columns, d_y_target forecast ones.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -81,6 +83,13 @@ class SimulationTorchDataset(Dataset[Window]):
     def __getitem__(self, index: int) -> Window:
         context, target = self.window_slices(index)
         return self._time_features[context], self._context[context], self._time_features[target], self._targets[target]
+
+    def blocks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (context_y (b, l, d_y_context), target_y (b, n, d_y_target)) of all windows, `size` at a time."""
+        reach = self.time_resolution * torch.arange(self.context_len + self.target_len)
+        for starts in torch.tensor(self.starts).split(size):
+            window = self._context[starts[:, None] + reach]
+            yield window[:, : self.context_len], window[:, self.context_len :, : self._targets.shape[1]]
 
     def window_slices(self, index: int) -> tuple[slice, slice]:
         """Return the rows of the series that window `index` takes as context and as target."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .attention import Memory
+from .attention import LocalAttention, Memory
 from .layer_config import LayerConfig
 
 
@@ -32,6 +32,8 @@ class DecoderLayer(nn.Module):
         x <- x + local_self(norm(x));            x <- x + global_self(norm(x));
         x <- x + local_cross(norm(x), memory);   x <- x + global_cross(norm(x), memory);   x <- x + ff(norm(x))
 
+    Without local_attention the local updates are left out, and what stands for them in memories and states is None.
+
     Args:
         config: widths, rates and kinds.
         seeds: one seed for the random features of each of the `num_attentions` attentions.
@@ -44,14 +46,18 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: LayerConfig, seeds: Iterable[int], *, num_sensors: int, is_causal: bool = False) -> None:
         super().__init__()
         local_self_seed, global_self_seed, local_cross_seed, global_cross_seed = seeds
-        self.local_self_norm = config.build_norm()
-        self.local_self_attention = config.build_local_attention(local_self_seed, is_causal=is_causal)
+        self.local_self_attention: LocalAttention | None = None
+        self.local_cross_attention: LocalAttention | None = None
+        if config.local_attention:
+            self.local_self_norm = config.build_norm()
+            self.local_self_attention = config.build_local_attention(local_self_seed, is_causal=is_causal)
         self.global_self_norm = config.build_norm()
         self.global_self_attention = config.build_global_attention(
             global_self_seed, is_causal=is_causal, num_sensors=num_sensors
         )
-        self.local_cross_norm = config.build_norm()
-        self.local_cross_attention = config.build_local_attention(local_cross_seed)
+        if config.local_attention:
+            self.local_cross_norm = config.build_norm()
+            self.local_cross_attention = config.build_local_attention(local_cross_seed)
         self.global_cross_norm = config.build_norm()
         self.global_cross_attention = config.build_global_attention(global_cross_seed)
         self.feed_forward_norm = config.build_norm()
@@ -59,11 +65,13 @@ class DecoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, memory: Memory) -> Tensor:
         """Map tokens (b, t, n, d) to (b, t, n, d)."""
-        tokens = tokens + self.local_self_attention(self.local_self_norm(tokens))
+        if self.local_self_attention is not None:
+            tokens = tokens + self.local_self_attention(self.local_self_norm(tokens))
         tokens = tokens + self.global_self_attention(self.global_self_norm(tokens))
-        tokens = tokens + self.local_cross_attention(
-            self.local_cross_norm(tokens), memory.per_sensor, memory.per_sensor_padding
-        )
+        if self.local_cross_attention is not None:
+            tokens = tokens + self.local_cross_attention(
+                self.local_cross_norm(tokens), memory.per_sensor, memory.per_sensor_padding
+            )
         tokens = tokens + self.global_cross_attention(
             self.global_cross_norm(tokens), memory.joint, memory.joint_padding
         )
@@ -71,19 +79,23 @@ class DecoderLayer(nn.Module):
 
     def summarize(self, memory: Memory) -> LayerMemory:
         """Reduce the memory to what `stream` reads of it."""
+        local = self.local_cross_attention
         return LayerMemory(
-            self.local_cross_attention.summarize(memory.per_sensor, memory.per_sensor_padding),
+            None if local is None else local.summarize(memory.per_sensor, memory.per_sensor_padding),
             self.global_cross_attention.summarize(memory.joint, memory.joint_padding),
         )
 
     def stream(self, tokens: Tensor, memory: LayerMemory, state: LayerState | None = None) -> tuple[Tensor, LayerState]:
         """Map the tokens (b, t, n, d) of the next t steps as forward maps all steps; causal layers only."""
         seen = (None, None) if state is None else state
-        local, seen_local = self.local_self_attention.stream(self.local_self_norm(tokens), seen[0])
-        tokens = tokens + local
+        seen_local = None
+        if self.local_self_attention is not None:
+            local, seen_local = self.local_self_attention.stream(self.local_self_norm(tokens), seen[0])
+            tokens = tokens + local
         joint, seen_joint = self.global_self_attention.stream(self.global_self_norm(tokens), seen[1])
         tokens = tokens + joint
-        tokens = tokens + self.local_cross_attention.attend(self.local_cross_norm(tokens), memory.local)
+        if self.local_cross_attention is not None:
+            tokens = tokens + self.local_cross_attention.attend(self.local_cross_norm(tokens), memory.local)
         tokens = tokens + self.global_cross_attention.attend(self.global_cross_norm(tokens), memory.joint)
         return tokens + self.feed_forward(self.feed_forward_norm(tokens)), LayerState(seen_local, seen_joint)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from .attention import joint, per_sensor
+from .attention import LocalAttention, joint, per_sensor
 from .layer_config import LayerConfig
 from .time_windows import TimeWindows
 
@@ -16,6 +16,8 @@ class EncoderLayer(nn.Module):
     """Update tokens by local attention, global attention and a feed-forward network, each pre-norm and residual.
 
         x <- x + local(norm(x));   x <- x + global(norm(x));   x <- x + ff(norm(x))
+
+    Without local_attention the first update is left out.
 
     Args:
         config: widths, rates and kinds.
@@ -28,8 +30,10 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: LayerConfig, seeds: Iterable[int], *, windows: TimeWindows | None = None) -> None:
         super().__init__()
         local_seed, global_seed = seeds
-        self.local_norm = config.build_norm()
-        self.local_attention = config.build_local_attention(local_seed)
+        self.local_attention: LocalAttention | None = None
+        if config.local_attention:
+            self.local_norm = config.build_norm()
+            self.local_attention = config.build_local_attention(local_seed)
         self.global_norm = config.build_norm()
         self.global_attention = config.build_global_attention(global_seed)
         self.feed_forward_norm = config.build_norm()
@@ -38,8 +42,9 @@ class EncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
         """Map tokens (b, t, N, d) to (b, t, N, d), ignoring the keys where padding (b, t, N) is True."""
-        local_padding = None if padding is None else per_sensor(padding)
-        tokens = tokens + self.local_attention(self.local_norm(tokens), padding=local_padding)
+        if self.local_attention is not None:
+            local_padding = None if padding is None else per_sensor(padding)
+            tokens = tokens + self.local_attention(self.local_norm(tokens), padding=local_padding)
 
         window_padding = None if padding is None else joint(self.windows.split(padding))
         windowed = self.windows.split(self.global_norm(tokens))  # (b * w, t / w, N, d)

@@ -36,6 +36,7 @@ class LayerConfig:
         features: how the random features are drawn, see `favorcast.kernels.draw_features`.
         qk_norm: normalise queries and keys, which keeps FAVOR+ in the range where it estimates softmax attention well.
         redraw_interval: optimiser steps between draws of the random features; None: never redraw.
+        local_attention: whether layers attend along time within each sensor, before they attend to all sensors.
         attention_factory: builds each attention; called with the keyword arguments of FavorAttention.
 
     Raises:
@@ -58,6 +59,7 @@ class LayerConfig:
     features: str = "hyperbolic"
     qk_norm: bool = True
     redraw_interval: int | None = None
+    local_attention: bool = True
     attention_factory: AttentionFactory = FavorAttention
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from .argument_checks import require_at_least, require_choice, require_probability
 from .layer_config import LayerConfig
+from .patches import patch_count
 
 PositionEmbedding = Literal["learned", "periodic"]
 
@@ -19,7 +20,8 @@ class PerformerConfig(LayerConfig):
         d_x: time covariates; 0 is allowed when `time_embedding` is off.
         n_encoder_layers: number of encoder layers.
         n_decoder_layers: number of decoder layers.
-        start_len: context steps repeated at the start of the decoder's input.
+        patch_len: steps of a sensor in one token, which is then one step of positions, windows and causality.
+        start_len: context steps repeated at the start of the decoder's input, rounded up to whole patches.
         max_seq_len: learned positions: the largest context length plus target length; periodic positions: the longest
             initial period.
         time_emb_dim: Time2Vec components for each time covariate.
@@ -32,6 +34,7 @@ class PerformerConfig(LayerConfig):
         use_shifted_time_window: shift the windows of every second encoder layer by half a window.
         data_dropout_embedding: dropout rate on the embedding sums; plain dropout, despite its name.
         final_norm: whether encoder and decoder end with a normalisation.
+        decoder_reads_linear: whether the decoder is given what a linear model forecasts.
         autoregressive_training: whether the decoder reads target values and is causal over time steps.
         seed: source of the random features; each attention gets a seed of its own derived from it. Parameters are
             drawn from torch's global generator.
@@ -45,6 +48,7 @@ class PerformerConfig(LayerConfig):
     d_x: int
     n_encoder_layers: int = 2
     n_decoder_layers: int = 2
+    patch_len: int = 1
     start_len: int = 0
     max_seq_len: int = 512
     time_emb_dim: int = 8
@@ -57,12 +61,13 @@ class PerformerConfig(LayerConfig):
     use_shifted_time_window: bool = True
     data_dropout_embedding: float = 0.1
     final_norm: bool = True
+    decoder_reads_linear: bool = False
     autoregressive_training: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("d_y_target", "n_encoder_layers", "n_decoder_layers", "max_seq_len", "windows"):
+        for name in ("d_y_target", "n_encoder_layers", "n_decoder_layers", "max_seq_len", "windows", "patch_len"):
             require_at_least(1, **{name: getattr(self, name)})
         for name in ("d_x", "start_len", "downsample_convs_embedding", "downsample_convs_block"):
             require_at_least(0, **{name: getattr(self, name)})
@@ -82,3 +87,13 @@ class PerformerConfig(LayerConfig):
                 f"downsample_convs_block must be smaller than n_encoder_layers, because its convolutions stand between "
                 f"layers: got {self.downsample_convs_block} for {self.n_encoder_layers} encoder layers"
             )
+
+    @property
+    def start_steps(self) -> int:
+        """Return start_len in whole patches, counted in steps."""
+        return patch_count(self.start_len, self.patch_len) * self.patch_len
+
+    @property
+    def max_positions(self) -> int:
+        """Return the tokens of a sensor in the longest window: the context and the horizon may each end in a part."""
+        return self.max_seq_len if self.patch_len == 1 else patch_count(self.max_seq_len, self.patch_len) + 1

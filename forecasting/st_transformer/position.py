@@ -1,7 +1,7 @@
-"""Position embeddings: one vector for each time step, shared by all sensors.
+"""Position embeddings: one vector for each patch (a time step where patch_len is 1), shared by all sensors.
 
-Dimension key: t time steps, d model width.
-Positions count time steps from the start of the context; the decoder continues the count.
+Dimension key: t patches, d model width.
+Positions count patches from the start of the context; the decoder continues the count.
 """
 
 import math

@@ -1,6 +1,6 @@
 """SpatioTemporalPerformer: an encoder-decoder transformer over (time, sensor) tokens.
 
-Dimension key: b batch, l context steps, n target steps, d_x time covariates, N sensors, d model width.
+Dimension key: b batch, l context steps, n target steps, p patch_len, d_x time covariates, N sensors, d model width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from .decoder import Decoder, DecoderLayer, LayerMemory, LayerState
 from .downsampling import DownsampleConv
 from .embedding import TokenEmbedding
 from .encoder import Encoder, EncoderLayer
+from .patches import from_patches, pad_back, pad_front, patch_count, to_patches
 from .performer_config import PerformerConfig
 from .position import LearnedPosition, PeriodicPosition
 from .time_windows import TimeWindows
@@ -25,11 +26,12 @@ HEAD_STD = 0.02
 class SpatioTemporalPerformer(nn.Module):
     """Forecast sensors by attention over all (time, sensor) tokens.
 
-    Every value of every sensor is one token (Grigsby et al. 2021, Spacetimeformer). The encoder alternates
+    Every value of every sensor is one token (Grigsby et al. 2021, Spacetimeformer); with patch_len = p every p values
+    in a row are (Nie et al. 2023, PatchTST), and what is said of steps below holds for patches. The encoder alternates
     local attention (along time, within a sensor) and global attention (all sensors, all steps) over the context. The
     decoder does the same over its own steps and attends to the encoder's output, again locally and globally. The
-    attention is FAVOR+ (Choromanski et al. 2021), whose cost is linear in the number of tokens. Tokens are
-    time-major: flat index = time * N + sensor.
+    attention is FAVOR+ (Choromanski et al. 2021), whose cost is linear in the number of tokens. Tokens are time-major:
+    flat index = time * N + sensor.
 
     The first `start_len` decoder steps repeat the end of the context, the others are placeholders (value 0, not
     given): target values never enter. With `autoregressive_training` they do, and the decoder's self-attention hides
@@ -71,7 +73,7 @@ class SpatioTemporalPerformer(nn.Module):
         self.decoder = build_decoder(config, seeds)
         if config.autoregressive_training:
             check_streaming(self.decoder)
-        self.head = nn.Linear(config.d_model, 1)
+        self.head = nn.Linear(config.d_model, config.patch_len)
         # Forecasts start near 0, the mean of normalised data, so that a linear model beside this one leads at first.
         nn.init.normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
@@ -84,6 +86,7 @@ class SpatioTemporalPerformer(nn.Module):
         target_y: Tensor,
         *,
         context_padding_mask: Tensor | None = None,
+        linear_forecast: Tensor | None = None,
     ) -> Tensor:
         """Forecast the first d_y_target sensors, (b, n, d_y_target).
 
@@ -92,10 +95,13 @@ class SpatioTemporalPerformer(nn.Module):
         Args:
             context_x: (b, l, d_x) time covariates of the context.
             context_y: (b, l, d_y_context) sensor values.
-            target_x: (b, start_len + n, d_x) time covariates of the last `start_len` context steps and the targets.
-            target_y: (b, start_len + n, d_y_target) sensor values of the same steps; only the first `start_len` are
-                read unless `autoregressive_training` is on.
-            context_padding_mask: (b, l, d_y_context) bool, True = ignore: attention does not see this value's token.
+            target_x: (b, s + n, d_x) time covariates of the last s context steps and the targets; s is start_len,
+                rounded up to whole patches.
+            target_y: (b, s + n, d_y_target) sensor values of the same steps; only the first s are read unless
+                `autoregressive_training` is on.
+            context_padding_mask: (b, l, d_y_context) bool, True = ignore: attention does not see a token all of whose
+                values are ignored.
+            linear_forecast: (b, n, d_y_target) for decoder_reads_linear: what the decoder is given for the targets.
 
         Raises:
             ValueError: shapes that do not fit together, or more steps than max_seq_len.
@@ -103,33 +109,47 @@ class SpatioTemporalPerformer(nn.Module):
         config = self.config
         check_context(config, context_x, context_y, context_padding_mask)
         check_target(config, len(context_y), target_x, target_y)
-        if target_y.shape[1] <= config.start_len:
+        start_len, patch_len = config.start_steps, config.patch_len
+        if target_y.shape[1] <= start_len:
             raise ValueError(
                 f"target_x and target_y must have start_len + n steps with n >= 1: got {target_y.shape[1]} steps, "
-                f"start_len={config.start_len}"
+                f"start_len={start_len}"
             )
         if not config.autoregressive_training:
-            placeholders = torch.full_like(target_y[:, config.start_len :], torch.nan)
-            target_y = torch.cat((target_y[:, : config.start_len], placeholders), dim=1)
+            placeholders = torch.full_like(target_y[:, start_len:], torch.nan)
+            target_y = torch.cat((target_y[:, :start_len], placeholders), dim=1)
+        if linear_forecast is not None:
+            before = linear_forecast.new_zeros(len(linear_forecast), start_len, config.d_y_target)
+            linear_forecast = pad_back(torch.cat((before, linear_forecast), dim=1), patch_len)
         memory = self.encode(context_x, context_y, context_padding_mask)
         # The decoder continues the encoder's count of positions, so start steps have their place in the context.
-        return self.decode(memory, target_x, target_y, context_y.shape[1] - config.start_len)[:, config.start_len :]
+        start = patch_count(context_y.shape[1], patch_len) - start_len // patch_len
+        forecast = self.decode(
+            memory, pad_back(target_x, patch_len), pad_back(target_y, patch_len, torch.nan), start, linear_forecast
+        )
+        return forecast[:, start_len : target_y.shape[1]]
 
     def encode(self, context_x: Tensor, context_y: Tensor, context_padding_mask: Tensor | None = None) -> Memory:
         """Encode a context into what the decoder attends to; arguments as in forward, checked there."""
-        tokens = self.encoder(self.downsampling(self.embedding(context_x, context_y)), context_padding_mask)
-        return build_memory(tokens, self.config.d_y_target, context_padding_mask)
+        patch_len = self.config.patch_len
+        context_x, context_y = pad_front(context_x, patch_len), pad_front(context_y, patch_len, torch.nan)
+        padding = None
+        if context_padding_mask is not None:
+            padding = to_patches(pad_front(context_padding_mask, patch_len, True), patch_len).all(dim=-1)
+        tokens = self.encoder(self.downsampling(self.embedding(context_x, context_y)), padding)
+        return build_memory(tokens, self.config.d_y_target, padding)
 
-    def decode(self, memory: Memory, x: Tensor, y: Tensor, start: int) -> Tensor:
+    def decode(self, memory: Memory, x: Tensor, y: Tensor, start: int, linear: Tensor | None = None) -> Tensor:
         """Decode t steps at once, (b, t, d_y_target).
 
         Args:
             memory: from `encode`.
-            x: (b, t, d_x) time covariates of the steps.
+            x: (b, t, d_x) time covariates of the steps, whole patches.
             y: (b, t, d_y_target) what the decoder reads at each step; NaN means not given.
-            start: position of the first step, counted from the start of the context.
+            start: position of the first patch, counted from the start of the context.
+            linear: (b, t, d_y_target) what the linear part forecasts for each step; None for 0.
         """
-        return self._read_out(self.decoder(self.embedding(x, y, start=start), memory), y)
+        return self._read_out(self.decoder(self.embedding(x, y, start, linear), memory), y)
 
     def summarize(self, memory: Memory) -> list[LayerMemory]:
         """Reduce the memory to what `stream` reads of it, once for each decoder layer."""
@@ -142,6 +162,7 @@ class SpatioTemporalPerformer(nn.Module):
         y: Tensor,
         start: int,
         states: Sequence[LayerState] | None = None,
+        linear: Tensor | None = None,
     ) -> tuple[Tensor, list[LayerState]]:
         """Decode the next t steps after those behind `states`, at a cost that does not depend on how many these are.
 
@@ -149,18 +170,21 @@ class SpatioTemporalPerformer(nn.Module):
 
         Args:
             memory: from `summarize`.
-            x, y, start: as in `decode`, of these steps alone.
+            x, y, start, linear: as in `decode`, of these steps alone.
             states: from the call before; None at the start.
 
         Returns:
             (forecast (b, t, d_y_target), states after these steps).
         """
-        tokens, states = self.decoder.stream(self.embedding(x, y, start=start), memory, states)
+        tokens, states = self.decoder.stream(self.embedding(x, y, start, linear), memory, states)
         return self._read_out(tokens, y), states
 
     def _read_out(self, tokens: Tensor, y: Tensor) -> Tensor:
-        output = self.head(tokens).squeeze(-1)
-        return output + torch.where(y.isnan(), 0.0, y) if self.config.autoregressive_training else output
+        output = self.head(tokens)  # (b, t / p, n, p)
+        if self.config.autoregressive_training:
+            last = to_patches(y, self.config.patch_len)[..., -1:]
+            output = output + torch.where(last.isnan(), 0.0, last)
+        return from_patches(output)
 
 
 def attention_seeds(seed: int) -> Iterator[int]:
@@ -177,10 +201,12 @@ def build_embedding(config: PerformerConfig) -> TokenEmbedding:
         config.d_y_context,
         config.d_x,
         config.d_model,
-        position(config.d_model, config.max_seq_len),
+        position(config.d_model, config.max_positions),
         time_emb_dim=config.time_emb_dim if config.time_embedding else 0,
         indicator_embedding=config.indicator_embedding,
         dropout=config.data_dropout_embedding,
+        patch_len=config.patch_len,
+        reads_linear=config.decoder_reads_linear,
     )
 
 
