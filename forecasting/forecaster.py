@@ -177,7 +177,8 @@ class Forecaster(ForecastTraining):
     ) -> Tensor:
         """Forecast in original units in evaluation mode, (b, n, d_y_target), on context_y's device.
 
-        Inputs may be of any dtype and on any device; each submodule's training mode is restored.
+        Inputs may be of any dtype and on any device; a context_y in float64 is centred in float64, and its forecast is
+        float64. Each submodule's training mode is restored.
 
             forecast = model.predict(context_x, context_y, target_x)                  # the horizon of training
             forecast = model.predict(context_x, context_y, long_x, block_len=40)      # any horizon
@@ -192,7 +193,10 @@ class Forecaster(ForecastTraining):
         Raises:
             ValueError: for a shape other than these.
         """
-        inputs = [torch.as_tensor(value).to(self.normalization.mean) for value in (context_x, context_y, target_x)]
+        like = self.normalization.mean
+        inputs = [torch.as_tensor(value).to(like) for value in (context_x, context_y, target_x)]
+        if torch.as_tensor(context_y).dtype == torch.float64:  # a large mean leaves few digits in float32
+            inputs[1] = torch.as_tensor(context_y).to(like.device)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:

@@ -10,10 +10,20 @@ def write(path, text):
     return path
 
 
-def test_npy_file_gives_named_float32_sensors(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("f8", "f8"), ("f4", "f4"), ("f2", "f4"), ("i8", "f8"), ("i4", "f8"), ("u2", "f4"), ("?", "f4")],
+)
+def test_values_keep_every_digit_of_the_source(given, kept):
+    values = np.array([[0, 1], [1, 0]], given)
+    assert sensor_record(values).values.dtype == np.dtype(kept)
+    if given == "i8":
+        np.testing.assert_array_equal(sensor_record(values + 2**40).values, values + 2**40)
+
+
+def test_npy_file_gives_named_sensors(tmp_path):
     np.save(tmp_path / "wake.npy", np.arange(6.0).reshape(3, 2))
     record = read_series(tmp_path / "wake.npy")
-    assert record.values.dtype == np.float32
     np.testing.assert_array_equal(record.values, [[0, 1], [2, 3], [4, 5]])
     assert record.columns == ["Sensor_1", "Sensor_2"]
     assert record.timestamps is None
@@ -185,7 +195,7 @@ def test_parquet_without_pandas_says_what_to_install(tmp_path, monkeypatch):
         (np.zeros((0, 3)), r"both at least 1, got \(0, 3\)"),
         (np.zeros((2, 2), complex), "must hold real numbers, got dtype complex128"),
         (np.array([[1, "a"]], dtype=object), "must hold real numbers, got dtype object"),
-        (np.array([[0.0, 1e39]]), r"1 infinite values \(float32\), the first at row 0, column 'Sensor_2'"),
+        (np.array([[0.0, 1e39]]), r"1 infinite values \(or beyond float32\), the first at row 0, column 'Sensor_2'"),
     ],
 )
 def test_arrays_that_are_no_series_are_refused(values, message):

@@ -1,7 +1,8 @@
 """Serve a series as training, validation, test and prediction batches.
 
 b batch, l context_len, n target_len: each batch is (context_x (b, l, d_x), context_y (b, l, d_y_context),
-target_x (b, n, d_x), target_y (b, n, d_y_target)), float32, missing sensor values NaN.
+target_x (b, n, d_x), target_y (b, n, d_y_target)), float32 (sensors float64 where the series holds them so), missing
+sensor values NaN.
 """
 
 from math import ceil

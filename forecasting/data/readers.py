@@ -21,7 +21,7 @@ class SensorRecord(NamedTuple):
     """Hold one record of sensors over time, as read_series and sensor_record return it.
 
     Args:
-        values: (rows, columns) float32, missing entries NaN.
+        values: (rows, columns) float32, or float64 where the source holds more digits; missing entries NaN.
         columns: one name a column, all different.
         timestamps: (rows,) datetime64[ns] or float64, never decreasing; None when the file holds no times.
         sampling_time: time between two rows, in time_unit; None when unknown.
@@ -118,16 +118,15 @@ def sensor_record(
         hint = {1: "; give one sensor as array[:, None]"}.get(array.ndim, "")
         hint = "; pick sensors from a field with extract_datapoints" if array.ndim > 2 else hint
         raise ValueError(f"{source} must have shape (rows, columns), both at least 1, got {array.shape}{hint}")
-    with np.errstate(over="ignore"):  # what overflows float32 is reported below as infinite
-        array = array.astype(np.float32)
+    array = array.astype(np.result_type(array.dtype, np.float32), copy=False)  # digits are dropped once centred
     rows, width = array.shape
     names = [f"Sensor_{i}" for i in range(1, width + 1)] if columns is None else [str(name) for name in columns]
     _check_names(names, width, source)
-    infinite = np.argwhere(np.isinf(array))
+    infinite = np.argwhere(np.abs(array) > np.finfo(np.float32).max)
     if len(infinite):
         row, column = infinite[0]
         raise ValueError(
-            f"{source} holds {len(infinite)} infinite values (float32), the first at row {row}, column "
+            f"{source} holds {len(infinite)} infinite values (or beyond float32), the first at row {row}, column "
             f"{names[column]!r}; mark missing values as NaN"
         )
     if coordinates is not None and (coordinates.ndim != 2 or len(coordinates) != width):

@@ -43,7 +43,9 @@ class SimulationTimeSeries:
         calendar: cycles "day", "week", "year" to add as covariates; needs dates.
 
     Attributes:
-        values: (rows, d_y_context) float32, targets first, missing entries NaN.
+        values: (rows, d_y_context), targets first, missing entries NaN; float32 where that rounds by less than 1e-5 of
+            each column's training standard deviation, else float64, so that a small fluctuation about a large mean (a
+            pressure of 101 325 Pa ± 0.01 Pa) survives until the model has subtracted the mean.
         time_features: (rows, d_x) float32.
         target_cols, exo_cols, time_cols: column names.
         splits: {"train", "val", "test"} to the range of rows; without a test split that key is absent.
@@ -96,8 +98,9 @@ class SimulationTimeSeries:
         )
         self.target_cols, self.exo_cols = choose_columns(record.columns, target_columns, exogenous_columns)
         order = [record.columns.index(name) for name in self.target_cols + self.exo_cols]
-        self.values = _mark_missing(np.take(record.values, order, axis=1), null_value)
-        _check_training_rows(self.values, self.splits["train"])
+        values = _mark_missing(np.take(record.values, order, axis=1), null_value)
+        _check_training_rows(values, self.splits["train"])
+        self.values = _in_float32_if_fine_enough(values, self.splits["train"])
         self.coordinates = None if record.coordinates is None else record.coordinates[order]
         self.times, self.sampling_time = _clock(record, start_time, time_step_df, time_step_feature)
         self.time_unit = record.time_unit
@@ -146,18 +149,13 @@ class SimulationTimeSeries:
         return self.time_features[chosen], self.values[chosen]
 
     def training_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of each column over its observed training values: two (d_y_context,).
+        """Return mean and standard deviation of each column over its observed training values: float64 (d_y_context,).
 
         A column that never varies has standard deviation 1, so that dividing by it is safe; one that is never observed
         has mean 0 and standard deviation 1.
         """
-        train = _rows(self.values, self.splits["train"]).astype(np.float64)
-        observed = ~np.isnan(train)
-        count = np.maximum(observed.sum(axis=0), 1)
-        mean = np.where(observed, train, 0.0).sum(axis=0) / count
-        variance = np.square(np.where(observed, train - mean, 0.0)).sum(axis=0) / count
-        std = np.where(_varies(train), np.sqrt(variance), 1.0)
-        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
+        mean, std = _statistics(_rows(self.values, self.splits["train"]))
+        return torch.from_numpy(mean), torch.from_numpy(std)
 
     def _compute_time_features(
         self, num_frequencies: int, use_cycles: bool, nperseg: int, timestamps: np.ndarray | None, calendar: list[str]
@@ -215,8 +213,29 @@ def _rows(array: np.ndarray, rows: range) -> np.ndarray:
     return array[rows.start : rows.stop]
 
 
+def _statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = rows.astype(np.float64)
+    observed = ~np.isnan(rows)
+    count = np.maximum(observed.sum(axis=0), 1)
+    mean = np.where(observed, rows, 0.0).sum(axis=0) / count
+    variance = np.square(np.where(observed, rows - mean, 0.0)).sum(axis=0) / count
+    return mean, np.where(_varies(rows), np.sqrt(variance), 1.0)
+
+
+def _in_float32_if_fine_enough(values: np.ndarray, train: range) -> np.ndarray:
+    if values.dtype == np.float32:
+        return values
+    rows = _rows(values, train)
+    varies = _varies(rows)
+    mean, std = _statistics(rows)
+    rounding = np.finfo(np.float32).eps / 2 * (np.abs(mean) + std)
+    return values.astype(np.float64 if (rounding > 1e-5 * std)[varies].any() else np.float32)
+
+
 def _mark_missing(values: np.ndarray, null_value: float | None) -> np.ndarray:
-    return values if null_value is None else np.where(values == np.float32(null_value), np.float32(np.nan), values)
+    if null_value is None:
+        return values
+    return np.where(values == values.dtype.type(null_value), values.dtype.type(np.nan), values)
 
 
 def _check_training_rows(values: np.ndarray, train: range) -> None:

@@ -13,7 +13,9 @@ Window = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class SimulationTorchDataset(Dataset[Window]):
-    """Slide a window over one split; item i is (context_x, context_y, target_x, target_y), float32 views of the series.
+    """Slide a window over one split; item i is (context_x, context_y, target_x, target_y), views of the series.
+
+    They are float32; the sensors float64 where the series holds them so (see SimulationTimeSeries.values).
 
     With r = time_resolution, a window takes every r-th row and spans r * (context_len + target_len - 1) + 1 rows, so
     that a split of N rows gives
