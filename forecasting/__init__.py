@@ -8,7 +8,14 @@ from .baselines import (
     VectorRidge,
     default_baselines,
 )
-from .data import DataModule, SimulationTimeSeries, SimulationTorchDataset, extract_datapoints
+from .data import (
+    DataModule,
+    DataWarning,
+    SimulationTimeSeries,
+    SimulationTorchDataset,
+    TableFormat,
+    extract_datapoints,
+)
 from .dynamics_metrics import DynamicsErrors
 from .feature_redraw_callback import RedrawFeatures
 from .forecaster import Forecaster
@@ -20,6 +27,7 @@ from .st_transformer import SpatioTemporalPerformer
 
 __all__ = [
     "DataModule",
+    "DataWarning",
     "DynamicModeDecomposition",
     "DynamicsErrors",
     "ForecastErrors",
@@ -36,6 +44,7 @@ __all__ = [
     "SimulationTorchDataset",
     "SpatioTemporalPerformer",
     "SpatioTemporalPerformer_Forecaster",
+    "TableFormat",
     "VectorRidge",
     "default_baselines",
     "extract_datapoints",

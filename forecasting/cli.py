@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from .config_files import bundled_configs, bundled_folder, resolve_config
+from .data import DataWarning
 from .forecast_cli import NEEDS_WEIGHTS, ForecastCLI
 from .run_folder import resolve_checkpoint, run_config
 
@@ -125,6 +126,7 @@ def lightning_advice_hidden() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message="The dirpath has changed from")
+            warnings.filterwarnings("ignore", category=DataWarning)  # printed as notes
             # TODO(pytorch-lightning>2.6): drop when its utilities/_pytree.py no longer uses LeafSpec
             warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
             yield

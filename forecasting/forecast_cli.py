@@ -159,6 +159,8 @@ class ForecastCLI(LightningCLI):
         if checkpoint is not None:
             check_weights(self.model, Path(checkpoint))
         if self.trainer.is_global_zero:
+            for note in self.datamodule.series.notes:
+                self.console.print(f"note: {note}", markup=False)
             create_run_folder(self.run_folder)
 
     before_fit = before_test = before_predict = create_run_folder

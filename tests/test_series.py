@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from favorcast.forecasting.data import SensorRecord, SimulationTimeSeries, embedded_names, sensor_record
+from favorcast.forecasting.data import DataWarning, SensorRecord, SimulationTimeSeries, embedded_names, sensor_record
 
 
 def waves(rows=400, sensors=3, period=16, seed=0):
@@ -219,8 +219,11 @@ def test_data_frames_keep_names_and_times():
     assert series.target_cols == ["u", "v"]
     assert (series.sampling_time, series.time_unit) == (600.0, "s")
     assert series.times[1] == np.datetime64("2024-01-01T00:10:00")
-    with pytest.raises(ValueError, match=r"column 'name' must hold numbers, got dtype .*, first value 'x'"):
-        SimulationTimeSeries(data=frame.assign(name="x"))
+    with pytest.warns(DataWarning, match="left out the text column 'name'"):
+        series = SimulationTimeSeries(data=frame.assign(name="x"))
+    assert series.target_cols == ["u", "v"]
+    with pytest.raises(ValueError, match=r"column 'name' must hold numbers, but data row 1 .*holds 'x'"):
+        SimulationTimeSeries(data=frame.assign(name=["1", "x"] * 50))
 
 
 def test_embedded_series_are_ready_to_train_on():

@@ -3,16 +3,27 @@
 d_x time covariates, d_y_context sensor columns of which the first d_y_target are forecast.
 """
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 
 from .column_choice import choose_columns
-from .readers import SensorRecord, read_series, record_from_frame, sensor_record
+from .frame_record import record_from_frame
+from .labelled_array import is_xarray, record_from_xarray
+from .readers import read_series
+from .record import SensorRecord, sensor_record
 from .splits import split_rows
+from .table_format import TableFormat
 from .time_features import calendar_features, generate_spectral_welch, spectral_features, time_index
+from .time_grid import Gaps, on_grid
+
+
+class DataWarning(UserWarning):
+    """What was noticed about a user's data, and what was done about it."""
 
 
 class SimulationTimeSeries:
@@ -22,11 +33,13 @@ class SimulationTimeSeries:
     statistics come from training rows alone, so that nothing of validation or test reaches them.
 
     Args:
-        data_path: a .npy, .npz, .csv or .parquet file, or the name of an embedded series (see read_series).
-        data: (rows, sensors) array or tensor, a pandas DataFrame, or a SensorRecord; missing entries NaN.
-        time_col_name: the time column of a table; None takes one called time, date, datetime or timestamp in any case.
+        data_path: a .npy, .npz, .csv, .parquet or .nc file, or the name of an embedded series (see read_series).
+        data: (rows, sensors) array or tensor, a pandas DataFrame or Series, an xarray DataArray or Dataset, whatever
+            has to_pandas(), or a SensorRecord; missing entries NaN.
+        time_col_name: the time column of a table; None finds it by name and content.
         start_time: time of row 0 where the file holds no times.
-        time_step_df: time between rows where the file holds no times; None takes the file's sampling time, else 1.
+        time_step_df: time between rows, in seconds for dates; None takes the usual step of the file's times, else its
+            sampling time, else 1.
         time_step_feature: time between rows in the unit of the frequencies; None takes the file's sampling time, else
             time_step_df.
         idx_start_train, idx_end_train, idx_start_val, idx_end_val, idx_start_test, idx_end_test: rows of the splits,
@@ -41,6 +54,10 @@ class SimulationTimeSeries:
         exogenous_columns: names or patterns of sensors that are only ever context.
         null_value: a number that marks missing entries in the file, such as -9999.
         calendar: cycles "day", "week", "year" to add as covariates; needs dates.
+        gaps: what to do where times have gaps, repeat themselves or differ in step, which is always reported: "split"
+            lets no window reach across, "resample" puts the rows on a regular grid (see on_grid), "refuse" raises
+            ValueError, "ignore" counts each row as one step.
+        table: what you state about a table whose content leaves a choice.
 
     Attributes:
         values: (rows, d_y_context), targets first, missing entries NaN; float32 where that rounds by less than 1e-5 of
@@ -49,9 +66,13 @@ class SimulationTimeSeries:
         time_features: (rows, d_x) float32.
         target_cols, exo_cols, time_cols: column names.
         splits: {"train", "val", "test"} to the range of rows; without a test split that key is absent.
-        times: (rows,) datetime64[ns] or float64.
+        times: (rows,) datetime64[ns] (UTC where there is a time zone) or float64.
+        breaks: rows that no window may reach across, each the first one after a break.
+        notes: what was left out, taken for something, or irregular; warned of as DataWarning.
         sampling_time, time_unit, unit: of the record; unit and time_unit None where unknown.
-        coordinates: (d_y_context, dimensions) float32 or None, in the order of the columns of values.
+        time_zone: that dates are shown in, None where there is none.
+        units: of each column of values, None where unknown.
+        coordinates: (d_y_context, dimensions) or None, in the order of the columns of values.
         frequencies: dominant frequencies in 1 / unit of time_step_feature; empty without use_cycles.
 
     Raises:
@@ -83,8 +104,18 @@ class SimulationTimeSeries:
         exogenous_columns: list[str] | None = None,
         null_value: float | None = None,
         calendar: list[str] | None = None,
+        gaps: Gaps = "split",
+        table: TableFormat | None = None,
     ):
-        record = _as_record(data_path, data, time_col_name)
+        record = _as_record(data_path, data, time_col_name, table)
+        if gaps not in get_args(Gaps):
+            raise ValueError(f"gaps must be one of {get_args(Gaps)}, got {gaps!r}")
+        _check_steps(time_step_df=time_step_df, time_step_feature=time_step_feature)
+        record, grid = on_grid(record, gaps, time_step_df)
+        self.breaks = grid.breaks if grid is not None and gaps == "split" else np.empty(0, np.int64)
+        self.notes = list(record.notes)
+        if self.notes:
+            warnings.warn(f"{data_path or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
         self.splits = split_rows(
             len(record.values),
             fractions=fractions,
@@ -104,7 +135,9 @@ class SimulationTimeSeries:
         self.coordinates = None if record.coordinates is None else record.coordinates[order]
         self.times, self.sampling_time = _clock(record, start_time, time_step_df, time_step_feature)
         self.time_unit = record.time_unit
-        self.unit = record.unit
+        self.units = None if record.units is None else [record.units[index] for index in order]
+        self.unit = self.units[0] if self.units and len(set(self.units)) == 1 else None
+        self.time_zone = record.time_zone
         self._compute_time_features(num_dominant_frequencies, use_cycles, nperseg, record.timestamps, calendar or [])
 
     @property
@@ -178,29 +211,40 @@ class SimulationTimeSeries:
         self.time_cols = names
 
 
-def _as_record(data_path: str | Path | None, data: Any, time_column: str | None) -> SensorRecord:
+def _as_record(
+    data_path: str | Path | None, data: Any, time_column: str | None, table: TableFormat | None
+) -> SensorRecord:
     if (data_path is None) == (data is None):
         raise ValueError("give either data_path or data, got " + ("neither" if data is None else "both"))
     if data_path is not None:
-        return read_series(data_path, time_column=time_column)
+        return read_series(data_path, time_column=time_column, table=table)
     if isinstance(data, SensorRecord):
         return sensor_record(data.values, data.columns, **{k: getattr(data, k) for k in data._fields[2:]})
-    if hasattr(data, "columns") and hasattr(data, "iloc"):
-        return record_from_frame(data, time_column=time_column)
+    if is_xarray(data):
+        return record_from_xarray(data, given=table)
+    if hasattr(data, "to_pandas"):
+        data = data.to_pandas()
+    if isinstance(data, pd.Series):
+        data = data.to_frame(data.name if data.name is not None else "value")
+    if isinstance(data, pd.DataFrame):
+        return record_from_frame(data, time_column=time_column, given=table)
     return sensor_record(data)
 
 
 def _clock(
     record: SensorRecord, start_time: float, time_step: float | None, feature_step: float | None
 ) -> tuple[np.ndarray, float]:
-    for name, step in (("time_step_df", time_step), ("time_step_feature", feature_step)):
-        if step is not None and not (np.isfinite(step) and step > 0):
-            raise ValueError(f"{name} must be positive and finite, got {step}")
     row_step = time_step or record.sampling_time or 1.0
     times = record.timestamps
     if times is None:
         times = start_time + row_step * np.arange(len(record.values))
     return times, feature_step or record.sampling_time or row_step
+
+
+def _check_steps(**steps: float | None) -> None:
+    for name, step in steps.items():
+        if step is not None and not (np.isfinite(step) and step > 0):
+            raise ValueError(f"{name} must be positive and finite, got {step}")
 
 
 def _varies(values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,9 @@
 l context_len, n target_len, d_x time covariates, d_y_context sensor columns, d_y_target forecast ones.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,7 +27,8 @@ class SimulationTorchDataset(Dataset[Window]):
 
     where reach = min(r * context_len, rows of the record between the start of training and the split) with reach_back,
     else 0. Reaching back gives the first row of a split a forecast, as the published protocols do (ETTh1, 2880 test
-    rows, 336 -> 96: 2785 windows). Only contexts lie in the rows before the split, targets never do.
+    rows, 336 -> 96: 2785 windows). Only contexts lie in the rows before the split, targets never do. Windows that would
+    reach across a break in time (SimulationTimeSeries.breaks) are left out.
 
     Args:
         time_series: the series.
@@ -72,7 +76,16 @@ class SimulationTorchDataset(Dataset[Window]):
         self.context_len = context_len
         self.target_len = target_len
         self.time_resolution = time_resolution
-        self.starts = range(first, rows.stop - span + 1, stride)
+        self.starts: Sequence[int] = range(first, rows.stop - span + 1, stride)
+        if len(time_series.breaks):
+            starts = np.asarray(self.starts)
+            crossed = np.searchsorted(time_series.breaks, [starts, starts + span - 1], side="right")
+            self.starts = starts[crossed[0] == crossed[1]].tolist()
+            if not self.starts:
+                raise ValueError(
+                    f"no window of {span} rows of the {split} split lies between two of the {len(time_series.breaks)} "
+                    "breaks in time; shorten the window, or set gaps to 'resample'"
+                )
         self._time_features = torch.from_numpy(time_series.time_features)
         self._context = torch.from_numpy(time_series.values)
         self._targets = self._context[:, : time_series.d_y_target]
