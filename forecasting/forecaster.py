@@ -7,6 +7,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from ..kernels import series_decomposition
@@ -104,6 +105,7 @@ class Forecaster(ForecastTraining):
         if use_revin and use_global_norm:
             raise ValueError("use_revin and use_global_norm exclude each other: set one of them to False")
         check_given_statistics(global_mean, global_std)
+        self.data_card: dict[str, Any] | None = None  # what the datamodule of the first fit tells of its data
         self.widths = WindowWidths(d_x, d_y_context, d_y_target)
         self.trend_kernel_size = decomposition_kernel_size if use_seasonal_decomp else None
         self.linear_model = LinearModel(linear_window, d_y_target, linear_shared_weights) if linear_window else None
@@ -231,6 +233,7 @@ class Forecaster(ForecastTraining):
             ValueError: for use_global_norm without statistics from any side.
         """
         super().on_fit_start()
+        self._meet_data()
         if self.normalization.is_fitted:
             return
         training_statistics = getattr(getattr(self.trainer, "datamodule", None), "training_statistics", None)
@@ -241,6 +244,31 @@ class Forecaster(ForecastTraining):
                 "use_global_norm needs training statistics: pass global_mean and global_std, or fit with a datamodule "
                 "that offers training_statistics()"
             )
+
+    def on_validation_start(self) -> None:
+        """Let other data go on as those of training did."""
+        self._meet_data()
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def _meet_data(self) -> None:
+        """Learn what the data are in the first fit; later, let the data take the columns' order and clock of then."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.data_card is not None and hasattr(data, "adopt"):
+            data.adopt(self.data_card)
+        if self.trainer.state.fn == TrainerFn.FITTING and hasattr(data, "data_card"):
+            self.data_card = data.data_card()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what `forecast` must know beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["data_card"] = self.data_card
+        checkpoint["forecaster_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` kept."""
+        super().on_load_checkpoint(checkpoint)
+        self.data_card = checkpoint.get("data_card")
 
 
 def check_given_statistics(mean: object, std: object) -> None:

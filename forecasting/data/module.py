@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .augmentation import AugmentedWindows, InputAugmentation
+from .data_card import DataCard, adopt, card_of
 from .series import SimulationTimeSeries
 from .training_order import EpochOrder, TrainingLoader, visits_made
 from .windows import SimulationTorchDataset, Window
@@ -108,6 +109,19 @@ class DataModule(pl.LightningDataModule):
             return self._windows["train"]
         self.series.split_range(split)
         return self._windows[split]
+
+    def data_card(self) -> dict[str, Any]:
+        """Return what a forecaster must know of these data, in plain values (see DataCard)."""
+        sizes = {"context_len": self.context_len, "target_len": self.target_len}
+        return card_of(self.series, **sizes, time_resolution=self.time_resolution).to_dict()
+
+    def adopt(self, card: dict[str, Any]) -> None:
+        """Go on as the data of `data_card` did: columns in their order, covariates by their clock.
+
+        Raises:
+            ValueError: other columns, another time step or other kinds of times.
+        """
+        adopt(self.series, DataCard.of_dict(card))
 
     def training_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each column over the training rows: two (d_y_context,)."""
