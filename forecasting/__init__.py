@@ -19,6 +19,7 @@ from .data import (
 from .dynamics_metrics import DynamicsErrors
 from .feature_redraw_callback import RedrawFeatures
 from .forecaster import Forecaster
+from .future import Forecast, load_forecaster
 from .linear_model import LinearModel
 from .metrics import ForecastErrors
 from .normalization import GlobalNorm, NoNorm, RevIN
@@ -30,6 +31,7 @@ __all__ = [
     "DataWarning",
     "DynamicModeDecomposition",
     "DynamicsErrors",
+    "Forecast",
     "ForecastErrors",
     "Forecaster",
     "GlobalNorm",
@@ -48,4 +50,5 @@ __all__ = [
     "VectorRidge",
     "default_baselines",
     "extract_datapoints",
+    "load_forecaster",
 ]

@@ -9,18 +9,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import zip_longest
+from pathlib import Path
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from .config_files import bundled_configs, bundled_folder, resolve_config
 from .data import DataWarning
 from .forecast_cli import NEEDS_WEIGHTS, ForecastCLI
+from .own_data_cli import describe_command, own_data_config, predict_command
 from .run_folder import resolve_checkpoint, run_config
 
 COMMANDS = tuple(ForecastCLI.subcommands())
 DEFAULT_CONFIG = "cylinder_wake"
 DESCRIPTION = (
-    "Train, test and run forecasters of sensor series. A command without --config takes the configuration of the run "
+    "Train, test and run forecasters of sensor series. With your own data: describe FILE, fit --data FILE, "
+    "predict --ckpt_path RUN --data FILE [--horizon N]. A command without --config takes the configuration of the run "
     f"that wrote the checkpoint in --ckpt_path; fit without both takes {DEFAULT_CONFIG}. --config is a YAML file or "
     f"the name of one that ships with favorcast: {', '.join(bundled_configs())}, in {bundled_folder()}."
 )
@@ -36,8 +39,11 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # --model my_module.MyForecaster is found; installed packages come first
     try:
         with lightning_advice_hidden():
+            options = own_data_arguments(list(sys.argv[1:] if args is None else args))
+            if options is None:
+                return
             ForecastCLI(
-                complete_arguments(list(sys.argv[1:] if args is None else args)),
+                complete_arguments(options),
                 prog="favorcast",
                 description=DESCRIPTION,
                 version=version("favorcast"),
@@ -48,6 +54,33 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"favorcast: error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def own_data_arguments(args: list[str]) -> list[str] | None:
+    """Return the arguments with a configuration in place of the data file of fit; None when nothing is left to do.
+
+    describe FILE and predict --data FILE are carried out. A value of --data that is a YAML file is none of data.
+
+    Raises:
+        ValueError, FileNotFoundError: the command cannot be carried out.
+    """
+    command, options = (args[0], args[1:]) if args else ("", [])
+    if command == "describe":
+        return describe_command(options)
+    file = option_value(options, "--data")
+    if command not in ("fit", "predict") or file is None or Path(file).suffix in (".yaml", ".yml"):
+        return args
+    if command == "predict":
+        return predict_command(options)
+    place = next(i for i, option in enumerate(options) if option.partition("=")[0] == "--data")
+    rest = options[:place] + options[place + (1 if "=" in options[place] else 2) :]
+    if option_value(rest, "--config") is not None or option_value(rest, "--ckpt_path") is not None:
+        raise ValueError(
+            "fit --data FILE chooses its own settings: leave out --config and --ckpt_path, or name the file in the "
+            "configuration, as --data.series.init_args.data_path FILE"
+        )
+    config, rest = own_data_config(file, rest)
+    return [command, "--config", str(config), *rest]
 
 
 def complete_arguments(args: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ b batch, l context_len, n target_len; d_x covariates, d_y_context and d_y_target
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
@@ -19,6 +19,9 @@ from .normalization import GlobalNorm, NoNorm, RevIN
 from .rollout import roll_forward
 from .schedules import WarmupPlateau
 from .window_widths import WindowWidths
+
+if TYPE_CHECKING:
+    from .future import Forecast
 
 
 class Forecaster(ForecastTraining):
@@ -207,6 +210,31 @@ class Forecaster(ForecastTraining):
             for module in training:
                 module.training = True
         return forecast.to(torch.as_tensor(context_y).device)
+
+    def forecast(self, data: Any, horizon: int | None = None, covariates: Any = None) -> "Forecast":
+        """Forecast the rows that follow the end of `data`, with times continued and names and units kept.
+
+            forecast = model.forecast("sensors.csv", horizon=48)
+            forecast.to_frame(); forecast.save("future.csv"); forecast.plot().savefig("future.png")
+
+        Only the latest context is needed. Columns are matched by name (those of an array as they stand), and
+        covariates go on by the clock of training. Where that had no times, rows are counted from the first one of
+        `data` if these are as many as in training, and the phase of frequencies is read from the values if fewer.
+
+        Args:
+            data: a file, array, tensor, DataFrame, DataArray or Dataset (see SimulationTimeSeries), with all context
+                columns of training.
+            horizon: rows to forecast, at least 1; None is the horizon of training, beyond which the forecast rolls on
+                block by block, each from a context that ends with the forecasts before.
+            covariates: the known_columns of training at the times to forecast, in any of these forms.
+
+        Raises:
+            ValueError: other columns, another time step, too few rows, a break in the latest context, or a forecaster
+                that was not fitted with a DataModule.
+        """
+        from .future import forecast  # which knows data and models; models do not know data
+
+        return forecast(self, data, horizon, covariates)
 
     def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
         """Forecast a batch in original units; its target_y is optional and unused."""

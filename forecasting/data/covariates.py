@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .time_features import CALENDAR_SECONDS, calendar_features, spectral_features
+from .time_features import CALENDAR_SECONDS, calendar_features, phasors, spectral_features
 from .time_grid import local_index
 
 ROWS_PER_CYCLE, CYCLES_SEEN = 4, 2  # what a calendar cycle needs to be a covariate by itself
@@ -32,6 +32,8 @@ class TimeCovariates:
         zone: time zone whose clock the calendar follows.
         known: names of columns that are known ahead, with the mean and std of their training values.
         has_dates: whether times are dates.
+        amplitudes: of each frequency and context column in the training rows, real and imaginary parts (see phasors):
+            what tells the phase of rows without times.
     """
 
     origin: float
@@ -46,6 +48,7 @@ class TimeCovariates:
     known_mean: tuple[float, ...] = ()
     known_std: tuple[float, ...] = ()
     has_dates: bool = False
+    amplitudes: tuple[float, ...] = ()
 
     @classmethod
     def of_dict(cls, content: dict[str, Any]) -> "TimeCovariates":
@@ -62,21 +65,23 @@ class TimeCovariates:
         """Whether covariates depend on when a row was."""
         return bool(self.frequencies or self.index_span or self.calendar)
 
-    def compute(self, times: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    def compute(
+        self, times: np.ndarray, known: np.ndarray, start: np.ndarray | float = 0.0
+    ) -> tuple[np.ndarray, list[str]]:
         """Return the covariates (rows, d_x) float32, and their names.
 
         Args:
             times: (rows,) datetime64[ns] or numbers, as has_dates says.
             known: (rows, known columns), NaN where missing.
+            start: phase of each frequency at the origin, (frequencies,).
         """
-        numbers = times.astype(np.int64) - np.int64(self.origin) if self.has_dates else times - self.origin
-        rows = numbers.astype(np.float64) / self.step
+        rows = self.row_numbers(times)
         blocks, names = [np.empty((len(times), 0))], []
         if self.index_span:
             blocks.append(((rows - self.index_start) / self.index_span)[:, None])
             names.append("Time_Index")
         if self.frequencies:
-            features, more = spectral_features(np.array(self.frequencies), rows * self.feature_step)
+            features, more = spectral_features(np.array(self.frequencies), rows * self.feature_step, start)
             blocks.append(features)
             names.extend(more)
         if self.calendar:
@@ -87,6 +92,25 @@ class TimeCovariates:
             blocks.append((known - np.array(self.known_mean)) / np.array(self.known_std))
             names.extend(self.known)
         return np.concatenate(blocks, axis=1).astype(np.float32), names
+
+    def row_numbers(self, times: np.ndarray) -> np.ndarray:
+        """Count rows from the origin to each time."""
+        numbers = times.astype(np.int64) - np.int64(self.origin) if self.has_dates else times - self.origin
+        return numbers.astype(np.float64) / self.step
+
+    def start_of(self, values: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Return the phase at the origin of each frequency that puts rows of unknown time in phase with training.
+
+        With X and A the phasors of the rows and of training, it is arg sum_sensors X conj(A).
+
+        Args:
+            values: (rows, context columns), NaN where missing.
+            times: (rows,) counted as if the first row were the origin.
+        """
+        frequencies = np.array(self.frequencies)
+        real, imaginary = np.array(self.amplitudes).reshape(2, len(frequencies), -1)
+        found = phasors(values, frequencies, self.row_numbers(times) * self.feature_step)
+        return np.angle((found * (real - 1j * imaginary)).sum(axis=1))
 
 
 def local_clock(times: np.ndarray, zone: str | None) -> np.ndarray:

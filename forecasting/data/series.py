@@ -17,7 +17,7 @@ from .record import SensorRecord
 from .sources import record_of
 from .splits import split_rows
 from .table_format import TableFormat
-from .time_features import check_calendar, generate_spectral_welch, refine_frequencies
+from .time_features import check_calendar, generate_spectral_welch, phasors, refine_frequencies
 from .time_grid import Gaps, TimeGrid, on_grid
 
 
@@ -226,6 +226,9 @@ class SimulationTimeSeries:
             calendar = fitting_cycles(local_clock(rows_of(self.times, train), self.time_zone), self.step * 1e-9)
             use_cycles = not calendar
         known_mean, known_std = statistics(rows_of(self.known_values, train))
+        elapsed = np.arange(train.start, train.stop) * self.sampling_time
+        waves = phasors(rows_of(self.values, train), self.frequencies, elapsed)
+        amplitudes = [float(part) for parts in (np.real(waves), np.imag(waves)) for part in parts.ravel()]
         return TimeCovariates(
             origin=int(self.times[0].astype(np.int64)) if has_dates else float(self.times[0]),
             step=self.step,
@@ -239,6 +242,7 @@ class SimulationTimeSeries:
             known_mean=tuple(known_mean.tolist()),
             known_std=tuple(known_std.tolist()),
             has_dates=has_dates,
+            amplitudes=() if self.grid is not None else tuple(amplitudes),
         )
 
     def _dominant_frequencies(self, count: int, nperseg: int) -> np.ndarray:

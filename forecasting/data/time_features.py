@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.signal import welch, zoom_fft
 
+from .column_statistics import statistics
+
 DAY_SECONDS = 86_400.0
 CALENDAR_SECONDS = {"day": DAY_SECONDS, "week": 7 * DAY_SECONDS, "year": 365.2425 * DAY_SECONDS}
 MONDAY = np.datetime64("1970-01-05", "ns")  # weeks start here, so that the phase of a week is 0 on Monday 00:00
@@ -103,9 +105,24 @@ def _peak(power: np.ndarray) -> float:
     return i + (0.5 * (before - after) / curvature if curvature < 0 else 0.0)
 
 
-def spectral_features(frequencies: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Compute sin(2 pi f t) and cos(2 pi f t) for each frequency: (rows, 2 * frequencies), and the column names."""
-    phase = 2 * np.pi * np.outer(times, frequencies)
+def phasors(data: np.ndarray, frequencies: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Project each sensor, z-scored, on exp(2 pi i f t): (frequencies, sensors) complex.
+
+    Args:
+        data: (rows, sensors); missing values (NaN) count as the mean.
+        frequencies: f.
+        times: (rows,) t, in 1 / unit of f.
+    """
+    mean, std = statistics(data)
+    waves = np.exp(-2j * np.pi * np.outer(frequencies, times))
+    return waves @ np.nan_to_num((data - mean) / std) / len(data)
+
+
+def spectral_features(
+    frequencies: np.ndarray, times: np.ndarray, start: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, list[str]]:
+    """Compute sin(2 pi f t + start) and cos of it for each frequency: (rows, 2 * frequencies), and the column names."""
+    phase = 2 * np.pi * np.outer(times, frequencies) + start
     names = [f"{wave}_Time_{i}" for i in range(1, len(frequencies) + 1) for wave in ("Sin", "Cos")]
     return _interleave(np.sin(phase), np.cos(phase)), names
 
