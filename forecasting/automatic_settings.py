@@ -49,7 +49,7 @@ class AutomaticSettings:
                     "n_decoder_layers": 1,
                     "num_features": 16,
                     "max_seq_len": self.context_len + self.target_len,
-                    "linear_window": min(self.context_len, 2 * STEPS_AHEAD),
+                    "linear_window": min(self.context_len, STEPS_AHEAD),
                     "linear_shared_weights": True,
                     "initial_lr": 0.004,
                     "warmup_steps": max(1, steps // 30),

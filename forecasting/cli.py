@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -52,6 +53,10 @@ def main(args: Sequence[str] | None = None) -> None:
         message = explanation(error)
         if message is None:
             raise
+        if isinstance(error, MisconfigurationException) and re.search(r"gpu|cuda|tpu|mps", message, re.IGNORECASE):
+            message += (
+                "; this machine lacks it: --trainer.accelerator auto takes what is there, whatever the configuration"
+            )
         print(f"favorcast: error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
 

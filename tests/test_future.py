@@ -182,7 +182,7 @@ def test_a_gap_before_the_context_does_not_matter(hourly):
 
 
 def test_every_second_row_is_forecast_every_second_row():
-    model, module = trained(TABLE.iloc[:ROWS], time_resolution=2)
+    model, _ = trained(TABLE.iloc[:ROWS], time_resolution=2)
     forecast = model.forecast(TABLE.iloc[:ROWS], horizon=6)
     steps = HOURS[ROWS + 1 : ROWS + 13 : 2].to_numpy().astype("datetime64[ns]")
     np.testing.assert_array_equal(forecast.times, steps)

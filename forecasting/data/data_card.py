@@ -111,7 +111,7 @@ class DataCard:
         if grid.months != self.months or abs(grid.step / self.step - 1) > TOLERANCE:
             raise ValueError(
                 f"the rows are {self._spelled(grid.step, grid.months)} apart, those of training "
-                f"{self._spelled(self.step, self.months)}; resample the data to the step of training, or train on "
+                f"{self.spelled_step}; resample the data to the step of training, or train on "
                 "data of this step"
             )
 
@@ -126,6 +126,11 @@ class DataCard:
                 f"{'none' if timestamps is None else 'dates' if dated else 'numbers'}; covariates follow the clock of "
                 "training: give the data a column of such times"
             )
+
+    @property
+    def spelled_step(self) -> str:
+        """The time between rows, in words."""
+        return self._spelled(self.step, self.months)
 
     def _spelled(self, step: float, months: int | None) -> str:
         if months is not None:
