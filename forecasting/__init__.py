@@ -23,6 +23,7 @@ from .future import Forecast, load_forecaster
 from .linear_model import LinearModel
 from .metrics import ForecastErrors
 from .normalization import GlobalNorm, NoNorm, RevIN
+from .own_data import train_forecaster
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 from .st_transformer import SpatioTemporalPerformer
 
@@ -51,4 +52,5 @@ __all__ = [
     "default_baselines",
     "extract_datapoints",
     "load_forecaster",
+    "train_forecaster",
 ]

@@ -40,11 +40,12 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # --model my_module.MyForecaster is found; installed packages come first
     try:
         with lightning_advice_hidden():
-            options = own_data_arguments(list(sys.argv[1:] if args is None else args))
+            options, own_data = own_data_arguments(list(sys.argv[1:] if args is None else args))
             if options is None:
                 return
             ForecastCLI(
                 complete_arguments(options),
+                future_of=own_data,
                 prog="favorcast",
                 description=DESCRIPTION,
                 version=version("favorcast"),
@@ -61,22 +62,25 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-def own_data_arguments(args: list[str]) -> list[str] | None:
-    """Return the arguments with a configuration in place of the data file of fit; None when nothing is left to do.
+def own_data_arguments(args: list[str]) -> tuple[list[str] | None, str | None]:
+    """Return the arguments with a configuration in place of the data file of fit, and that file.
 
-    describe FILE and predict --data FILE are carried out. A value of --data that is a YAML file is none of data.
+    describe FILE and predict --data FILE are carried out, and None is left to do. A value of --data that is a YAML
+    file is none of data.
 
     Raises:
         ValueError, FileNotFoundError: the command cannot be carried out.
     """
     command, options = (args[0], args[1:]) if args else ("", [])
     if command == "describe":
-        return describe_command(options)
+        describe_command(options)
+        return None, None
     file = option_value(options, "--data")
     if command not in ("fit", "predict") or file is None or Path(file).suffix in (".yaml", ".yml"):
-        return args
+        return args, None
     if command == "predict":
-        return predict_command(options)
+        predict_command(options)
+        return None, None
     place = next(i for i, option in enumerate(options) if option.partition("=")[0] == "--data")
     rest = options[:place] + options[place + (1 if "=" in options[place] else 2) :]
     if option_value(rest, "--config") is not None or option_value(rest, "--ckpt_path") is not None:
@@ -85,7 +89,7 @@ def own_data_arguments(args: list[str]) -> list[str] | None:
             "configuration, as --data.series.init_args.data_path FILE"
         )
     config, rest = own_data_config(file, rest)
-    return [command, "--config", str(config), *rest]
+    return [command, "--config", str(config), *rest], file
 
 
 def complete_arguments(args: list[str]) -> list[str]:

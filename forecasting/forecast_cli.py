@@ -56,6 +56,7 @@ class ForecastCLI(LightningCLI):
 
     Args:
         args: the command line, without the program's name.
+        future_of: a file whose future fit forecasts at its end, into future.csv and future.png.
         parser_options: see LightningArgumentParser.
 
     Raises:
@@ -65,7 +66,8 @@ class ForecastCLI(LightningCLI):
     model: Forecaster
     datamodule: DataModule
 
-    def __init__(self, args: list[str], **parser_options: Any) -> None:
+    def __init__(self, args: list[str], *, future_of: str | None = None, **parser_options: Any) -> None:
+        self.future_of = future_of
         self.console = Console()
         self.comparison = BaselineComparison()
         self.checkpoint: ModelCheckpoint | None = None
@@ -193,6 +195,17 @@ class ForecastCLI(LightningCLI):
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best or None)
         elif self.trainer.is_global_zero:
             write_model_card(self.run_folder, self.model, None)
+        if self.future_of is not None and self.trainer.is_global_zero:
+            self._forecast_future(self.future_of)
+
+    def _forecast_future(self, file: str) -> None:
+        try:
+            forecast = self.model.forecast(file)
+        except ValueError as error:  # the latest rows may be too few, or broken, where training was possible
+            self.console.print(f"note: no forecast of the future: {error}", markup=False)
+            return
+        forecast.save(self.run_folder / "future.csv")
+        forecast.plot().savefig(self.run_folder / "future.png")
 
     def _complete_checkpoints(self) -> None:
         """Write the last weights, whatever the interval of checkpoints, and keep the best ones of a resumed run."""

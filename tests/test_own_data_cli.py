@@ -48,6 +48,22 @@ def test_fit_takes_settings_from_the_file_alone(folder, fitted):
     assert (fitted / "metrics.csv").is_file()
 
 
+def test_fit_ends_with_the_future_of_the_file(fitted):
+    written = pd.read_csv(fitted / "future.csv")
+    assert written["time"].iloc[0] == (STAMPS[-1] + pd.Timedelta("1h")).isoformat()
+    assert len(written) == 20
+    assert (fitted / "future.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_future_that_cannot_be_forecast_is_told(capsys, tmp_path):
+    lines = DATED["ISO"][0].splitlines()
+    (tmp_path / "a.csv").write_text("\n".join([*lines[:-30], *lines[-20:]]))
+    found, output = run(capsys, "fit", "--data", tmp_path / "a.csv", "--runs", tmp_path / "runs", *SHORT)
+    assert "note: no forecast of the future: the last" in output
+    assert (found / "metrics.csv").is_file()
+    assert not (found / "future.csv").exists()
+
+
 def test_fit_says_what_it_chose(folder, capsys, tmp_path):
     _, output = run(capsys, "fit", "--data", folder / "weather.csv", "--runs", tmp_path, *SHORT)
     assert "forecast: 20 rows (20 h)" in output
