@@ -6,7 +6,7 @@ from typing import Any
 
 from .data import DataModule, SimulationTimeSeries
 
-MOST_TOKENS = 4_000  # of a context: what two CPU cores train on in a few minutes
+MOST_TOKENS = 5_000  # of a window: what two CPU cores train on in a few minutes
 TOKENS_A_BATCH = 12_000
 MOST_STEPS_AHEAD = 96
 STEPS_AHEAD = 24  # where no period says otherwise
@@ -71,8 +71,8 @@ class AutomaticSettings:
 def choose_settings(series: SimulationTimeSeries) -> AutomaticSettings:
     """Choose windows that follow the dominant period where all splits hold them, and a training of some minutes.
 
-    target_len is the dominant period, up to 96 rows (24 without one), context_len four times that, up to 4000 tokens
-    (rows times sensors), both halved until every split has windows enough.
+    target_len is the dominant period, up to 96 rows (24 without one) and a third of 5000 tokens (rows times sensors),
+    context_len four times that, up to the rest of the tokens; both are halved until every split has windows.
 
     Raises:
         ValueError: a series too short for any window.
@@ -82,10 +82,12 @@ def choose_settings(series: SimulationTimeSeries) -> AutomaticSettings:
         raise ValueError(f"{rows} rows are too few to train on and to test with: give at least {FEWEST_ROWS}")
     period = 1 / (series.frequencies[0] * series.sampling_time) if len(series.frequencies) == 1 else None
     follows = period is not None and 4 <= period <= MOST_STEPS_AHEAD
-    target_len = max(1, min(round(period) if follows and period else STEPS_AHEAD, len(series.splits["val"]) // 2))
-    most_context = max(3, MOST_TOKENS // series.d_y_context)
+    wanted = round(period) if follows and period else STEPS_AHEAD
+    most_rows = max(6, MOST_TOKENS // series.d_y_context)
+    target_len = max(1, min(wanted, most_rows // 3, len(series.splits["val"]) // 2))
     while True:
-        context_len = max(2, min(CONTEXTS_PER_TARGET * target_len, most_context, len(series.splits["train"]) // 3))
+        most_context = min(most_rows - target_len, len(series.splits["train"]) // 3)
+        context_len = max(2, min(CONTEXTS_PER_TARGET * target_len, most_context))
         try:
             data = DataModule(series, context_len=context_len, target_len=target_len)
             break
@@ -94,7 +96,8 @@ def choose_settings(series: SimulationTimeSeries) -> AutomaticSettings:
                 raise
             target_len //= 2
     counts = data.window_counts
-    batch_size = max(4, min(32, TOKENS_A_BATCH // (context_len * series.d_y_context), counts["train"]))
+    tokens = (context_len + target_len) * series.d_y_context
+    batch_size = max(4, min(32, TOKENS_A_BATCH // tokens, counts["train"]))
     steps_an_epoch = min(STEPS_AN_EPOCH, ceil(counts["train"] / batch_size))
     return AutomaticSettings(
         context_len=context_len,

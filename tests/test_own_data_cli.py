@@ -178,6 +178,6 @@ def test_settings_fit_every_size_of_data(rows, columns):
         return
     settings = choose_settings(series)
     assert all(count >= 1 for count in settings.counts.values())
-    assert settings.context_len * columns <= max(4000, 3 * columns)
+    assert (settings.context_len + settings.target_len) * columns <= max(5000, 6 * columns)
     assert rows < 3000 or columns > 7 or (settings.target_len, settings.context_len) == (24, 96)
     assert settings.epochs * settings.steps_an_epoch <= 700

@@ -66,6 +66,24 @@ def test_numbers_may_be_the_time(tmp_path, header, delimiter, time_unit):
     assert (record.sampling_time, record.time_unit) == (pytest.approx(0.01), time_unit)
 
 
+@pytest.mark.parametrize(
+    ("header", "unit"), [("time_ms,u", "ms"), ("t,u", None), ("flow_time,u", None), ("Time [s],u", "s"), (",u", None)]
+)
+def test_names_say_what_holds_the_time(tmp_path, header, unit):
+    record = read(tmp_path, header + "\n" + "".join(f"{0.5 * i},{i % 3}\n" for i in range(6)))
+    assert (record.columns, record.time_unit) == (["u"], unit)
+    np.testing.assert_array_equal(record.timestamps, 0.5 * np.arange(6))
+    assert any("which grows from row to row" in note for note in record.notes) == (
+        header in ("t,u", "flow_time,u", ",u")
+    )
+
+
+def test_the_id_of_the_only_station_is_no_sensor(tmp_path):
+    record = read(tmp_path, "time,station_id,u\n0,17,1\n1,17,2\n2,17,4\n")
+    assert record.columns == ["u"]
+    assert record.notes == ("left out the column 'station_id', which is the same in every row",)
+
+
 def test_a_column_called_t_that_falls_is_a_sensor(tmp_path):
     record = read(tmp_path, "t,u\n20.5,1\n20.1,2\n20.7,3\n")
     assert (record.columns, record.timestamps) == (["t", "u"], None)

@@ -113,6 +113,8 @@ def _find_delimiter(lines: list[str], path: Path) -> str:
         return max(DELIMITERS[:4], key=lines[0].count)
     best = max(share for share, _ in scores.values())
     likely = {delimiter: width for delimiter, (share, width) in scores.items() if share == best}
+    if len(likely) > 1:
+        likely.pop(" ", None)  # white space holds tabs too, and stands inside dates that others delimit
     if len(set(likely.values())) > 1:
         raise ValueError(
             f"{path} can be cut into columns in several ways: {likely} (delimiter: columns); state table.delimiter"

@@ -129,6 +129,9 @@ def _is_left_out(column: pd.Series, name: str, notes: list[str]) -> bool:
         if getattr(column.dtype, "kind", "O") in "iu" and len(column) > 1 and (np.diff(column.to_numpy()) == 1).all():
             notes.append(f"left out the column {name!r}, which counts rows")
             return True
+    if folded in ID_NAMES and len(column) > 1 and column.nunique(dropna=False) == 1 and not is_text(column):
+        notes.append(f"left out the column {name!r}, which is the same in every row")
+        return True
     return False
 
 

@@ -20,7 +20,9 @@ TIME_WORDS = frozenset(
         *("utc", "gmt", "local", "epoch", "unix", "unixtime"),
     )
 )
-TIME_LETTER = "t"  # of solvers; a temperature too, so that it counts only where it grows
+TIME_UNITS = frozenset(("s", "sec", "seconds", "ms", "us", "ns", "min", "h", "hours", "days"))  # as in time_ms
+# t of solvers is a temperature too, and travel_time a sensor, so that they count only where they grow
+PERHAPS_TIME = re.compile(r"t|ts|step_?time|(\w+_)?(time|date|timestamp)")
 CALENDAR_PARTS = ("year", "month", "day", "hour", "minute", "second")
 EPOCH_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 EPOCH_SECONDS = (3e8, 1e10)  # 1979 to 2286: numbers of this size are seconds since 1970
@@ -88,11 +90,14 @@ def find_times(
         return _times_at(candidates[0], columns, names, units, given, source)
     if {"year", "month"} <= set(folded):
         return _calendar_times(folded, columns, given, source)
-    growing = [i for i, name in enumerate(folded) if _bare(name) == TIME_LETTER and _grows(columns[i])]
+    growing = [i for i, name in enumerate(folded) if PERHAPS_TIME.fullmatch(_bare(name)) and _grows(columns[i])]
     growing += [i for i in (0,) if names and names[0] == "" and _is_float(columns[0]) and _grows(columns[0])]
-    if len(growing) == 1:
-        return _times_at(growing[0], columns, names, units, given, source)
-    return None
+    if len(growing) != 1:
+        return None
+    times = _times_at(growing[0], columns, names, units, given, source)
+    return times._replace(
+        notes=(f"took {names[growing[0]]!r}, which grows from row to row, for the time", *times.notes)
+    )
 
 
 def times_of(column: pd.Series, given: TableFormat, source: str, *, unit: str | None = None) -> Times:
@@ -150,6 +155,8 @@ def _times_at(index: int, columns, names, units, given: TableFormat, source: str
     name = names[index]
     in_round_brackets = re.search(r"\(([^()]+)\)\s*$", name)
     unit = units[index] or unit_in_name(name) or (in_round_brackets.group(1).strip() if in_round_brackets else None)
+    last = re.split(r"[^a-z]+", name.casefold())[-1]
+    unit = last if unit is None and last in TIME_UNITS and last != name.casefold() else unit
     words = {*re.split(r"[^a-z]+", name.casefold()), (unit or "").casefold()}
     times = times_of(columns[index], given, f"{source}, {name!r}", unit=unit)
     if times.zone is None and times.stamps.dtype.kind == "M" and words & {"utc", "gmt"} and given.time_zone is None:
@@ -242,7 +249,7 @@ def _bare(name: str) -> str:
 def is_time_name(name: str) -> bool:
     """Tell whether a name says that its column holds the time, such as "Date (UTC)" or "Time [s]"."""
     words = [word for word in re.split(r"[^a-zà-ÿ]+", _bare(name)) if word]
-    return bool(words) and all(word in TIME_WORDS for word in words)
+    return bool(words and words[0] in TIME_WORDS) and all(word in TIME_WORDS | TIME_UNITS for word in words)
 
 
 def _holds_dates(column: pd.Series) -> bool:
