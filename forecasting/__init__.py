@@ -11,13 +11,22 @@ from .baselines import (
 )
 from .best_checkpoint import BestCheckpoint
 from .closed_form_linear import ClosedFormLinear
-from .data import DataModule, SimulationTimeSeries, SimulationTorchDataset, extract_datapoints
+from .data import (
+    DataModule,
+    DataWarning,
+    SimulationTimeSeries,
+    SimulationTorchDataset,
+    TableFormat,
+    extract_datapoints,
+)
 from .dynamics_metrics import DynamicsErrors
 from .feature_redraw_callback import RedrawFeatures
 from .forecaster import Forecaster
+from .future import Forecast, load_forecaster
 from .linear_model import LinearModel
 from .metrics import ForecastErrors
 from .normalization import GlobalNorm, NoNorm, RevIN
+from .own_data import train_forecaster
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 from .st_transformer import SpatioTemporalPerformer
 
@@ -26,8 +35,10 @@ __all__ = [
     "BestCheckpoint",
     "ClosedFormLinear",
     "DataModule",
+    "DataWarning",
     "DynamicModeDecomposition",
     "DynamicsErrors",
+    "Forecast",
     "ForecastErrors",
     "Forecaster",
     "GlobalNorm",
@@ -42,7 +53,10 @@ __all__ = [
     "SimulationTorchDataset",
     "SpatioTemporalPerformer",
     "SpatioTemporalPerformer_Forecaster",
+    "TableFormat",
     "VectorRidge",
     "default_baselines",
     "extract_datapoints",
+    "load_forecaster",
+    "train_forecaster",
 ]

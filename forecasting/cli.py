@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -9,17 +10,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import zip_longest
+from pathlib import Path
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from .config_files import bundled_configs, bundled_folder, resolve_config
+from .data import DataWarning
 from .forecast_cli import NEEDS_WEIGHTS, ForecastCLI
+from .own_data_cli import describe_command, own_data_config, predict_command
 from .run_folder import resolve_checkpoint, run_config
 
 COMMANDS = tuple(ForecastCLI.subcommands())
 DEFAULT_CONFIG = "fluidic_pinball"
 DESCRIPTION = (
-    "Train, test and run forecasters of sensor series. A command without --config takes the configuration of the run "
+    "Train, test and run forecasters of sensor series. With your own data: describe FILE, fit --data FILE, "
+    "predict --ckpt_path RUN --data FILE [--horizon N]. A command without --config takes the configuration of the run "
     f"that wrote the checkpoint in --ckpt_path; fit without both takes {DEFAULT_CONFIG}. --config is a YAML file or "
     f"the name of one that ships with favorcast: {', '.join(bundled_configs())}, in {bundled_folder()}."
 )
@@ -35,8 +40,12 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # --model my_module.MyForecaster is found; installed packages come first
     try:
         with lightning_advice_hidden():
+            options, own_data = own_data_arguments(list(sys.argv[1:] if args is None else args))
+            if options is None:
+                return
             ForecastCLI(
-                complete_arguments(list(sys.argv[1:] if args is None else args)),
+                complete_arguments(options),
+                future_of=own_data,
                 prog="favorcast",
                 description=DESCRIPTION,
                 version=version("favorcast"),
@@ -45,8 +54,42 @@ def main(args: Sequence[str] | None = None) -> None:
         message = explanation(error)
         if message is None:
             raise
+        if isinstance(error, MisconfigurationException) and re.search(r"gpu|cuda|tpu|mps", message, re.IGNORECASE):
+            message += (
+                "; this machine lacks it: --trainer.accelerator auto takes what is there, whatever the configuration"
+            )
         print(f"favorcast: error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def own_data_arguments(args: list[str]) -> tuple[list[str] | None, str | None]:
+    """Return the arguments with a configuration in place of the data file of fit, and that file.
+
+    describe FILE and predict --data FILE are carried out, and None is left to do. A value of --data that is a YAML
+    file is none of data.
+
+    Raises:
+        ValueError, FileNotFoundError: the command cannot be carried out.
+    """
+    command, options = (args[0], args[1:]) if args else ("", [])
+    if command == "describe":
+        describe_command(options)
+        return None, None
+    file = option_value(options, "--data")
+    if command not in ("fit", "predict") or file is None or Path(file).suffix in (".yaml", ".yml"):
+        return args, None
+    if command == "predict":
+        predict_command(options)
+        return None, None
+    place = next(i for i, option in enumerate(options) if option.partition("=")[0] == "--data")
+    rest = options[:place] + options[place + (1 if "=" in options[place] else 2) :]
+    if option_value(rest, "--config") is not None or option_value(rest, "--ckpt_path") is not None:
+        raise ValueError(
+            "fit --data FILE chooses its own settings: leave out --config and --ckpt_path, or name the file in the "
+            "configuration, as --data.series.init_args.data_path FILE"
+        )
+    config, rest = own_data_config(file, rest)
+    return [command, "--config", str(config), *rest], file
 
 
 def complete_arguments(args: list[str]) -> list[str]:
@@ -125,6 +168,7 @@ def lightning_advice_hidden() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message="The dirpath has changed from")
+            warnings.filterwarnings("ignore", category=DataWarning)  # printed as notes
             # TODO(pytorch-lightning>2.6): drop when its utilities/_pytree.py no longer uses LeafSpec
             warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
             yield

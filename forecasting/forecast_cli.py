@@ -1,9 +1,13 @@
 """The Lightning command line of a Forecaster: each run in a folder of its own, compared with the baselines."""
 
+import re
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -13,17 +17,21 @@ from rich.console import Console
 from .baseline_comparison import BaselineComparison
 from .best_checkpoint import BestCheckpoint
 from .closed_form_linear import ClosedFormLinear
-from .data import DataModule
+from .data import DataModule, SimulationTimeSeries
 from .forecast_writer import ForecastWriter
 from .forecaster import Forecaster
+from .model_card import write_model_card
 from .report import score_table
 from .result_files import write_results
 from .run_folder import (
     BEST_CHECKPOINT,
     CHECKPOINT_FOLDER,
     CONFIG_FILE,
+    LAST_CHECKPOINT,
     check_weights,
+    copy_earlier_best,
     create_run_folder,
+    load_checkpoint,
     new_run_folder,
     resolve_checkpoint,
 )
@@ -37,8 +45,8 @@ class CommandParser(LightningArgumentParser):
     """A parser whose errors are one message, without the list of all options."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise ValueError for a command line or configuration that cannot be parsed."""
-        raise ValueError(message.strip()) from ex
+        """Raise ValueError for a command line or configuration that cannot be parsed; name what is close to it."""
+        raise ValueError(message.strip() + _suggestion(message, self)) from ex
 
 
 class ForecastCLI(LightningCLI):
@@ -52,6 +60,7 @@ class ForecastCLI(LightningCLI):
 
     Args:
         args: the command line, without the program's name.
+        future_of: a file whose future fit forecasts at its end, into future.csv and future.png.
         parser_options: see LightningArgumentParser.
 
     Raises:
@@ -61,7 +70,8 @@ class ForecastCLI(LightningCLI):
     model: Forecaster
     datamodule: DataModule
 
-    def __init__(self, args: list[str], **parser_options: Any) -> None:
+    def __init__(self, args: list[str], *, future_of: str | None = None, **parser_options: Any) -> None:
+        self.future_of = future_of
         self.console = Console()
         self.comparison = BaselineComparison()
         self.checkpoint: BestCheckpoint | None = None
@@ -169,6 +179,8 @@ class ForecastCLI(LightningCLI):
         if checkpoint is not None:
             check_weights(self.model, Path(checkpoint))
         if self.trainer.is_global_zero:
+            for note in self.datamodule.series.notes:
+                self.console.print(f"note: {note}", markup=False)
             create_run_folder(self.run_folder)
 
     before_fit = before_test = before_predict = create_run_folder
@@ -183,9 +195,47 @@ class ForecastCLI(LightningCLI):
         if self.config["fit"].compile:
             self.model.compile()
         self.trainer.fit(**options)
+        self._complete_checkpoints()
+        if bool(torch.as_tensor(self.trainer.callback_metrics.get("val/loss", 0.0)).isnan()):
+            self.console.print(
+                "note: no value of the validation targets was observed, so that no checkpoint was chosen by them and "
+                "the learning rate was never cut; give the validation split rows with values",
+                markup=False,
+            )
         if "test" in self.datamodule.series.splits:
             best = self.checkpoint.best_model_path if self.checkpoint else ""
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best or None)
+        elif self.trainer.is_global_zero:
+            write_model_card(self.run_folder, self.model, None)
+        if self.future_of is not None and self.trainer.is_global_zero:
+            self._forecast_future(self.future_of)
+
+    def _forecast_future(self, file: str) -> None:
+        try:
+            forecast = self.model.forecast(file)
+        except ValueError as error:  # the latest rows may be too few, or broken, where training was possible
+            self.console.print(f"note: no forecast of the future: {error}", markup=False)
+            return
+        forecast.save(self.run_folder / "future.csv")
+        forecast.plot().savefig(self.run_folder / "future.png")
+
+    def _complete_checkpoints(self) -> None:
+        """Write the last weights, whatever the interval of checkpoints, and keep the best ones of a resumed run."""
+        checkpoint = self.checkpoint
+        if checkpoint is None or self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        folder = self.run_folder / CHECKPOINT_FOLDER
+        last = folder / LAST_CHECKPOINT
+        if checkpoint.save_last and not (
+            last.is_file() and load_checkpoint(last)["global_step"] == self.trainer.global_step
+        ):
+            self.trainer.save_checkpoint(last)
+        source = self.config["fit"].ckpt_path
+        if source is not None and self.trainer.is_global_zero:
+            score = checkpoint.best_model_score if (folder / BEST_CHECKPOINT).is_file() else None
+            copied = copy_earlier_best(Path(source), folder, None if score is None else float(score), checkpoint.mode)
+            if copied is not None:
+                checkpoint.best_model_path = str(copied)
 
     def test(self, **options: Any) -> None:
         """Test beside the baselines, print the scores and write them down."""
@@ -194,10 +244,12 @@ class ForecastCLI(LightningCLI):
         if self.trainer.is_global_zero and report is not None:
             self.console.print(score_table(report))
             write_results(self.run_folder, report, self.model, self.datamodule)
+            write_model_card(self.run_folder, self.model, report)
 
     def predict(self, **options: Any) -> None:
         """Write the forecasts of the checkpoint; they are not returned, which would hold them all."""
         self.trainer.predict(return_predictions=False, **options)
+        write_model_card(self.run_folder, self.model, None)
 
     def print_run_folder(self) -> None:
         """Print where the results are."""
@@ -205,3 +257,19 @@ class ForecastCLI(LightningCLI):
             print(self.run_folder)  # not by the console, which would break a long path over lines
 
     after_fit = after_test = after_predict = print_run_folder
+
+
+def _suggestion(message: str, parser: CommandParser) -> str:
+    """Name the option closest to the one that a message refuses, "" where none is close."""
+    found = re.search(
+        r"unrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not|'([\w.]+)' is not accepted", message
+    )
+    if found is None:
+        return ""
+    wrong = next(name for name in found.groups() if name)
+    options = [option.lstrip("-") for option in parser._option_string_actions]
+    arguments = (SpatioTemporalPerformer_Forecaster, SimulationTimeSeries, DataModule, pl.Trainer, BestCheckpoint)
+    names = {name.rpartition(".")[2]: name for name in options}
+    names |= {name: name for kind in arguments for name in signature(kind).parameters if name not in names}
+    close = get_close_matches(wrong.rpartition(".")[2], names, n=1, cutoff=0.7)
+    return f"; did you mean {names[close[0]]}?" if close else ""

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from .data import DataModule
+from .data.time_labels import time_texts as _texts
 
 
 class ForecastWriter(pl.Callback):
     """Write one row for each forecast time step: window, step, time, and one column a sensor, in original units.
 
-    Windows count from 0 within the predicted split, steps from 1. Times are those of the series, dates in ISO 8601.
+    Windows count from 0 within the predicted split, steps from 1. Times are those of the series, dates in
+    ISO 8601, numbers with every digit that tells them apart.
 
     Args:
         path: the file, replaced if it exists.
@@ -40,7 +43,7 @@ class ForecastWriter(pl.Callback):
             )
         self.windows_written = 0
         series = _data(trainer).series
-        self._times = _texts(series.times)
+        self._times = _texts(series.times, series.time_zone)
         with self.path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(["window", "step", "time", *series.target_cols])
 
@@ -58,10 +61,12 @@ class ForecastWriter(pl.Callback):
         windows = data.windows(data.prediction_split)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            for forecast in outputs.float().numpy(force=True):
+            outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+            digits = 12 if outputs.dtype == torch.float64 else 7
+            for forecast in outputs.numpy(force=True):
                 _, target = windows.window_slices(self.windows_written)
                 for step, (time, values) in enumerate(zip(self._times[target], forecast, strict=True), start=1):
-                    writer.writerow([self.windows_written, step, time, *(f"{value:.7g}" for value in values)])
+                    writer.writerow([self.windows_written, step, time, *(f"{value:.{digits}g}" for value in values)])
                 self.windows_written += 1
 
 
@@ -70,10 +75,3 @@ def _data(trainer: pl.Trainer) -> DataModule:
     if not isinstance(data, DataModule):
         raise ValueError(f"forecasts are labelled by a DataModule: pass datamodule=..., got {data!r}")
     return data
-
-
-def _texts(times: np.ndarray) -> np.ndarray:
-    if times.dtype.kind != "M":
-        return np.char.mod("%.10g", times)
-    has_whole_seconds = bool((times == times.astype("datetime64[s]")).all())
-    return np.datetime_as_string(times, unit="s" if has_whole_seconds else "ns")

@@ -4,9 +4,10 @@ b batch, l context_len, n target_len; d_x covariates, d_y_context and d_y_target
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from ..kernels import series_decomposition
@@ -19,6 +20,9 @@ from .normalization import GlobalNorm, NoNorm, RevIN
 from .rollout import roll_forward
 from .schedules import WarmupPlateau
 from .window_widths import WindowWidths
+
+if TYPE_CHECKING:
+    from .future import Forecast
 
 
 class Forecaster(ForecastTraining):
@@ -115,6 +119,7 @@ class Forecaster(ForecastTraining):
         if use_revin and use_global_norm:
             raise ValueError("use_revin and use_global_norm exclude each other: set one of them to False")
         check_given_statistics(global_mean, global_std)
+        self.data_card: dict[str, Any] | None = None  # what the datamodule of the first fit tells of its data
         self.widths = WindowWidths(d_x, d_y_context, d_y_target)
         self.trend_kernel_size = decomposition_kernel_size if use_seasonal_decomp else None
         self.linear_model = linear_part.build(d_y_context, d_y_target)
@@ -191,7 +196,8 @@ class Forecaster(ForecastTraining):
     ) -> Tensor:
         """Forecast in original units in evaluation mode, (b, n, d_y_target), on context_y's device.
 
-        Inputs may be of any dtype and on any device; each submodule's training mode is restored.
+        Inputs may be of any dtype and on any device; a context_y in float64 is centred in float64, and its forecast is
+        float64. Each submodule's training mode is restored.
 
             forecast = model.predict(context_x, context_y, target_x)                  # the horizon of training
             forecast = model.predict(context_x, context_y, long_x, block_len=40)      # any horizon
@@ -206,7 +212,10 @@ class Forecaster(ForecastTraining):
         Raises:
             ValueError: for a shape other than these.
         """
-        inputs = [torch.as_tensor(value).to(self.normalization.mean) for value in (context_x, context_y, target_x)]
+        like = self.normalization.mean
+        inputs = [torch.as_tensor(value).to(like) for value in (context_x, context_y, target_x)]
+        if torch.as_tensor(context_y).dtype == torch.float64:  # a large mean leaves few digits in float32
+            inputs[1] = torch.as_tensor(context_y).to(like.device)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -215,6 +224,31 @@ class Forecaster(ForecastTraining):
             for module in training:
                 module.training = True
         return forecast.to(torch.as_tensor(context_y).device)
+
+    def forecast(self, data: Any, horizon: int | None = None, covariates: Any = None) -> "Forecast":
+        """Forecast the rows that follow the end of `data`, with times continued and names and units kept.
+
+            forecast = model.forecast("sensors.csv", horizon=48)
+            forecast.to_frame(); forecast.save("future.csv"); forecast.plot().savefig("future.png")
+
+        Only the latest context is needed. Columns are matched by name (those of an array as they stand), and
+        covariates go on by the clock of training. Where that had no times, rows are counted from the first one of
+        `data` if these are as many as in training, and the phase of frequencies is read from the values if fewer.
+
+        Args:
+            data: a file, array, tensor, DataFrame, DataArray or Dataset (see SimulationTimeSeries), with all context
+                columns of training.
+            horizon: rows to forecast, at least 1; None is the horizon of training, beyond which the forecast rolls on
+                block by block, each from a context that ends with the forecasts before.
+            covariates: the known_columns of training at the times to forecast, in any of these forms.
+
+        Raises:
+            ValueError: other columns, another time step, too few rows, a break in the latest context, or a forecaster
+                that was not fitted with a DataModule.
+        """
+        from .future import forecast  # which knows data and models; models do not know data
+
+        return forecast(self, data, horizon, covariates)
 
     def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
         """Forecast a batch in original units; its target_y is optional and unused."""
@@ -256,7 +290,7 @@ class Forecaster(ForecastTraining):
     @torch.no_grad()
     def _linear_pair(self, window: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what the linear part reads and what it is to forecast, in model units."""
-        context_y, target_y = (mark_missing(y.to(self.normalization.mean), self.null_value) for y in window)
+        context_y, target_y = (mark_missing(y.to(self.normalization.mean.device), self.null_value) for y in window)
         statistics = self.normalization.statistics(context_y, ~context_y.isnan())
         _, trend = self._split_trend(self.normalization.normalize(context_y, statistics))
         return trend, self.normalization.normalize(target_y, statistics)
@@ -269,6 +303,7 @@ class Forecaster(ForecastTraining):
         """
         if stage != "fit":
             return
+        self._meet_data()
         data = getattr(self.trainer, "datamodule", None)
         training_statistics = getattr(data, "training_statistics", None)
         if not self.normalization.is_fitted:
@@ -288,6 +323,31 @@ class Forecaster(ForecastTraining):
                     "window_blocks(split), or call fit_linear_part(train, held_out) first"
                 )
             self.fit_linear_part(lambda: blocks("train"), lambda: blocks("val"))
+
+    def on_validation_start(self) -> None:
+        """Let other data go on as those of training did, which a checkpoint may have told since `setup`."""
+        self._meet_data()
+
+    on_fit_start = on_test_start = on_predict_start = on_validation_start
+
+    def _meet_data(self) -> None:
+        """Learn what the data are in the first fit; later, let the data take the columns' order and clock of then."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.data_card is not None and hasattr(data, "adopt"):
+            data.adopt(self.data_card)
+        if self.trainer.state.fn == TrainerFn.FITTING and hasattr(data, "data_card"):
+            self.data_card = data.data_card()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what `forecast` must know beside the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["data_card"] = self.data_card
+        checkpoint["forecaster_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` kept."""
+        super().on_load_checkpoint(checkpoint)
+        self.data_card = checkpoint.get("data_card")
 
 
 def check_given_statistics(mean: object, std: object) -> None:

@@ -22,6 +22,9 @@ class Statistics(NamedTuple):
 class Normalization(nn.Module, ABC):
     """Hold the training statistics of all columns and map values to model units and back.
 
+    Values in float64 are centred in float64; model units have the dtype of the weights, original units that of
+    the values.
+
         normalize:    z = (y - mean) / std * exp(log_weight) + bias
         denormalize:  y = (z - bias) * exp(-log_weight) * std + mean
 
@@ -34,6 +37,7 @@ class Normalization(nn.Module, ABC):
     """
 
     mean: Tensor
+    mean_rest: Tensor
     std: Tensor
     fitted: Tensor
 
@@ -41,6 +45,7 @@ class Normalization(nn.Module, ABC):
         super().__init__()
         self.d_y_context = d_y_context
         self.register_buffer("mean", torch.zeros(d_y_context))
+        self.register_buffer("mean_rest", torch.zeros(d_y_context))  # what float32 loses; some devices lack float64
         self.register_buffer("std", torch.ones(d_y_context))
         self.register_buffer("fitted", torch.tensor(False))
         self.is_fitted = False  # the buffer's value, readable without waiting for the device
@@ -59,8 +64,7 @@ class Normalization(nn.Module, ABC):
         Raises:
             ValueError: for other shapes, infinite values or a negative std.
         """
-        mean = torch.as_tensor(mean, dtype=self.mean.dtype, device=self.mean.device).detach()
-        std = torch.as_tensor(std, dtype=self.std.dtype, device=self.std.device).detach()
+        mean, std = (torch.as_tensor(value).detach().cpu() for value in (mean, std))
         for name, value in (("mean", mean), ("std", std)):
             if value.shape != (self.d_y_context,):
                 raise ValueError(
@@ -70,8 +74,10 @@ class Normalization(nn.Module, ABC):
         if mean.isinf().any() or std.isinf().any() or (std < 0).any():
             raise ValueError("training statistics must be finite with std >= 0: check the training data for infinities")
         mean = fill_missing(mean)
-        rounding = 4 * torch.finfo(torch.float32).eps * mean.abs()  # below it, std is the rounding error of a constant
+        # below it, std is the rounding error of a constant
+        rounding = 4 * torch.finfo(torch.promote_types(mean.dtype, torch.float32)).eps * mean.abs()
         self.mean.copy_(mean)
+        self.mean_rest.copy_(mean - self.mean.cpu().to(mean.dtype))
         self.std.copy_(torch.where(std > rounding, std, 1.0))
         self.fitted.fill_(True)
         self.is_fitted = True
@@ -94,7 +100,7 @@ class Normalization(nn.Module, ABC):
         """Map y (b, t, d), the first d columns in original units, to model units; NaN stays NaN."""
         columns = y.shape[-1]
         mean, std = (value[..., :columns] for value in statistics)
-        z = (fill_missing(y, mean) - mean) / std  # NaN would reach the gradients of log_weight
+        z = ((fill_missing(y, mean) - mean) / std).to(self.mean.dtype)  # NaN would reach the gradients of log_weight
         if self.log_weight is not None and self.bias is not None:
             z = z * self.log_weight[:columns].exp() + self.bias[:columns]
         return torch.where(y.isnan(), torch.nan, z)
@@ -107,8 +113,13 @@ class Normalization(nn.Module, ABC):
             z = (z - self.bias[:columns]) * (-self.log_weight[:columns]).exp()
         return z * std + mean
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def training_mean(self, dtype: torch.dtype) -> Tensor:
+        """Return the training mean in all digits that `dtype` holds, (c,)."""
+        return self.mean.to(dtype) + self.mean_rest.to(dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.setdefault(f"{prefix}mean_rest", torch.zeros_like(self.mean_rest))  # checkpoints of 0.1.0 lack it
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.is_fitted = bool(self.fitted)
 
 
@@ -128,8 +139,8 @@ class NoNorm(Normalization):
         return Statistics(context_y.new_zeros(self.d_y_context), context_y.new_ones(self.d_y_context))
 
     def normalize(self, y: Tensor, statistics: Statistics) -> Tensor:
-        """Return y."""
-        return y
+        """Return y in the dtype of the weights."""
+        return y.to(self.mean.dtype)
 
     def denormalize(self, z: Tensor, statistics: Statistics) -> Tensor:
         """Return z."""
@@ -150,7 +161,7 @@ class GlobalNorm(Normalization):
                 "GlobalNorm has no statistics yet: fit with a datamodule that offers training_statistics(), "
                 "pass global_mean and global_std, call fit_statistics(mean, std), or load a trained checkpoint"
             )
-        return Statistics(self.mean, self.std)
+        return Statistics(self.training_mean(torch.promote_types(context_y.dtype, self.mean.dtype)), self.std)
 
 
 class RevIN(Normalization):
@@ -182,4 +193,4 @@ class RevIN(Normalization):
         deviation = torch.where(observed, values - mean, 0.0) / self.std  # of order one, whatever the unit
         variance = deviation.square().sum(dim=1, keepdim=True) / count.clamp(min=1)
         std = torch.where(count > 0, self.std * (variance + self.eps).sqrt(), self.std)
-        return Statistics(torch.where(count > 0, mean, self.mean), std)
+        return Statistics(torch.where(count > 0, mean, self.training_mean(mean.dtype)), std)

@@ -1,6 +1,7 @@
 """The folder that a run writes to, and what is found in the folder of an earlier one."""
 
 import pickle
+import shutil
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINT_FOLDER = "checkpoints"
-BEST_CHECKPOINT = "best.ckpt"
+BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
 
 
 def new_run_folder(root: Path, name: str, command: str) -> Path:
@@ -37,13 +38,16 @@ def create_run_folder(folder: Path) -> None:
 def resolve_checkpoint(path: str) -> Path:
     """Return the checkpoint file at `path`: the file itself, or the best one of a run folder.
 
+    A run that ended before its first validation has no best one; its last one is taken.
+
     Raises:
         FileNotFoundError: there is none.
         ValueError: the file is no checkpoint.
     """
     checkpoint = Path(path)
     if checkpoint.is_dir():
-        checkpoint = checkpoint / CHECKPOINT_FOLDER / BEST_CHECKPOINT
+        best, last = (checkpoint / CHECKPOINT_FOLDER / name for name in (BEST_CHECKPOINT, LAST_CHECKPOINT))
+        checkpoint = last if last.is_file() and not best.is_file() else best
     if not checkpoint.is_file():
         raise FileNotFoundError(f"no checkpoint at {str(checkpoint)!r}: give a .ckpt file or a run folder")
     load_checkpoint(checkpoint)
@@ -81,6 +85,29 @@ def check_weights(model: nn.Module, path: Path) -> None:
             f"the weights in {path} do not fit the configured model and data: expected {expected} for {different[0]}, "
             f"got {came} (and {len(different) - 1} more); leave out --config to take that of the checkpoint's run"
         )
+
+
+def copy_earlier_best(resumed: Path, folder: Path, score: float | None, mode: str) -> Path | None:
+    """Copy the best checkpoint of the run that was resumed, unless the new run found a better one.
+
+    Args:
+        resumed: the checkpoint that training went on from.
+        folder: the checkpoints of the new run.
+        score: best score of the new run, None where it has none.
+        mode: "min" or "max", what is better.
+
+    Returns:
+        The copy, or None when there is nothing better to copy.
+    """
+    for name, state in load_checkpoint(resumed).get("callbacks", {}).items():
+        earlier, path = state.get("best_model_score"), Path(state.get("best_model_path") or "")
+        if not name.startswith("ModelCheckpoint") or earlier is None or not path.is_file():
+            continue
+        gain = float(earlier) - (score if score is not None else float("nan"))
+        if score is None or (gain < 0 if mode == "min" else gain > 0):
+            folder.mkdir(parents=True, exist_ok=True)
+            return Path(shutil.copyfile(path, folder / BEST_CHECKPOINT))
+    return None
 
 
 def run_config(checkpoint: Path) -> Path | None:

@@ -123,7 +123,7 @@ class CausalProblem:
 
 
 @lru_cache(maxsize=1024)
-def _causal_spec(spec: Spec, walk_tiles: int, within: bool) -> Spec:
+def _causal_spec(spec: Any, walk_tiles: int, within: bool) -> Any:
     return spec._replace(WALK_TILES=tl.constexpr(walk_tiles), WITHIN=tl.constexpr(within))
 
 

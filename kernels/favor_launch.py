@@ -109,13 +109,13 @@ def _clipped_launch(kernel: str, spec: Spec, architecture: int, most_tokens: int
 
 
 @lru_cache(maxsize=1024)
-def compile_time(spec: Spec) -> Spec:
+def compile_time(spec: Spec) -> Any:
     """Return a spec as kernels take it."""
-    return Spec(*map(tl.constexpr, spec))
+    return Spec(*map(cast(Any, tl.constexpr), spec))
 
 
 @lru_cache(maxsize=256)
-def landmark_spec(m: int, e: int) -> tuple[int, Spec]:
+def landmark_spec(m: int, e: int) -> tuple[int, Any]:
     """Return the tile of a kernel that only adds up states (m, e), and its compile-time values."""
     block = min(16, next_power_of_two(m))
     spec = Spec(m, m, 0, e, "", False, 0, next_power_of_two(e), tl.float32, "", block, ceil_div(m, block))

@@ -135,7 +135,7 @@ def test_workers_draw_different_perturbations_and_repeat_them_for_the_same_seed(
 
 def test_training_statistics_are_those_of_the_series():
     mean, std = module().training_statistics()
-    torch.testing.assert_close(mean, torch.tensor([139.5, 1139.5]))
+    torch.testing.assert_close(mean, torch.tensor([139.5, 1139.5], dtype=torch.float64))
     assert std.shape == (2,)
 
 

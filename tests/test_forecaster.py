@@ -14,6 +14,8 @@ from small_forecaster import (
     TARGET_LEN,
     Echo,
     TimeMap,
+    WindowData,
+    cpu_trainer,
     outage,
     windows,
 )
@@ -173,8 +175,46 @@ def test_predict_takes_inputs_of_another_dtype():
     model = TimeMap(use_revin=True)
     batch = windows()[:3]
     forecast = model.predict(*(part.double() for part in batch))
-    torch.testing.assert_close(forecast, model.predict(*batch))
-    torch.testing.assert_close(TimeMap(use_revin=True).double().predict(*batch).float(), forecast)
+    assert forecast.dtype == torch.float64
+    torch.testing.assert_close(forecast.float(), model.predict(*batch))
+    torch.testing.assert_close(TimeMap(use_revin=True).double().predict(*batch), forecast, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"use_revin": True}, {"use_global_norm": True}], ids=str)
+@pytest.mark.parametrize("missing", ["none", "scattered", "dead sensor", "nothing observed"])
+def test_a_large_mean_costs_a_forecast_no_digits(options, missing, tmp_path):
+    offset = 1.2345678e8
+    context_x, context_y, target_x, _ = (part.double() for part in outage(missing))
+    forecasts = []
+    for shift in (0.0, offset):
+        model = TimeMap(**options)
+        y = windows()[1].double().flatten(0, 1) + shift
+        model.fit_statistics(y.mean(dim=0), y.std(dim=0))
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+        model = TimeMap(**options)
+        model.load_state_dict(torch.load(tmp_path / "weights.pt"))
+        forecasts.append(model.predict(context_x, context_y + shift, target_x))
+    torch.testing.assert_close(forecasts[1] - offset, forecasts[0], rtol=1e-6, atol=1e-6)
+
+
+def test_training_on_a_large_mean_ends_where_training_without_it_does():
+    weights = []
+    for shift in (0.0, 1.2345678e8):
+        model, data = TimeMap(use_revin=True), WindowData(has_validation=False)
+        context_x, context_y, target_x, target_y = data.batches
+        data.batches = (context_x, context_y.double() + shift, target_x, target_y.double() + shift)
+        cpu_trainer(max_epochs=3).fit(model, data)
+        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_without_the_rest_of_the_mean_loads():
+    model = TimeMap(use_global_norm=True)
+    model.fit_statistics(torch.tensor([1.0, 2.0, 3.0]), torch.ones(3))
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith("mean_rest")}
+    loaded = TimeMap(use_global_norm=True)
+    loaded.load_state_dict(state)
+    torch.testing.assert_close(loaded.predict(*windows()[:3]), model.predict(*windows()[:3]))
 
 
 @pytest.mark.gpu

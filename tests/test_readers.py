@@ -10,10 +10,20 @@ def write(path, text):
     return path
 
 
-def test_npy_file_gives_named_float32_sensors(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("f8", "f8"), ("f4", "f4"), ("f2", "f4"), ("i8", "f8"), ("i4", "f8"), ("u2", "f4"), ("?", "f4")],
+)
+def test_values_keep_every_digit_of_the_source(given, kept):
+    values = np.array([[0, 1], [1, 0]], given)
+    assert sensor_record(values).values.dtype == np.dtype(kept)
+    if given == "i8":
+        np.testing.assert_array_equal(sensor_record(values + 2**40).values, values + 2**40)
+
+
+def test_npy_file_gives_named_sensors(tmp_path):
     np.save(tmp_path / "wake.npy", np.arange(6.0).reshape(3, 2))
     record = read_series(tmp_path / "wake.npy")
-    assert record.values.dtype == np.float32
     np.testing.assert_array_equal(record.values, [[0, 1], [2, 3], [4, 5]])
     assert record.columns == ["Sensor_1", "Sensor_2"]
     assert record.timestamps is None
@@ -84,13 +94,13 @@ def test_a_file_that_is_no_numpy_file_is_named(tmp_path):
 
 
 def test_missing_file_lists_suffixes_and_embedded_names(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*\.npy, \.npz, \.csv, \.parquet.*embedded names"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*\.npy, \.npz, \.csv, .*embedded names"):
         read_series(tmp_path / "nowhere.npz")
 
 
 def test_unknown_suffix_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must end in one of .*, got '\.txt'"):
-        read_series(write(tmp_path / "a.txt", "1"))
+    with pytest.raises(ValueError, match=r"must end in one of .*, got '\.docx'"):
+        read_series(write(tmp_path / "a.docx", "1"))
 
 
 def test_csv_with_dates_gives_timestamps_and_sampling_time(tmp_path):
@@ -121,14 +131,6 @@ def test_csv_stamps_with_offsets_become_utc(tmp_path):
     np.testing.assert_array_equal(record.timestamps, np.array(["2019-12-31T23", "2020-01-01T00"], "datetime64[ns]"))
 
 
-def test_csv_blocks_join_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("favorcast.forecasting.data.csv_table.BLOCK_ROWS", 3)
-    rows = "".join(f"{i},{i + 1},{-i}\n" for i in range(10))
-    record = read_series(write(tmp_path / "a.csv", "time,a,b\n" + rows + "\n\n"))
-    np.testing.assert_array_equal(record.values, [[i + 1, -i] for i in range(10)])
-    np.testing.assert_array_equal(record.timestamps, range(10))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -139,7 +141,7 @@ def test_csv_blocks_join_in_order(tmp_path, monkeypatch):
         ("a,a\n1,2\n", r"column names must differ, repeated: \['a'\]"),
         ("a,b\n1,inf\n", r"1 infinite values .* row 0, column 'b'"),
         ("a,b\n", r"must have shape \(rows, columns\), both at least 1, got \(0, 2\)"),
-        ("time,a\n2020-01-01,1\nyesterday,2\n", r"data row 1 holds 'yesterday'; expected a number or an ISO 8601 time"),
+        ("time,a\n2020-01-01,1\nyesterday,2\n", r"data row 1 holds 'yesterday'; expected a number or a time"),
         ("time,a\n2020-01-02,1\n2020-01-01,2\n", r"row 1 \(2020-01-01.*lies before row 0"),
         ("time,a\n1,1\nnan,2\n", r"row 1 has no time"),
     ],
@@ -155,12 +157,6 @@ def test_unknown_time_column_lists_close_names(tmp_path):
         read_series(path, time_column="times")
 
 
-def test_csv_in_another_encoding_asks_for_utf8(tmp_path):
-    (tmp_path / "a.csv").write_bytes("T (°C)\n1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="must be UTF-8"):
-        read_series(tmp_path / "a.csv")
-
-
 def test_parquet_table_reads_as_the_csv_would(tmp_path):
     pandas = pytest.importorskip("pandas", reason="parquet needs pandas")
     pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
@@ -171,12 +167,6 @@ def test_parquet_table_reads_as_the_csv_would(tmp_path):
     assert record.sampling_time == 3600.0
 
 
-def test_parquet_without_pandas_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"favorcast\[data\]"):
-        read_series(write(tmp_path / "a.parquet", ""))
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -185,7 +175,7 @@ def test_parquet_without_pandas_says_what_to_install(tmp_path, monkeypatch):
         (np.zeros((0, 3)), r"both at least 1, got \(0, 3\)"),
         (np.zeros((2, 2), complex), "must hold real numbers, got dtype complex128"),
         (np.array([[1, "a"]], dtype=object), "must hold real numbers, got dtype object"),
-        (np.array([[0.0, 1e39]]), r"1 infinite values \(float32\), the first at row 0, column 'Sensor_2'"),
+        (np.array([[0.0, 1e39]]), r"1 infinite values \(or beyond float32\), the first at row 0, column 'Sensor_2'"),
     ],
 )
 def test_arrays_that_are_no_series_are_refused(values, message):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from favorcast.forecasting.data import SensorRecord, SimulationTimeSeries, embedded_names, sensor_record
+from favorcast.forecasting.data import DataWarning, SensorRecord, SimulationTimeSeries, embedded_names, sensor_record
 
 
 def waves(rows=400, sensors=3, period=16, seed=0):
@@ -77,7 +77,8 @@ def test_patterns_choose_and_order_targets_and_exogenous_columns():
         data=named(["v_0", "u_0", "p", "u_1"]), target_columns=["u_*"], exogenous_columns=["p"]
     )
     assert (series.target_cols, series.exo_cols) == (["u_0", "u_1"], ["p"])
-    np.testing.assert_array_equal(series.values, named(["v_0", "u_0", "p", "u_1"]).values[:, [1, 3, 2]])
+    expected = named(["v_0", "u_0", "p", "u_1"]).values[:, [1, 3, 2]]
+    np.testing.assert_array_equal(series.values, expected.astype(np.float32))
     np.testing.assert_array_equal(series.coordinates, [[2, 3], [6, 7], [4, 5]])
 
 
@@ -118,6 +119,20 @@ def test_null_value_becomes_missing_and_stays_out_of_statistics():
     np.testing.assert_allclose(mean, np.nanmean(expected, axis=0), atol=1e-5)
     np.testing.assert_allclose(std, np.nanstd(expected, axis=0), rtol=1e-4)
     assert np.isfinite(series.time_features).all()
+
+
+@pytest.mark.parametrize(("offset", "size"), [(101_325.0, 0.01), (101_325e3, 10.0), (101_325.0, 1e-3), (1e8, 1.0)])
+def test_a_small_fluctuation_about_a_large_mean_keeps_its_digits(offset, size):
+    fluctuation = size * waves(4000)
+    series = SimulationTimeSeries(data=offset + fluctuation)
+    np.testing.assert_allclose(series.values - offset, fluctuation, atol=1e-6 * size + 1e-15 * offset)
+    mean, std = series.training_statistics()
+    np.testing.assert_allclose(mean - offset, fluctuation[:2800].mean(axis=0), atol=1e-6 * size + 1e-14 * offset)
+    np.testing.assert_allclose(std, fluctuation[:2800].std(axis=0), rtol=1e-5)
+
+
+def test_a_constant_column_does_not_ask_for_more_digits():
+    assert SimulationTimeSeries(data=np.c_[waves(), np.full(400, 1e8)]).values.dtype == np.float32
 
 
 def test_the_callers_array_is_left_alone():
@@ -204,8 +219,11 @@ def test_data_frames_keep_names_and_times():
     assert series.target_cols == ["u", "v"]
     assert (series.sampling_time, series.time_unit) == (600.0, "s")
     assert series.times[1] == np.datetime64("2024-01-01T00:10:00")
-    with pytest.raises(ValueError, match=r"column 'name' must hold numbers, got dtype .*, first value 'x'"):
-        SimulationTimeSeries(data=frame.assign(name="x"))
+    with pytest.warns(DataWarning, match="left out the text column 'name'"):
+        series = SimulationTimeSeries(data=frame.assign(name="x"))
+    assert series.target_cols == ["u", "v"]
+    with pytest.raises(ValueError, match=r"column 'name' must hold numbers, but data row 1 .*holds 'x'"):
+        SimulationTimeSeries(data=frame.assign(name=["1", "x"] * 50))
 
 
 def test_embedded_series_are_ready_to_train_on():

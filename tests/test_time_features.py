@@ -3,9 +3,10 @@ import pytest
 
 from favorcast.forecasting.data.time_features import (
     calendar_features,
+    check_calendar,
     generate_spectral_welch,
+    refine_frequencies,
     spectral_features,
-    time_index,
 )
 
 
@@ -79,14 +80,6 @@ def test_spectral_features_are_sine_and_cosine_pairs():
     np.testing.assert_allclose(features, [[0, 1, 0, 1], [1, 0, 0, -1]], atol=1e-12)
 
 
-def test_time_index_spans_zero_to_one_over_the_training_rows():
-    index, names = time_index(20, range(5, 15))
-    assert names == ["Time_Index"]
-    assert index[5, 0] == 0
-    assert index[14, 0] == 1
-    assert index[19, 0] > 1
-
-
 def test_calendar_phases_follow_the_clock():
     stamps = np.array(["2024-01-01T00:00", "2024-01-01T06:00", "2024-01-08T12:00"], "datetime64[ns]")  # Mondays
     features, names = calendar_features(stamps, ["day", "week", "year"])
@@ -98,7 +91,27 @@ def test_calendar_phases_follow_the_clock():
 
 def test_calendar_needs_known_cycles_and_dates():
     with pytest.raises(ValueError, match=r"among \['day', 'week', 'year'\], got \['month'\]"):
-        calendar_features(np.array(["2024-01-01"], "datetime64[ns]"), ["month"])
+        check_calendar(np.array(["2024-01-01"], "datetime64[ns]"), ["month"])
     for timestamps in (None, np.arange(3.0)):
         with pytest.raises(ValueError, match="calendar features need dates"):
-            calendar_features(timestamps, ["day"])
+            check_calendar(timestamps, ["day"])
+
+
+@pytest.mark.parametrize("period", [24, 22.37, 7.5, 150.3])
+@pytest.mark.parametrize("noise", [0.1, 1.0])
+def test_a_refined_frequency_keeps_its_phase_over_the_whole_record(period, noise):
+    rows = 9000
+    generator = np.random.default_rng(0)
+    data = np.stack([tone(1 / period, rows, phase) for phase in (0.0, 1.0, 2.0)], axis=1)
+    data += noise * generator.normal(size=data.shape) + 100.0
+    data[4000:4050] = np.nan
+    coarse, _ = generate_spectral_welch(data, 1.0, 1024, 1)
+    (refined,) = refine_frequencies(data, 1.0, coarse, 1 / 1024)
+    assert abs(refined - 1 / period) * rows * 360 < 10  # degrees after all rows
+    assert refine_frequencies(data, 100.0, 100 * coarse, 100 / 1024) == pytest.approx([100 * refined])
+
+
+def test_a_refined_frequency_stays_beside_the_coarse_one():
+    data = tone(0.05, 2000) + 10 * tone(0.2, 2000)
+    (refined,) = refine_frequencies(data, 1.0, np.array([0.0502]), 1 / 256)
+    assert refined == pytest.approx(0.05, abs=1e-5)

@@ -5,18 +5,22 @@ The flow solver stays out of this list: `favorcast.forecasting.data.flows` is a 
 
 from .augmentation import InputAugmentation, add_gaussian_noise, frequency_domain_augmentation
 from .module import DataModule
-from .readers import SensorRecord, embedded_names, embedded_path, read_series, sensor_record
+from .readers import embedded_names, embedded_path, read_series
+from .record import SensorRecord, sensor_record
 from .sensors import extract_datapoints
-from .series import SimulationTimeSeries
+from .series import DataWarning, SimulationTimeSeries
+from .table_format import TableFormat
 from .time_features import generate_spectral_welch
 from .windows import SimulationTorchDataset
 
 __all__ = [
     "DataModule",
+    "DataWarning",
     "InputAugmentation",
     "SensorRecord",
     "SimulationTimeSeries",
     "SimulationTorchDataset",
+    "TableFormat",
     "add_gaussian_noise",
     "embedded_names",
     "embedded_path",

@@ -1,4 +1,4 @@
-"""Choose target and exogenous columns by name or shell pattern."""
+"""Choose target, exogenous and known columns by name or shell pattern."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -25,16 +25,20 @@ def match_columns(columns: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def choose_columns(
-    columns: Sequence[str], target_columns: Sequence[str] | None, exogenous_columns: Sequence[str] | None
-) -> tuple[list[str], list[str]]:
-    """Return the names of the target columns (None: all that are not exogenous) and of the exogenous columns.
+    columns: Sequence[str],
+    target_columns: Sequence[str] | None,
+    exogenous_columns: Sequence[str] | None,
+    known_columns: Sequence[str] | None = None,
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of the target (None: all others), exogenous and known columns.
 
     Raises:
-        ValueError: an unknown name, a column that is both, no target at all.
+        ValueError: an unknown name, a column chosen twice, no target at all.
     """
     exogenous = match_columns(columns, exogenous_columns or [])
+    known = match_columns(columns, known_columns or [])
     if target_columns is None:
-        targets = [name for name in columns if name not in exogenous]
+        targets = [name for name in columns if name not in exogenous and name not in known]
     else:
         targets = match_columns(columns, target_columns)
     if not targets:
@@ -42,7 +46,9 @@ def choose_columns(
             f"at least one of the {len(columns)} columns must be a target, got target_columns={target_columns}, "
             f"exogenous_columns={exogenous_columns}"
         )
-    both = [name for name in targets if name in exogenous]
+    both = [name for name in targets if name in exogenous or name in known] + [
+        name for name in known if name in exogenous
+    ]
     if both:
-        raise ValueError(f"a column is either a target or exogenous, got both for {both[:5]}")
-    return targets, exogenous
+        raise ValueError(f"a column is either a target, exogenous or known, got both for {both[:5]}")
+    return targets, exogenous, known

@@ -1,7 +1,8 @@
 """Serve a series as training, validation, test and prediction batches.
 
 b batch, l context_len, n target_len: each batch is (context_x (b, l, d_x), context_y (b, l, d_y_context),
-target_x (b, n, d_x), target_y (b, n, d_y_target)), float32, missing sensor values NaN.
+target_x (b, n, d_x), target_y (b, n, d_y_target)), float32 (sensors float64 where the series holds them so), missing
+sensor values NaN.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .augmentation import AugmentedWindows, InputAugmentation
+from .data_card import DataCard, adopt, card_of
 from .series import SimulationTimeSeries
 from .training_order import EpochOrder, TrainingLoader, visits_made
 from .windows import SimulationTorchDataset, Window
@@ -115,6 +117,19 @@ class DataModule(pl.LightningDataModule):
         """Yield (context_y, target_y) of all windows of a split in order, unperturbed, many at a time."""
         width = (self.context_len + self.target_len) * self.d_y_context
         return self.windows(split).blocks(max(1, BLOCK_ELEMENTS // width))
+
+    def data_card(self) -> dict[str, Any]:
+        """Return what a forecaster must know of these data, in plain values (see DataCard)."""
+        sizes = {"context_len": self.context_len, "target_len": self.target_len}
+        return card_of(self.series, **sizes, time_resolution=self.time_resolution).to_dict()
+
+    def adopt(self, card: dict[str, Any]) -> None:
+        """Go on as the data of `data_card` did: columns in their order, covariates by their clock.
+
+        Raises:
+            ValueError: other columns, another time step or other kinds of times.
+        """
+        adopt(self.series, DataCard.of_dict(card))
 
     def training_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each column over the training rows: two (d_y_context,)."""

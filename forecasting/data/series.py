@@ -3,16 +3,26 @@
 d_x time covariates, d_y_context sensor columns of which the first d_y_target are forecast.
 """
 
-from pathlib import Path
-from typing import Any
+import warnings
+from itertools import pairwise
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from .column_choice import choose_columns
-from .readers import SensorRecord, read_series, record_from_frame, sensor_record
+from .column_statistics import in_float32_if_fine_enough, mark_missing, rows_of, statistics, varies
+from .covariates import TimeCovariates, fitting_cycles, local_clock
+from .record import SensorRecord
+from .sources import record_of
 from .splits import split_rows
-from .time_features import calendar_features, generate_spectral_welch, spectral_features, time_index
+from .table_format import TableFormat
+from .time_features import check_calendar, generate_spectral_welch, phasors, refine_frequencies
+from .time_grid import Gaps, TimeGrid, on_grid
+
+
+class DataWarning(UserWarning):
+    """What was noticed about a user's data, and what was done about it."""
 
 
 class SimulationTimeSeries:
@@ -22,35 +32,57 @@ class SimulationTimeSeries:
     statistics come from training rows alone, so that nothing of validation or test reaches them.
 
     Args:
-        data_path: a .npy, .npz, .csv or .parquet file, or the name of an embedded series (see read_series).
-        data: (rows, sensors) array or tensor, a pandas DataFrame, or a SensorRecord; missing entries NaN.
-        time_col_name: the time column of a table; None takes one called time, date, datetime or timestamp in any case.
+        data_path: a .npy, .npz, .csv, .parquet or .nc file, or the name of an embedded series (see read_series).
+        data: (rows, sensors) array or tensor, a pandas DataFrame or Series, an xarray DataArray or Dataset, whatever
+            has to_pandas(), or a SensorRecord; missing entries NaN.
+        time_col_name: the time column of a table; None finds it by name and content.
         start_time: time of row 0 where the file holds no times.
-        time_step_df: time between rows where the file holds no times; None takes the file's sampling time, else 1.
+        time_step_df: time between rows, in seconds for dates; None takes the usual step of the file's times, else its
+            sampling time, else 1.
         time_step_feature: time between rows in the unit of the frequencies; None takes the file's sampling time, else
             time_step_df.
         idx_start_train, idx_end_train, idx_start_val, idx_end_val, idx_start_test, idx_end_test: rows of the splits,
             ends exclusive; without any end the rows from idx_start_train on are divided by fractions (see split_rows).
         have_test: whether there is a test split.
         num_dominant_frequencies: number of frequencies, each of which gives two covariates, sine and cosine.
-        use_cycles: True for the frequencies, False for one covariate Time_Index (0 to 1 over the training rows).
-        nperseg: rows of a Welch segment.
+        use_cycles: True for the frequencies, False for one covariate Time_Index (0 to 1 over the training rows). None
+            takes, where there are dates and no calendar is given, the calendar cycles that training rows resolve and
+            hold twice, and the frequencies otherwise.
+        nperseg: rows of a Welch segment; its peaks are refined on all training rows (see refine_frequencies).
         fractions: shares of training, validation and test.
         target_columns: names or shell patterns ("u_*") of the forecast sensors, in this order; None takes all that are
             not exogenous. Every other column that is not exogenous is dropped.
         exogenous_columns: names or patterns of sensors that are only ever context.
         null_value: a number that marks missing entries in the file, such as -9999.
-        calendar: cycles "day", "week", "year" to add as covariates; needs dates.
+        calendar: cycles "day", "week", "year" of the local clock to add as covariates; needs dates.
+        known_columns: names or patterns of columns whose future is known, such as a plan or a forecast from elsewhere:
+            they become covariates, scaled by their training mean and std.
+        gaps: what to do where times have gaps, repeat themselves or differ in step, which is always reported: "split"
+            lets no window reach across, "resample" puts the rows on a regular grid (see on_grid), "refuse" raises
+            ValueError, "ignore" counts each row as one step.
+        table: what you state about a table whose content leaves a choice.
 
     Attributes:
-        values: (rows, d_y_context) float32, targets first, missing entries NaN.
+        values: (rows, d_y_context), targets first, missing entries NaN; float32 where that rounds by less than 1e-5 of
+            each column's training standard deviation, else float64, so that a small fluctuation about a large mean (a
+            pressure of 101 325 Pa ± 0.01 Pa) survives until the model has subtracted the mean.
         time_features: (rows, d_x) float32.
         target_cols, exo_cols, time_cols: column names.
         splits: {"train", "val", "test"} to the range of rows; without a test split that key is absent.
-        times: (rows,) datetime64[ns] or float64.
+        times: (rows,) datetime64[ns] (UTC where there is a time zone) or float64.
+        breaks: rows that no window may reach across, each the first one after a break.
+        notes: what was left out, taken for something, or irregular; warned of as DataWarning.
         sampling_time, time_unit, unit: of the record; unit and time_unit None where unknown.
-        coordinates: (d_y_context, dimensions) float32 or None, in the order of the columns of values.
-        frequencies: dominant frequencies in 1 / unit of time_step_feature; empty without use_cycles.
+        time_zone: that dates are shown in, None where there is none.
+        units: of each column of values, None where unknown.
+        coordinates: (d_y_context, dimensions) or None, in the order of the columns of values.
+        covariates: how the covariates follow from times.
+        known_cols, known_values: names and values (rows, known columns) of what is known ahead.
+        other_cols: columns of the source that are not used.
+        grid: how the rows lie in time, None where the source holds no times; step: time between rows in the unit of
+            times.
+        reading, source: how and where from the data were read.
+        frequencies: dominant frequencies in 1 / unit of time_step_feature; empty with use_cycles=False.
 
     Raises:
         ValueError: input that cannot be used as asked; the message says what came and how to fix it.
@@ -73,7 +105,7 @@ class SimulationTimeSeries:
         idx_start_test: int | None = None,
         idx_end_test: int | None = None,
         num_dominant_frequencies: int = 1,
-        use_cycles: bool = True,
+        use_cycles: bool | None = None,
         nperseg: int = 1024,
         *,
         fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
@@ -81,8 +113,23 @@ class SimulationTimeSeries:
         exogenous_columns: list[str] | None = None,
         null_value: float | None = None,
         calendar: list[str] | None = None,
+        known_columns: list[str] | None = None,
+        gaps: Gaps = "split",
+        table: TableFormat | None = None,
     ):
-        record = _as_record(data_path, data, time_col_name)
+        if (data_path is None) == (data is None):
+            raise ValueError("give either data_path or data, got " + ("neither" if data is None else "both"))
+        record = record_of(data if data_path is None else data_path, time_column=time_col_name, table=table)
+        if gaps not in get_args(Gaps):
+            raise ValueError(f"gaps must be one of {get_args(Gaps)}, got {gaps!r}")
+        _check_steps(time_step_df=time_step_df, time_step_feature=time_step_feature)
+        record, self.grid = on_grid(record, gaps, time_step_df)
+        self.breaks = self.grid.breaks if self.grid is not None and gaps == "split" else np.empty(0, np.int64)
+        self.reading = {"null_value": null_value, "time_column": time_col_name, "table": table, "gaps": gaps}
+        self.source = data_path
+        self.notes = list(record.notes)
+        if self.notes:
+            warnings.warn(f"{data_path or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
         self.splits = split_rows(
             len(record.values),
             fractions=fractions,
@@ -94,15 +141,30 @@ class SimulationTimeSeries:
             idx_start_test=idx_start_test,
             idx_end_test=idx_end_test,
         )
-        self.target_cols, self.exo_cols = choose_columns(record.columns, target_columns, exogenous_columns)
+        self.target_cols, self.exo_cols, self.known_cols = choose_columns(
+            record.columns, target_columns, exogenous_columns, known_columns
+        )
+        used = self.target_cols + self.exo_cols + self.known_cols
+        self.other_cols = [name for name in record.columns if name not in used]
         order = [record.columns.index(name) for name in self.target_cols + self.exo_cols]
-        self.values = _mark_missing(np.take(record.values, order, axis=1), null_value)
-        _check_training_rows(self.values, self.splits["train"])
+        values = mark_missing(np.take(record.values, order, axis=1), null_value)
+        _check_training_rows(values, self.splits["train"])
+        self.values = in_float32_if_fine_enough(values, self.splits["train"])
         self.coordinates = None if record.coordinates is None else record.coordinates[order]
-        self.times, self.sampling_time = _clock(record, start_time, time_step_df, time_step_feature)
+        self.times, self.step = _clock(record, self.grid, start_time, time_step_df)
+        self.sampling_time = time_step_feature or record.sampling_time or self.step
         self.time_unit = record.time_unit
-        self.unit = record.unit
-        self._compute_time_features(num_dominant_frequencies, use_cycles, nperseg, record.timestamps, calendar or [])
+        self.units = None if record.units is None else [record.units[index] for index in order]
+        self.unit = self.units[0] if self.units and len(set(self.units)) == 1 else None
+        self.time_zone = record.time_zone
+        self.known_values = mark_missing(
+            record.values[:, [record.columns.index(name) for name in self.known_cols]], null_value
+        )
+        self.frequencies = (
+            np.empty(0) if use_cycles is False else self._dominant_frequencies(num_dominant_frequencies, nperseg)
+        )
+        self.covariates = self._covariates(use_cycles, calendar)
+        self.time_features, self.time_cols = self.covariates.compute(self.times, self.known_values)
 
     @property
     def d_x(self) -> int:
@@ -146,81 +208,78 @@ class SimulationTimeSeries:
         return self.time_features[chosen], self.values[chosen]
 
     def training_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of each column over its observed training values: two (d_y_context,).
+        """Return mean and standard deviation of each column over its observed training values: float64 (d_y_context,).
 
         A column that never varies has standard deviation 1, so that dividing by it is safe; one that is never observed
         has mean 0 and standard deviation 1.
         """
-        train = _rows(self.values, self.splits["train"]).astype(np.float64)
-        observed = ~np.isnan(train)
-        count = np.maximum(observed.sum(axis=0), 1)
-        mean = np.where(observed, train, 0.0).sum(axis=0) / count
-        variance = np.square(np.where(observed, train - mean, 0.0)).sum(axis=0) / count
-        std = np.where(_varies(train), np.sqrt(variance), 1.0)
-        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
+        mean, std = statistics(rows_of(self.values, self.splits["train"]))
+        return torch.from_numpy(mean), torch.from_numpy(std)
 
-    def _compute_time_features(
-        self, num_frequencies: int, use_cycles: bool, nperseg: int, timestamps: np.ndarray | None, calendar: list[str]
-    ) -> None:
+    def _covariates(self, use_cycles: bool | None, calendar: list[str] | None) -> TimeCovariates:
         train = self.splits["train"]
-        self.frequencies = np.empty(0)
-        if use_cycles:
-            mean, std = (statistic.numpy() for statistic in self.training_statistics())
-            # z-scored: a sensor in large units must not decide alone which frequencies are dominant
-            scaled = (_rows(self.values, train) - mean) / std
-            self.frequencies, _ = generate_spectral_welch(scaled, 1 / self.sampling_time, nperseg, num_frequencies)
-            elapsed = np.arange(len(self.values)) * self.sampling_time
-            features, names = spectral_features(self.frequencies, elapsed)
-        else:
-            features, names = time_index(len(self.values), train)
-        if calendar:
-            more, more_names = calendar_features(timestamps, calendar)
-            features, names = np.concatenate([features, more], axis=1), names + more_names
-        self.time_features = features.astype(np.float32)
-        self.time_cols = names
+        has_dates = self.times.dtype.kind == "M"
+        if calendar is not None:
+            check_calendar(self.times if self.grid is not None else None, calendar)
+        has_index = use_cycles is False
+        if use_cycles is None and calendar is None and has_dates:
+            calendar = fitting_cycles(local_clock(rows_of(self.times, train), self.time_zone), self.step * 1e-9)
+            use_cycles = not calendar
+        known_mean, known_std = statistics(rows_of(self.known_values, train))
+        elapsed = np.arange(train.start, train.stop) * self.sampling_time
+        waves = phasors(rows_of(self.values, train), self.frequencies, elapsed)
+        amplitudes = [float(part) for parts in (np.real(waves), np.imag(waves)) for part in parts.ravel()]
+        return TimeCovariates(
+            origin=int(self.times[0].astype(np.int64)) if has_dates else float(self.times[0]),
+            step=self.step,
+            feature_step=self.sampling_time,
+            frequencies=tuple(self.frequencies.tolist()) if use_cycles is not False else (),
+            index_start=train.start,
+            index_span=max(len(train) - 1, 1) if has_index else 0,
+            calendar=tuple(calendar or ()),
+            zone=self.time_zone,
+            known=tuple(self.known_cols),
+            known_mean=tuple(known_mean.tolist()),
+            known_std=tuple(known_std.tolist()),
+            has_dates=has_dates,
+            amplitudes=() if self.grid is not None else tuple(amplitudes),
+        )
 
-
-def _as_record(data_path: str | Path | None, data: Any, time_column: str | None) -> SensorRecord:
-    if (data_path is None) == (data is None):
-        raise ValueError("give either data_path or data, got " + ("neither" if data is None else "both"))
-    if data_path is not None:
-        return read_series(data_path, time_column=time_column)
-    if isinstance(data, SensorRecord):
-        return sensor_record(data.values, data.columns, **{k: getattr(data, k) for k in data._fields[2:]})
-    if hasattr(data, "columns") and hasattr(data, "iloc"):
-        return record_from_frame(data, time_column=time_column)
-    return sensor_record(data)
+    def _dominant_frequencies(self, count: int, nperseg: int) -> np.ndarray:
+        rows = _longest_run(self.splits["train"], self.breaks)
+        mean, std = statistics(rows_of(self.values, self.splits["train"]))
+        # z-scored: a sensor in large units must not decide alone which frequencies are dominant
+        scaled = (rows_of(self.values, rows) - mean) / std
+        frequencies, _ = generate_spectral_welch(scaled, 1 / self.sampling_time, nperseg, count)
+        width = 1 / (self.sampling_time * min(nperseg, len(scaled)))
+        return refine_frequencies(scaled, 1 / self.sampling_time, frequencies, width)
 
 
 def _clock(
-    record: SensorRecord, start_time: float, time_step: float | None, feature_step: float | None
+    record: SensorRecord, grid: TimeGrid | None, start_time: float, time_step: float | None
 ) -> tuple[np.ndarray, float]:
-    for name, step in (("time_step_df", time_step), ("time_step_feature", feature_step)):
+    """Return the times, and the time between rows in their unit."""
+    if grid is not None and record.timestamps is not None:
+        return record.timestamps, grid.step
+    step = time_step or record.sampling_time or 1.0
+    return start_time + step * np.arange(len(record.values)), step
+
+
+def _longest_run(rows: range, breaks: np.ndarray) -> range:
+    """Return the longest range of rows without a break."""
+    inside = [int(row) for row in breaks if rows.start < row < rows.stop]
+    edges = [rows.start, *inside, rows.stop]
+    return max((range(start, stop) for start, stop in pairwise(edges)), key=len)
+
+
+def _check_steps(**steps: float | None) -> None:
+    for name, step in steps.items():
         if step is not None and not (np.isfinite(step) and step > 0):
             raise ValueError(f"{name} must be positive and finite, got {step}")
-    row_step = time_step or record.sampling_time or 1.0
-    times = record.timestamps
-    if times is None:
-        times = start_time + row_step * np.arange(len(record.values))
-    return times, feature_step or record.sampling_time or row_step
-
-
-def _varies(values: np.ndarray) -> np.ndarray:
-    lowest = np.where(np.isnan(values), np.inf, values).min(axis=0)
-    highest = np.where(np.isnan(values), -np.inf, values).max(axis=0)
-    return highest > lowest
-
-
-def _rows(array: np.ndarray, rows: range) -> np.ndarray:
-    return array[rows.start : rows.stop]
-
-
-def _mark_missing(values: np.ndarray, null_value: float | None) -> np.ndarray:
-    return values if null_value is None else np.where(values == np.float32(null_value), np.float32(np.nan), values)
 
 
 def _check_training_rows(values: np.ndarray, train: range) -> None:
-    if not _varies(_rows(values, train)).any():
+    if not varies(rows_of(values, train)).any():
         raise ValueError(
             f"no column varies over the training rows {train.start} to {train.stop} (exclusive): every value is "
             "missing or constant; check null_value, the split and the columns"

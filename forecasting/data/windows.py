@@ -3,8 +3,9 @@
 l context_len, n target_len, d_x time covariates, d_y_context sensor columns, d_y_target forecast ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,7 +16,9 @@ Window = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class SimulationTorchDataset(Dataset[Window]):
-    """Slide a window over one split; item i is (context_x, context_y, target_x, target_y), float32 views of the series.
+    """Slide a window over one split; item i is (context_x, context_y, target_x, target_y), views of the series.
+
+    They are float32; the sensors float64 where the series holds them so (see SimulationTimeSeries.values).
 
     With r = time_resolution, a window takes every r-th row and spans r * (context_len + target_len - 1) + 1 rows, so
     that a split of N rows gives
@@ -24,7 +27,8 @@ class SimulationTorchDataset(Dataset[Window]):
 
     where reach = min(r * context_len, rows of the record between the start of training and the split) with reach_back,
     else 0. Reaching back gives the first row of a split a forecast, as the published protocols do (ETTh1, 2880 test
-    rows, 336 -> 96: 2785 windows). Only contexts lie in the rows before the split, targets never do.
+    rows, 336 -> 96: 2785 windows). Only contexts lie in the rows before the split, targets never do. Windows that would
+    reach across a break in time (SimulationTimeSeries.breaks) are left out.
 
     Args:
         time_series: the series.
@@ -72,7 +76,16 @@ class SimulationTorchDataset(Dataset[Window]):
         self.context_len = context_len
         self.target_len = target_len
         self.time_resolution = time_resolution
-        self.starts = range(first, rows.stop - span + 1, stride)
+        self.starts: Sequence[int] = range(first, rows.stop - span + 1, stride)
+        if len(time_series.breaks):
+            starts = np.asarray(self.starts)
+            crossed = np.searchsorted(time_series.breaks, [starts, starts + span - 1], side="right")
+            self.starts = starts[crossed[0] == crossed[1]].tolist()
+            if not self.starts:
+                raise ValueError(
+                    f"no window of {span} rows of the {split} split lies between two of the {len(time_series.breaks)} "
+                    "breaks in time; shorten the window, or set gaps to 'resample'"
+                )
         self._time_features = torch.from_numpy(time_series.time_features)
         self._context = torch.from_numpy(time_series.values)
         self._targets = self._context[:, : time_series.d_y_target]

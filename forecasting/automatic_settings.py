@@ -1,0 +1,110 @@
+"""Choose settings for a user's data from the data alone: windows, model and training that fit its size and period."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from .data import DataModule, SimulationTimeSeries
+
+MOST_TOKENS = 5_000  # of a window: what two CPU cores train on in a few minutes
+TOKENS_A_BATCH = 12_000
+MOST_STEPS_AHEAD = 96
+STEPS_AHEAD = 24  # where no period says otherwise
+CONTEXTS_PER_TARGET = 4
+TRAINING_STEPS, STEPS_AN_EPOCH, VALIDATION_BATCHES = 600, 100, 50
+FEWEST_ROWS = 30
+
+
+@dataclass(frozen=True)
+class AutomaticSettings:
+    """Windows and training length chosen for a series.
+
+    Attributes:
+        context_len, target_len, batch_size: of the DataModule.
+        epochs, steps_an_epoch: of the Trainer.
+        period: dominant period in rows that target_len follows, None where it follows none.
+        counts: windows of each split.
+    """
+
+    context_len: int
+    target_len: int
+    batch_size: int
+    epochs: int
+    steps_an_epoch: int
+    period: float | None
+    counts: dict[str, int]
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration of `favorcast fit`, without the series."""
+        steps = self.epochs * self.steps_an_epoch
+        return {
+            "data": {"context_len": self.context_len, "target_len": self.target_len, "batch_size": self.batch_size},
+            "model": {
+                "class_path": "SpatioTemporalPerformer_Forecaster",
+                "init_args": {
+                    "d_model": 32,
+                    "d_ff": 64,
+                    "n_heads": 4,
+                    "n_encoder_layers": 1,
+                    "n_decoder_layers": 1,
+                    "num_features": 16,
+                    "max_seq_len": self.context_len + self.target_len,
+                    "linear_window": min(self.context_len, STEPS_AHEAD),
+                    "linear_shared_weights": True,
+                    "initial_lr": 0.004,
+                    "warmup_steps": max(1, steps // 30),
+                    "num_training_steps": steps,
+                    "data_dropout_embedding": 0.0,
+                    "dropout_ff": 0.1,
+                },
+            },
+            "trainer": {
+                "max_epochs": self.epochs,
+                "limit_train_batches": self.steps_an_epoch,
+                "limit_val_batches": VALIDATION_BATCHES,
+                "gradient_clip_val": 1.0,
+                "log_every_n_steps": 10,
+            },
+        }
+
+
+def choose_settings(series: SimulationTimeSeries) -> AutomaticSettings:
+    """Choose windows that follow the dominant period where all splits hold them, and a training of some minutes.
+
+    target_len is the dominant period, up to 96 rows (24 without one) and a third of 5000 tokens (rows times sensors),
+    context_len four times that, up to the rest of the tokens; both are halved until every split has windows.
+
+    Raises:
+        ValueError: a series too short for any window.
+    """
+    rows = len(series.values)
+    if rows < FEWEST_ROWS:
+        raise ValueError(f"{rows} rows are too few to train on and to test with: give at least {FEWEST_ROWS}")
+    period = 1 / (series.frequencies[0] * series.sampling_time) if len(series.frequencies) == 1 else None
+    follows = period is not None and 4 <= period <= MOST_STEPS_AHEAD
+    wanted = round(period) if follows and period else STEPS_AHEAD
+    most_rows = max(6, MOST_TOKENS // series.d_y_context)
+    target_len = max(1, min(wanted, most_rows // 3, len(series.splits["val"]) // 2))
+    while True:
+        most_context = min(most_rows - target_len, len(series.splits["train"]) // 3)
+        context_len = max(2, min(CONTEXTS_PER_TARGET * target_len, most_context))
+        try:
+            data = DataModule(series, context_len=context_len, target_len=target_len)
+            break
+        except ValueError:
+            if target_len == 1:
+                raise
+            target_len //= 2
+    counts = data.window_counts
+    tokens = (context_len + target_len) * series.d_y_context
+    batch_size = max(4, min(32, TOKENS_A_BATCH // tokens, counts["train"]))
+    steps_an_epoch = min(STEPS_AN_EPOCH, ceil(counts["train"] / batch_size))
+    return AutomaticSettings(
+        context_len=context_len,
+        target_len=target_len,
+        batch_size=batch_size,
+        epochs=min(ceil(TRAINING_STEPS / steps_an_epoch), 60),
+        steps_an_epoch=steps_an_epoch,
+        period=period if follows and period and target_len == round(period) else None,
+        counts=counts,
+    )

@@ -1,0 +1,224 @@
+"""Turn a table of columns into a record: which column is the time, which are sensors, which are neither."""
+# pandas annotates most results as a union of a column and a scalar
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .cell_kinds import MISSING
+from .record import SensorRecord, sensor_record
+from .table_format import TableFormat
+from .time_column import Times, find_times, is_text, times_of, unit_in_name
+
+COUNTER_NAMES = frozenset({"", "index", "no", "no.", "nr", "nr.", "row", "idx", "#"})
+ID_NAMES = ("unique_id", "id", "sensor_id", "sensor", "station_id", "station", "item_id", "series_id", "series")
+
+
+def record_from_frame(
+    frame: pd.DataFrame, *, time_column: str | None = None, given: TableFormat | None = None, source: str = "data"
+) -> SensorRecord:
+    """Turn a DataFrame into a record; an index of dates, periods, durations or floats gives the times.
+
+    A column that holds the time wins over the index. Otherwise as `record_from_table`.
+    """
+    given = given or TableFormat()
+    names = [str(name) for name in frame.columns]
+    columns = [frame.iloc[:, i].reset_index(drop=True) for i in range(frame.shape[1])]
+    times, notes = None, []
+    index = frame.index
+    if isinstance(index, pd.MultiIndex) or index.dtype.kind in "OTU" or (index.name and index.dtype.kind in "iu"):
+        levels = [index.get_level_values(i).to_series(index=range(len(frame))) for i in range(index.nlevels)]
+        columns = levels + columns
+        names = ["" if name is None else str(name) for name in index.names] + names
+    elif index.dtype.kind in "Mmf" or isinstance(index, pd.PeriodIndex | pd.DatetimeIndex):
+        times = times_of(index.to_series(index=range(len(frame))), given, f"{source}, the index")
+    elif not (isinstance(index, pd.RangeIndex) or (np.diff(index.to_numpy()) == 1).all()):
+        notes.append("left out the index, whose whole numbers count no rows")
+    return record_from_table(
+        columns,
+        names,
+        [None] * len(names),
+        time_column=time_column,
+        given=given,
+        source=source,
+        times=times,
+        notes=notes,
+    )
+
+
+def record_from_table(
+    columns: Sequence[pd.Series],
+    names: list[str],
+    units: list[str | None],
+    *,
+    time_column: str | None,
+    given: TableFormat,
+    source: str,
+    times: Times | None = None,
+    notes: Sequence[str] = (),
+) -> SensorRecord:
+    """Turn the columns of a table into a record.
+
+    Dropped, and noted, are columns that only count rows and those of text; a long table (one row for each time and
+    sensor) becomes one column a sensor.
+
+    Args:
+        columns: of equal length.
+        names: one a column, "" where there is none.
+        units: one a column, None where unknown.
+        time_column: name of the column that holds the time; None finds it.
+        given: what the user states about the table.
+        source: of the table, for messages.
+        times: those of an index, taken where no column holds the time.
+        notes: what was noticed before.
+
+    Raises:
+        ValueError: a column that is neither numbers nor text, or no way to tell what holds the time.
+    """
+    said = list(notes)
+    table = pd.DataFrame(dict(enumerate(columns)))
+    found = find_times(columns, names, units, time_column, given, source)
+    if found is not None:
+        times = found
+        said.extend(found.notes)
+    kept = [i for i in range(len(names)) if times is None or i not in times.columns]
+    kept = [i for i in kept if not _is_left_out(table[i], names[i], said)]
+    ids = _id_column(table, kept, names, times, given, source)
+    if ids is not None and times is not None:
+        return _record_from_long(table, kept, ids, names, units, times, given, source, said)
+    values, labels, known_units = [], [], []
+    for i in kept:
+        numbers = _numbers(table[i], names[i], source, given)
+        if numbers is None:
+            said.append(f"left out the text column {names[i]!r}")
+            continue
+        if not names[i]:
+            raise ValueError(f"{source}: column {i} has no name in the header; give it one, or remove it")
+        values.append(numbers)
+        labels.append(names[i])
+        known_units.append(units[i] or unit_in_name(names[i]))
+    array = np.stack(values, axis=1) if values else np.empty((len(table), 0))
+    return _record(array, labels, known_units, times, source, said)
+
+
+def _record(
+    array: np.ndarray, names: list[str], units: list[str | None], times: Times | None, source: str, notes: list[str]
+) -> SensorRecord:
+    return sensor_record(
+        array,
+        names,
+        timestamps=None if times is None else times.stamps,
+        time_unit=None if times is None else times.unit,
+        time_zone=None if times is None else times.zone,
+        units=units,
+        source=source,
+        notes=notes,
+    )
+
+
+def _is_left_out(column: pd.Series, name: str, notes: list[str]) -> bool:
+    folded = name.casefold().strip()
+    if folded in COUNTER_NAMES or folded.startswith("unnamed:"):
+        if column.isna().all():
+            notes.append("left out a column without name and values")
+            return True
+        if getattr(column.dtype, "kind", "O") in "iu" and len(column) > 1 and (np.diff(column.to_numpy()) == 1).all():
+            notes.append(f"left out the column {name!r}, which counts rows")
+            return True
+    if folded in ID_NAMES and len(column) > 1 and column.nunique(dropna=False) == 1 and not is_text(column):
+        notes.append(f"left out the column {name!r}, which is the same in every row")
+        return True
+    return False
+
+
+def _numbers(column: pd.Series, name: str, source: str, given: TableFormat) -> np.ndarray | None:
+    """Return float64 numbers, NaN where missing; None for a column of text."""
+    if getattr(column.dtype, "kind", "O") in "fiub":
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    cells = column.astype(object).where(column.notna(), np.nan)
+    if is_text(column):
+        cells = column.str.strip()
+        cells = cells.mask(cells.str.casefold().isin(MISSING) | cells.isin(given.missing or []))
+    try:
+        numbers = pd.to_numeric(cells, errors="coerce")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: column {name!r} must hold numbers, got dtype {column.dtype}: {error}") from error
+    wrong = cells.notna() & numbers.isna()
+    if not wrong.any():
+        return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    row = int(np.argmax(wrong))
+    if is_text(column) and numbers.isna().all():
+        return None
+    raise ValueError(
+        f"{source}: column {name!r} must hold numbers, but data row {row} (counted from 0) holds {cells.iloc[row]!r}; "
+        f"remove the column, state table.missing [{str(cells.iloc[row])!r}] if that marks missing values, or pass "
+        f"time_col_name={name!r} if it holds the time"
+    )
+
+
+def _id_column(
+    table: pd.DataFrame, kept: list[int], names: list[str], times: Times | None, given: TableFormat, source: str
+) -> int | None:
+    """Return the position of the column that names the sensor of a row, None where rows are times."""
+    if given.id_column is not None:
+        if given.id_column not in names or times is None:
+            raise ValueError(
+                f"{source}: table.id_column {given.id_column!r} must name a column of a table with times; it has "
+                f"{names}"
+            )
+        return names.index(given.id_column)
+    if times is None or pd.Series(times.stamps).is_unique:
+        return None
+    possible = [i for i in kept if names[i].casefold() in ID_NAMES and table[i].notna().all()]
+    possible = possible or [i for i in kept if is_text(table[i]) and table[i].notna().all()]
+    ids = [i for i in possible if table[i].nunique() > 1]
+    ids = [i for i in ids if not pd.DataFrame({"id": table[i], "time": times.stamps}).duplicated().any()]
+    if len(ids) > 1:
+        raise ValueError(
+            f"{source} is a long table, whose sensors {' or '.join(repr(names[i]) for i in ids)} may name; state "
+            "table.id_column"
+        )
+    return ids[0] if ids else None
+
+
+def _record_from_long(
+    table: pd.DataFrame,
+    kept: list[int],
+    ids: int,
+    names: list[str],
+    units: list[str | None],
+    times: Times,
+    given: TableFormat,
+    source: str,
+    notes: list[str],
+) -> SensorRecord:
+    columns: dict[int, Any] = {}
+    for i in (i for i in kept if i != ids):
+        numbers = _numbers(table[i], names[i], source, given)
+        if numbers is None:
+            notes.append(f"left out the text column {names[i]!r}")
+        else:
+            columns[i] = numbers
+    long = pd.DataFrame(columns | {"time": times.stamps, "id": table[ids].astype(str)})
+    if long.duplicated(["time", "id"]).any():
+        row = int(np.argmax(long.duplicated(["time", "id"])))
+        raise ValueError(
+            f"{source}: {long['id'].iloc[row]!r} has more than one row at {long['time'].iloc[row]}; keep one of them"
+        )
+    wide = long.pivot(index="time", columns="id", values=list(columns))
+    order = [(i, label) for i in columns for label in long["id"].unique()]
+    labels = [label if len(columns) == 1 else f"{names[i]}_{label}" for i, label in order]
+    notes.append(f"long table: one column for each of {long['id'].nunique()} values of {names[ids]!r}")
+    times = times._replace(stamps=wide.index.to_numpy())
+    return _record(
+        wide[order].to_numpy(dtype=np.float64),
+        labels,
+        [units[i] or unit_in_name(names[i]) for i, _ in order],
+        times,
+        source,
+        notes,
+    )

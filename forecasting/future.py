@@ -1,0 +1,295 @@
+"""Forecast beyond the end of a record: labelled as the record is, continued from its latest context.
+
+n horizon, d d_y_target, l context_len
+"""
+
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from math import ceil, log10
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .data import DataWarning
+from .data.column_statistics import mark_missing
+from .data.data_card import DataCard
+from .data.record import SensorRecord
+from .data.sources import record_of
+from .data.time_grid import TimeGrid, continue_times, local_index, on_grid
+from .data.time_labels import time_texts
+from .forecaster import Forecaster
+from .run_folder import load_checkpoint
+
+SUFFIXES = (".csv", ".parquet", ".nc")
+DIGITS = 7  # of float32, in units of the spread of the context
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A forecast of the future of a record, with its labels.
+
+    Attributes:
+        values: (n, d) float64, original units.
+        times: (n,) datetime64[ns] (UTC where there is a time zone) or float64, continuing those of the record.
+        columns: names of the d sensors.
+        units: of each sensor, None where unknown.
+        coordinates: (d, dimensions) positions of the sensors, None where unknown.
+        time_unit: of numeric times; time_zone: of dates; None where unknown.
+        context_times, context: (l,) and (l, d), what the forecast was made from, NaN where missing.
+    """
+
+    values: np.ndarray
+    times: np.ndarray
+    columns: list[str]
+    units: list[str | None]
+    coordinates: np.ndarray | None
+    time_unit: str | None
+    time_zone: str | None
+    context_times: np.ndarray
+    context: np.ndarray
+
+    @property
+    def labels(self) -> list[str]:
+        """The names, with units behind those that do not hold them already."""
+        pairs = zip(self.columns, self.units, strict=True)
+        return [name if unit is None or f"[{unit}]" in name else f"{name} [{unit}]" for name, unit in pairs]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a DataFrame: times as the index, one column a sensor, units in attrs."""
+        index = local_index(self.times, self.time_zone) if self.times.dtype.kind == "M" else pd.Index(self.times)
+        frame = pd.DataFrame(self.values, index=index.rename("time"), columns=pd.Index(self.columns))
+        frame.attrs["units"] = dict(zip(self.columns, self.units, strict=True))
+        return frame
+
+    def to_xarray(self) -> Any:
+        """Return a DataArray (time, sensor) with names, units and coordinates; dates are in UTC where there is a zone.
+
+        Raises:
+            ImportError: without xarray.
+        """
+        try:
+            import xarray  # an optional dependency
+        except ImportError as error:
+            raise ImportError("this needs xarray: pip install 'favorcast[data]'") from error
+        coords: dict[str, Any] = {"time": self.times, "sensor": self.columns}
+        if any(unit is not None for unit in self.units):
+            coords["unit"] = ("sensor", [unit or "" for unit in self.units])
+        for axis, positions in enumerate([] if self.coordinates is None else self.coordinates.T):
+            coords[f"coordinate_{axis}"] = ("sensor", positions)
+        array = xarray.DataArray(self.values, dims=("time", "sensor"), coords=coords, name="forecast")
+        if len(set(self.units)) == 1 and self.units[0] is not None:
+            array.attrs["units"] = self.units[0]
+        if self.time_zone is not None:
+            array.attrs["time_zone"] = self.time_zone
+        if self.time_unit is not None and self.times.dtype.kind != "M":
+            array["time"].attrs["units"] = self.time_unit
+        return array
+
+    def save(self, path: str | Path) -> None:
+        """Write the forecast to a file: .csv (times in ISO 8601), .parquet or .nc (NetCDF).
+
+        Raises:
+            ValueError: another suffix.
+            ImportError: .parquet without pyarrow, .nc without xarray and h5netcdf.
+        """
+        path = Path(path)
+        match path.suffix.lower():
+            case ".csv":
+                table = pd.DataFrame(self.values, columns=pd.Index(self.labels))
+                table.insert(0, self._time_label, time_texts(self.times, self.time_zone))
+                table.to_csv(path, index=False, float_format=f"%.{self._digits}g")
+            case ".parquet":
+                self.to_frame().to_parquet(path)
+            case ".nc":
+                self.to_xarray().to_netcdf(path, engine="h5netcdf")
+            case suffix:
+                raise ValueError(f"a forecast is written to {', '.join(SUFFIXES)}, got {suffix!r}")
+
+    def plot(self, sensors: list[str] | None = None) -> Any:
+        """Draw the latest context and the forecast, as a matplotlib Figure (see plot_future)."""
+        from .future_plot import plot_future  # matplotlib takes a while to import
+
+        return plot_future(self, sensors)
+
+    @property
+    def _time_label(self) -> str:
+        return "time" if self.time_unit is None or self.times.dtype.kind == "M" else f"time [{self.time_unit}]"
+
+    @property
+    def _digits(self) -> int:
+        spread = np.nanstd(self.context, axis=0)
+        largest = np.abs(self.values).max(axis=0)
+        ratio = (largest / np.where(spread > 0, spread, 1.0)).max()
+        return min(DIGITS + max(0, ceil(log10(ratio)) if ratio > 0 else 0), 15)
+
+
+def forecast(model: Forecaster, data: Any, horizon: int | None = None, covariates: Any = None) -> Forecast:
+    """Forecast the rows that follow the end of `data`; see Forecaster.forecast."""
+    if model.data_card is None:
+        raise ValueError(
+            "this forecaster does not know its data: fit it with a DataModule, or load a checkpoint that fit wrote"
+        )
+    card = DataCard.of_dict(model.data_card)
+    horizon = card.target_len if horizon is None else horizon
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    record, grid = _read(data, card)
+    context_rows, target_times, target_clock = _rows_and_times(record, grid, card, horizon)
+    order = _positions(record.columns, card)
+    context, known = order[: len(card.context_columns)], order[len(card.context_columns) :]
+    values = mark_missing(record.values[context_rows][:, context], card.null_value)
+    if np.isnan(values[:, : len(card.target_columns)]).all():
+        raise ValueError(f"the last {card.context_len} rows hold no value of any target; end the data where values end")
+    past_known = mark_missing(record.values[context_rows][:, known], card.null_value)
+    future_known = _future_known(covariates, card, target_times, record.timestamps is not None, horizon)
+    clock = _clock(record, card)
+    start = _start(record, context, clock, card)
+    context_x, _ = card.covariates.compute(clock[context_rows], past_known, start)
+    target_x, _ = card.covariates.compute(target_clock, future_known, start)
+    rolled = model.predict(
+        torch.from_numpy(context_x)[None],
+        torch.from_numpy(values)[None],
+        torch.from_numpy(target_x)[None],
+        block_len=card.target_len,
+    )
+    places = context[: len(card.target_columns)]
+    times = record.timestamps if record.timestamps is not None else clock
+    return Forecast(
+        values=rolled[0, :horizon].double().numpy(force=True),
+        times=target_times[:horizon],
+        columns=list(card.target_columns),
+        units=_units(record, places, card),
+        coordinates=None if card.coordinates is None else np.array(card.coordinates)[: len(places)],
+        time_unit=record.time_unit or card.time_unit,
+        time_zone=record.time_zone,
+        context_times=times[context_rows],
+        context=values[:, : len(places)].astype(np.float64),
+    )
+
+
+def load_forecaster(path: Path) -> Forecaster:
+    """Load a forecaster from a checkpoint alone, whatever its class.
+
+    Raises:
+        ValueError: no checkpoint, or one that does not know its class or data.
+    """
+    content = load_checkpoint(path)
+    name = content.get("forecaster_class")
+    if name is None or content.get("data_card") is None:
+        raise ValueError(f"{path} was written by a favorcast that kept no description of the data; train again")
+    module, _, qualified = name.rpartition(".")
+    kind = getattr(import_module(module), qualified)
+    if not (isinstance(kind, type) and issubclass(kind, Forecaster)):
+        raise ValueError(f"{path} names {name!r} as its forecaster, which is none")
+    return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+def _read(data: Any, card: DataCard) -> tuple[SensorRecord, TimeGrid | None]:
+    """Read data as those of training were read."""
+    time_column = card.time_column if _has_column(data, card.time_column) else None
+    record = record_of(data, time_column=time_column, table=card.table)
+    record, grid = on_grid(record, card.gaps, None)
+    if record.notes:
+        source = data if isinstance(data, str | Path) else "data"
+        warnings.warn(f"{source}: {'; '.join(record.notes)}", DataWarning, stacklevel=4)
+    card.check_times(record.timestamps)
+    card.check_step(grid)
+    return record, grid
+
+
+def _has_column(data: Any, name: str | None) -> bool:
+    return name is not None and (isinstance(data, str | Path) or name in getattr(data, "columns", ()))
+
+
+def _positions(columns: list[str], card: DataCard) -> list[int]:
+    """Return the places of the model's columns; those of an array without names are taken as they stand."""
+    wanted = card.context_columns + card.known_columns
+    unnamed = columns == [f"Sensor_{i}" for i in range(1, len(columns) + 1)]
+    if unnamed and len(columns) == len(wanted) and set(columns) != set(wanted):
+        return list(range(len(wanted)))
+    return card.positions(columns)
+
+
+def _rows_and_times(
+    record: SensorRecord, grid: TimeGrid | None, card: DataCard, horizon: int
+) -> tuple[slice, np.ndarray, np.ndarray]:
+    """Return the rows of the latest context, and the times of whole blocks of targets: their own, and by the clock."""
+    every = card.time_resolution
+    span = every * (card.context_len - 1) + 1
+    count = len(record.values)
+    if count < span:
+        raise ValueError(f"a context takes {span} rows, got {count}; give at least that many")
+    first = count - span
+    if grid is not None and card.gaps == "split" and (grid.breaks > first).any():
+        raise ValueError(
+            f"the last {span} rows, which the forecast starts from, reach across a break in time at row "
+            f"{int(grid.breaks[-1])}; fill the gap, or train with gaps='resample', which leaves missing values there"
+        )
+    steps = every * card.target_len * ceil(horizon / card.target_len)
+    clock = _clock(record, card)
+    later = continue_times(clock, steps, card.step, months=card.months, zone=record.time_zone)
+    if grid is None or record.timestamps is None or card.has_times:
+        own = later
+    else:
+        own = continue_times(record.timestamps, steps, grid.step, months=grid.months, zone=record.time_zone)
+    return slice(first, count, every), own[every - 1 :: every], later[every - 1 :: every]
+
+
+def _clock(record: SensorRecord, card: DataCard) -> np.ndarray:
+    """Return the times that covariates follow: those of the record, else its rows, counted from the origin."""
+    if card.has_times and record.timestamps is not None:
+        return record.timestamps
+    covariates = card.covariates
+    rows = np.arange(len(record.values))
+    if covariates.has_dates:
+        return np.datetime64(int(covariates.origin), "ns") + np.rint(rows * card.step).astype("timedelta64[ns]")
+    return covariates.origin + card.step * rows
+
+
+def _start(record: SensorRecord, context: list[int], clock: np.ndarray, card: DataCard) -> np.ndarray | float:
+    """Return the phase of covariates at the first row, which the values tell where training knew rows only.
+
+    A record at least as long as that of training begins where it began, and keeps its clock.
+    """
+    covariates = card.covariates
+    if card.has_times or not covariates.frequencies or len(record.values) >= sum(card.rows.values()):
+        return 0.0
+    return covariates.start_of(record.values[:, context], clock)
+
+
+def _future_known(covariates: Any, card: DataCard, times: np.ndarray, has_times: bool, horizon: int) -> np.ndarray:
+    """Return the known columns at the target times, NaN beyond the horizon."""
+    values = np.full((len(times), len(card.known_columns)), np.nan)
+    if not card.known_columns:
+        if covariates is not None:
+            raise ValueError("the forecaster was trained without known_columns: leave covariates out")
+        return values
+    if covariates is None:
+        raise ValueError(f"give covariates: the columns {card.known_columns} at the {horizon} times to forecast")
+    record = record_of(covariates, table=card.table)
+    missing = [name for name in card.known_columns if name not in record.columns]
+    if missing:
+        raise ValueError(f"covariates must hold the columns {card.known_columns}: {missing} are missing")
+    known = mark_missing(record.values[:, [record.columns.index(name) for name in card.known_columns]], card.null_value)
+    rows = np.arange(len(known))
+    if has_times and record.timestamps is not None:
+        half = np.timedelta64(round(card.step / 2), "ns") if record.timestamps.dtype.kind == "M" else card.step / 2
+        rows = np.searchsorted(record.timestamps, times[:horizon] - half)
+        inside = rows < len(known)
+        if not inside.all() or (np.abs(record.timestamps[rows] - times[:horizon]) >= half).any():
+            wanted = time_texts(times[[0, horizon - 1]], record.time_zone)
+            raise ValueError(f"covariates must hold every time from {wanted[0]} to {wanted[1]}")
+    elif len(known) < horizon:
+        raise ValueError(f"covariates must hold {horizon} rows, the times to forecast, got {len(known)}")
+    values[:horizon] = known[rows[:horizon]]
+    return values
+
+
+def _units(record: SensorRecord, places: list[int], card: DataCard) -> list[str | None]:
+    own = [None if record.units is None else record.units[place] for place in places]
+    trained = [None] * len(places) if card.units is None else card.units[: len(places)]
+    return [mine or theirs for mine, theirs in zip(own, trained, strict=True)]

@@ -1,0 +1,75 @@
+"""forecasting/README.md: its commands and its Python run as written, and each + of its table is a test."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from user_tables import STAMPS, table
+
+from favorcast.forecasting import automatic_settings
+from favorcast.forecasting.cli import main
+
+TESTS = Path(__file__).parent
+TEXT = (TESTS.parent / "forecasting" / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+(SNIPPET,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+FEATURES = [line.strip("|").split("|") for line in TEXT.partition("| feature |")[2].splitlines()[2:]]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(automatic_settings, "TRAINING_STEPS", 4)
+    monkeypatch.setattr(automatic_settings, "STEPS_AN_EPOCH", 2)
+    (tmp_path / "sensors.csv").write_text(table())
+    return tmp_path
+
+
+def future_of(path, steps):
+    written = pd.read_csv(path)
+    expected = pd.date_range(STAMPS[-1] + pd.Timedelta("1h"), periods=steps, freq="h")
+    assert list(written.columns) == ["time", "temp", "pres"]
+    assert written["time"].tolist() == [stamp.isoformat() for stamp in expected]
+
+
+def test_the_first_thing_shown_is_one_command_and_five_lines():
+    assert COMMANDS[0] == "favorcast fit --data sensors.csv"
+    assert len([line for line in SNIPPET.splitlines() if line]) == 5
+    assert TEXT.index(COMMANDS[0]) < TEXT.index(SNIPPET) < 1000
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_five_lines_go_from_a_table_to_a_plot_of_its_future(folder):
+    exec(compile(SNIPPET, "forecasting/README.md", "exec"), {})
+    future_of(folder / "future.csv", 48)
+    assert (folder / "future.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_commands_run_as_written(folder, capsys):
+    run = Path()
+    for line in COMMANDS:
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "favorcast"
+        main([str(run) if argument == "RUN" else argument for argument in arguments])
+        printed = capsys.readouterr().out.strip().splitlines()[-1]
+        if arguments[0] == "fit":
+            run = Path(printed)
+            future_of(run / "future.csv", 20)
+        elif "--horizon" in arguments:
+            future_of(Path(printed) / "forecast.csv", 96)
+        elif arguments[0] == "predict":
+            future_of(folder / "future.csv", 20)
+            assert (folder / "future.png").is_file()
+
+
+def test_each_plus_of_the_table_is_a_test_and_nothing_else_claims_one():
+    assert len(FEATURES) > 20
+    for feature, ours, _, _, named in FEATURES:
+        assert ours.strip() in ("+", "−"), feature
+        if ours.strip() == "−":
+            assert not named.strip(), feature
+            continue
+        file, _, name = named.strip().strip("`").partition("::")
+        assert f"def {name}" in (TESTS / file).read_text(encoding="utf-8"), feature
