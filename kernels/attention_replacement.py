@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from .favor_module import FavorAttention
+from .transformers_models import attends_by_itself
 
 Layer = TypeVar("Layer", bound=FavorAttention)
 
@@ -40,7 +41,7 @@ class AttentionReplacement(NamedTuple):
 
     Attributes:
         replaced: names of the layers that are FavorAttention now.
-        left: the softmax attentions that are still there.
+        left: the softmax attentions that are still there, of other classes too.
     """
 
     replaced: tuple[str, ...]
@@ -48,7 +49,12 @@ class AttentionReplacement(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}: {', '.join(self.replaced) or 'none'}"]
-        return "\n".join(lines + [f"left {name}: {reason}" for name, reason in self.left])
+        lines += [f"left {name}: {reason}" for name, reason in self.left]
+        if self.replaced:
+            lines.append("need_weights is False by default now: pass True where the weights are read")
+        elif not self.left:
+            lines.append("nothing found: no nn.MultiheadAttention, and no other layer that attends, is in the model")
+        return "\n".join(lines)
 
 
 def replace_attention(
@@ -64,7 +70,7 @@ def replace_attention(
         print(report)
 
     Args:
-        model: changed in place. Layers that call softmax attention as a function are not seen.
+        model: changed in place. Layers that compute attention themselves, such as timm's, are left, and said.
         filter: takes a layer's name and the layer; False leaves it.
         favor: keywords of FavorAttention (num_features, features, qk_norm, seed, …) for all layers. `is_causal=True`
             makes cross-attention causal as well, where a filter does not leave it out.
@@ -85,6 +91,9 @@ def replace_attention(
     seed = favor.pop("seed", 0)
     for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.MultiheadAttention):
+            if not isinstance(module, FavorAttention) and attends_by_itself(type(module)):
+                kind = f"{type(module).__module__}.{type(module).__qualname__}"
+                left.append(AttentionLeft(name, f"it is no nn.MultiheadAttention, but attends in its own way ({kind})"))
             continue
         reason = _obstacle(module)
         if reason is None and filter is not None and not filter(name, module):

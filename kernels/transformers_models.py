@@ -106,7 +106,7 @@ def check_class(model_class: type, name: str) -> None:
         if base is PreTrainedModel or not issubclass(base, PreTrainedModel):
             continue
         layers, by_name = _layers_defined_beside(base)
-        own = [layer for layer in layers if _attends_by_itself(layer)]
+        own = [layer for layer in layers if attends_by_itself(layer)]
         is_alone = base.__module__.startswith(("transformers.", "transformers_modules."))
         if by_name or (is_alone and own and not any(_asks_interface(layer) for layer in layers)):
             _refuse(model_class, [*by_name, *own][0], name)
@@ -119,7 +119,7 @@ def check_layers(model: nn.Module, name: str) -> None:
     governed.
     """
     for module in model.modules():
-        if _attends_by_itself(type(module)):
+        if attends_by_itself(type(module)):
             _refuse(type(model), type(module), name)
 
 
@@ -148,7 +148,7 @@ def _is_layer(x: Any) -> bool:
 
 
 @functools.cache
-def _attends_by_itself(layer: type) -> bool:
+def attends_by_itself(layer: type) -> bool:
     """Whether the code of a class weighs values by a softmax of products, and does not ask the interface.
 
     Read off its bytecode, which is there where a source file is not.

@@ -236,3 +236,23 @@ def test_pruned_and_parametrised_layers_are_left(change) -> None:
     report = replace_attention(model)
     assert not report.replaced
     assert "pruned or parametrised" in report.left[0].reason
+
+
+class Foreign(nn.Module):
+    """Attention as timm writes it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = x.unflatten(-1, (3, -1)).permute(2, 0, 1, 3)
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def test_the_report_says_what_else_attends_and_what_has_changed():
+    model = nn.Sequential(nn.Linear(8, 24), Foreign())
+    report = replace_attention(model)
+    assert report.replaced == ()
+    assert [left.name for left in report.left] == ["1"]
+    assert "no nn.MultiheadAttention, but attends in its own way" in str(report)
+    assert "nothing found" in str(replace_attention(nn.Sequential(nn.Linear(8, 8))))
+    model = nn.TransformerEncoderLayer(8, 2)
+    assert "need_weights is False by default now" in str(replace_attention(model))
+    assert replace_attention(model) == ((), ())

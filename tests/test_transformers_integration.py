@@ -485,7 +485,7 @@ def test_a_mask_of_ours_is_never_none_and_never_a_mask_to_others(kind, use):
     x = torch.randn(2, 4, 9, 8)
     make = getattr(masking_utils, f"create_{kind.removesuffix(' padded')}_mask")
     padded = padding("right", 9, 5) if "padded" in kind else None
-    mask = make(config=config, inputs_embeds=x[:, 0], attention_mask=padded, cache=None)
+    mask = make(config, x[:, 0], padded, None)
     assert mask is not None
     assert not isinstance(mask, Tensor)
     assert mask.shape == (2, 1, 9, 9)

@@ -39,7 +39,7 @@ def textbook(
     if mask is None and is_causal and query.shape[-2] > 1:
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool).tril(logits.shape[-1] - logits.shape[-2])
     if mask is not None:
-        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+        seen = mask if mask.dtype == torch.bool else mask > -1e4  # some models hide by -10000
         logits = logits.masked_fill(~seen, -torch.inf)
     weights = logits.softmax(-1).nan_to_num(0.0)  # a padded query sees nothing
     return (weights @ inside).to(query).transpose(1, 2).contiguous(), None
