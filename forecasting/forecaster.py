@@ -324,11 +324,16 @@ class Forecaster(ForecastTraining):
                 )
             self.fit_linear_part(lambda: blocks("train"), lambda: blocks("val"))
 
-    def on_validation_start(self) -> None:
-        """Let other data go on as those of training did, which a checkpoint may have told since `setup`."""
+    def on_fit_start(self) -> None:
+        """Let data go on as those of an earlier fit did, which a checkpoint may have told since `setup`."""
+        super().on_fit_start()
         self._meet_data()
 
-    on_fit_start = on_test_start = on_predict_start = on_validation_start
+    def on_validation_start(self) -> None:
+        """Let other data go on as those of training did."""
+        self._meet_data()
+
+    on_test_start = on_predict_start = on_validation_start
 
     def _meet_data(self) -> None:
         """Learn what the data are in the first fit; later, let the data take the columns' order and clock of then."""
