@@ -70,7 +70,7 @@ def read_rows() -> Rows:
     """Read the flow that comes with the package."""
     series = SimulationTimeSeries(FLOW, target_columns=COLUMNS, **SPLIT)
     splits = {split: series.split_range(split) for split in ("train", "val", "test")}
-    _, std = series.training_statistics()
+    std = series.training_statistics()[1].float()
     return Rows(torch.from_numpy(series.values), torch.from_numpy(series.time_features), splits, std)
 
 
