@@ -1,13 +1,12 @@
 """Run layers and models with another implementation of attention than the one they choose themselves.
 
-`FavorAttention` always calls `favor_attention` with impl="auto". A bench that compares a whole layer or model on the
-same weights puts another function in its place while the model runs forward; backward follows what forward recorded.
+A bench that compares a whole layer or model on the same weights puts another function in the place of `favor_attention`
+while the model runs forward; backward follows what forward recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from cases import Impl
 from torch import Tensor
 
-from favorcast.kernels import RandomFeatures, favor_attention, favor_module, state_module
+from favorcast.kernels import RandomFeatures, favor_attention, favor_module, set_impl
 
 Attention = Callable[..., Tensor]
 
@@ -35,24 +34,19 @@ def with_impl(impl: Impl) -> Attention:
     """Return `favor_attention` with a fixed implementation."""
 
     def call(*tensors: Any, **options: Any) -> Tensor:
-        return favor_attention(*tensors, **options, impl=impl)
+        return favor_attention(*tensors, **options | {"impl": impl})
 
     return call
 
 
 @contextlib.contextmanager
 def implementation(impl: Impl) -> Iterator[None]:
-    """Let every FavorAttention run on a fixed implementation, its states too."""
-    places = [(favor_module, "favor_attention")]
-    places += [(state_module, name) for name in ("summarize", "attend", "stream_attention")]
-    kept = [getattr(module, name) for module, name in places]
-    for (module, name), function in zip(places, kept, strict=True):
-        setattr(module, name, functools.partial(function, impl=impl))
+    """Let every FavorAttention that chooses its implementation run on this one, its states too."""
+    kept = set_impl(impl)
     try:
         yield
     finally:
-        for (module, name), function in zip(places, kept, strict=True):
-            setattr(module, name, function)
+        set_impl(kept)
 
 
 def performer_attention() -> Attention:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, get_args
 
+from .closed_form_linear import ClosedFormLinear, LinearKind
 from .data import DataModule, SimulationTimeSeries
 
 MOST_TOKENS = 5_000  # of a window: what two CPU cores train on in a few minutes
@@ -13,6 +14,7 @@ STEPS_AHEAD = 24  # where no period says otherwise
 CONTEXTS_PER_TARGET = 4
 TRAINING_STEPS, STEPS_AN_EPOCH, VALIDATION_BATCHES = 600, 100, 50
 FEWEST_ROWS = 30
+MOST_LINEAR_INPUTS = 1024  # of one matrix: its normal equations are solved in seconds
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class AutomaticSettings:
         context_len, target_len, batch_size: of the DataModule.
         epochs, steps_an_epoch: of the Trainer.
         period: dominant period in rows that target_len follows, None where it follows none.
+        linear_model, linear_window: of the linear part in closed form.
         counts: windows of each split.
     """
 
@@ -32,6 +35,8 @@ class AutomaticSettings:
     epochs: int
     steps_an_epoch: int
     period: float | None
+    linear_model: LinearKind
+    linear_window: int
     counts: dict[str, int]
 
     def config(self) -> dict[str, Any]:
@@ -49,8 +54,11 @@ class AutomaticSettings:
                     "n_decoder_layers": 1,
                     "num_features": 16,
                     "max_seq_len": self.context_len + self.target_len,
-                    "linear_window": min(self.context_len, STEPS_AHEAD),
-                    "linear_shared_weights": True,
+                    "linear_model": self.linear_model,
+                    "linear_window": self.linear_window,
+                    "linear_fit": "ridge",
+                    "use_revin": self.linear_model != "vector",  # a vector's constants are those of the training rows
+                    "use_global_norm": self.linear_model == "vector",
                     "initial_lr": 0.004,
                     "warmup_steps": max(1, steps // 30),
                     "num_training_steps": steps,
@@ -62,20 +70,24 @@ class AutomaticSettings:
                 "max_epochs": self.epochs,
                 "limit_train_batches": self.steps_an_epoch,
                 "limit_val_batches": VALIDATION_BATCHES,
+                "num_sanity_val_steps": -1,  # what the linear part alone forecasts is a candidate, see BestCheckpoint
                 "gradient_clip_val": 1.0,
                 "log_every_n_steps": 10,
             },
         }
 
 
-def choose_settings(series: SimulationTimeSeries) -> AutomaticSettings:
+def choose_settings(
+    series: SimulationTimeSeries, context_len: int | None = None, target_len: int | None = None
+) -> AutomaticSettings:
     """Choose windows that follow the dominant period where all splits hold them, and a training of some minutes.
 
     target_len is the dominant period, up to 96 rows (24 without one) and a third of 5000 tokens (rows times sensors),
-    context_len four times that, up to the rest of the tokens; both are halved until every split has windows.
+    context_len four times that, up to the rest of the tokens; both are halved until every split has windows. What is
+    given stays as it is. The linear part is the one whose ridge forecasts the validation windows best.
 
     Raises:
-        ValueError: a series too short for any window.
+        ValueError: a series too short for any window, or for those that are given.
     """
     rows = len(series.values)
     if rows < FEWEST_ROWS:
@@ -84,27 +96,49 @@ def choose_settings(series: SimulationTimeSeries) -> AutomaticSettings:
     follows = period is not None and 4 <= period <= MOST_STEPS_AHEAD
     wanted = round(period) if follows and period else STEPS_AHEAD
     most_rows = max(6, MOST_TOKENS // series.d_y_context)
-    target_len = max(1, min(wanted, most_rows // 3, len(series.splits["val"]) // 2))
+    ahead = target_len or max(1, min(wanted, most_rows // 3, len(series.splits["val"]) // 2))
     while True:
-        most_context = min(most_rows - target_len, len(series.splits["train"]) // 3)
-        context_len = max(2, min(CONTEXTS_PER_TARGET * target_len, most_context))
+        most_context = min(most_rows - ahead, len(series.splits["train"]) // 3)
+        back = context_len or max(2, min(CONTEXTS_PER_TARGET * ahead, most_context))
         try:
-            data = DataModule(series, context_len=context_len, target_len=target_len)
+            data = DataModule(series, context_len=back, target_len=ahead)
             break
         except ValueError:
-            if target_len == 1:
+            if target_len or ahead == 1:
                 raise
-            target_len //= 2
+            ahead //= 2
     counts = data.window_counts
-    tokens = (context_len + target_len) * series.d_y_context
+    tokens = (back + ahead) * series.d_y_context
     batch_size = max(4, min(32, TOKENS_A_BATCH // tokens, counts["train"]))
     steps_an_epoch = min(STEPS_AN_EPOCH, ceil(counts["train"] / batch_size))
+    linear_model, linear_window = choose_linear_part(data)
     return AutomaticSettings(
-        context_len=context_len,
-        target_len=target_len,
+        context_len=back,
+        target_len=ahead,
         batch_size=batch_size,
         epochs=min(ceil(TRAINING_STEPS / steps_an_epoch), 60),
         steps_an_epoch=steps_an_epoch,
-        period=period if follows and period and target_len == round(period) else None,
+        period=period if follows and period and ahead == round(period) else None,
+        linear_model=linear_model,
+        linear_window=linear_window,
         counts=counts,
     )
+
+
+def choose_linear_part(data: DataModule) -> tuple[LinearKind, int]:
+    """Return the kind and the window of the linear part whose ridge forecasts the validation windows best.
+
+    Matrices for each sensor, one for all sensors, and one from all columns to all sensors, the latter over as many rows
+    as 1024 inputs are; errors in units of each column's training standard deviation.
+    """
+    scale = data.training_statistics()[1]
+    errors = {}
+    for kind in get_args(LinearKind):
+        columns = data.d_y_context if kind == "vector" else 1
+        window = min(data.context_len, MOST_LINEAR_INPUTS // columns)
+        if window < 1:
+            continue
+        part = ClosedFormLinear(kind, window, data.d_y_context, data.d_y_target).double()
+        part.fit(lambda: data.window_blocks("train"), lambda: data.window_blocks("val"), scale=scale)
+        errors[kind, window] = part.squared_error(data.window_blocks("val"), scale)
+    return min(errors, key=lambda each: errors[each])

@@ -173,6 +173,12 @@ class ClosedFormLinear(nn.Module):
     def _input_unit(self, unit: Tensor) -> Tensor:
         return torch.cat((unit.repeat(self.linear_window), unit.new_ones(1))).view(1, -1, 1, 1)
 
+    @torch.no_grad()
+    def squared_error(self, windows: Iterable[tuple[Tensor, Tensor]], scale: Tensor) -> float:
+        """Return the sum of squared errors over observed targets of windows, in units of `scale` (c,)."""
+        unit = scale.detach().to("cpu", torch.float64)[: self.d_y_target]
+        return float(self._held_out_errors([self.weight.double()], lambda: windows, unit))
+
     def _held_out_errors(self, candidates: list[Tensor], held_out: WindowBlocks, unit: Tensor) -> Tensor:
         errors = torch.zeros(len(candidates), dtype=torch.float64)
         for context, target in held_out():

@@ -25,6 +25,13 @@ def describe(series: SimulationTimeSeries, settings: AutomaticSettings | None) -
     return [*_facts(series), _columns(series), *_spectrum(series), *settings_lines(series, settings)]
 
 
+LINEAR_PARTS = {
+    "per_sensor": "a matrix for each sensor",
+    "shared": "one matrix for all sensors",
+    "vector": "a matrix from all columns to all sensors",
+}
+
+
 def settings_lines(series: SimulationTimeSeries, settings: AutomaticSettings | None) -> list[str]:
     """Say which windows and covariates `favorcast fit --data` takes."""
     if settings is None:
@@ -36,6 +43,7 @@ def settings_lines(series: SimulationTimeSeries, settings: AutomaticSettings | N
         f"{settings.context_len} rows ({duration(series, settings.context_len)})",
         f"windows: {counts}",
         f"covariates: {', '.join(series.time_cols)}",
+        f"linear part: {LINEAR_PARTS[settings.linear_model]}, reading {settings.linear_window} rows, in closed form",
         f"training: {settings.epochs * settings.steps_an_epoch} steps of {settings.batch_size} windows",
     ]
 

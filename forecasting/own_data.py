@@ -6,9 +6,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from .automatic_settings import choose_settings
+from .best_checkpoint import BestCheckpoint
 from .data import DataModule, SimulationTimeSeries
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 
@@ -41,7 +41,7 @@ def train_forecaster(
     with torch.random.fork_rng(), TemporaryDirectory() as folder:
         torch.manual_seed(seed)
         model = SpatioTemporalPerformer_Forecaster(**widths, **config["model"]["init_args"])
-        best = ModelCheckpoint(folder, monitor="val/loss")
+        best = BestCheckpoint(folder, monitor="val/loss")
         options = config["trainer"] | {"logger": False, "callbacks": [best]} | (trainer or {})
         pl.Trainer(**options).fit(model, datamodule=module)
         if best.best_model_path:

@@ -49,10 +49,13 @@ def own_data_config(file: str, options: Sequence[str]) -> tuple[Path, list[str]]
         ValueError: a file that cannot be read or trained on.
     """
     parser = _parser("favorcast fit --data FILE", "Train on a file with settings that follow from it.")
+    windows = ("context_len", "target_len")
+    for name in windows:
+        parser.add_argument(f"--data.{name}", dest=name, type=int)
     arguments, rest = parser.parse_known_args(list(options))
     reading = _reading(arguments)
     series = SimulationTimeSeries(file, **reading)
-    settings = choose_settings(series)
+    settings = choose_settings(series, **{name: getattr(arguments, name) for name in windows})
     print_all(Console(), [f"{file}: settings chosen for these data", *settings_lines(series, settings)])
     config = settings.config()
     table = reading.pop("table")

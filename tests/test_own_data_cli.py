@@ -181,3 +181,17 @@ def test_settings_fit_every_size_of_data(rows, columns):
     assert (settings.context_len + settings.target_len) * columns <= max(5000, 6 * columns)
     assert rows < 3000 or columns > 7 or (settings.target_len, settings.context_len) == (24, 96)
     assert settings.epochs * settings.steps_an_epoch <= 700
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_the_linear_part_is_the_one_that_forecasts_the_validation_rows_best(coupled):
+    """Each column follows itself, with a decay of its own, or follows the column before it."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(600, 4))
+    decay = np.array([0.95, 0.5, -0.5, -0.95])
+    for i in range(1, len(values)):
+        values[i] = 0.9 * np.roll(values[i - 1], 1) if coupled else decay * values[i - 1]
+        values[i] += 0.1 * rng.normal(size=4)
+    settings = choose_settings(SimulationTimeSeries(data=values))
+    assert settings.linear_model == ("vector" if coupled else "per_sensor")
+    assert settings.config()["model"]["init_args"]["use_global_norm"] is coupled
