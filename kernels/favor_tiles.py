@@ -199,6 +199,7 @@ def exponent_of(x, gain, bias, S: tl.constexpr):
         positive = tl.clamp(y, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
         return tl.where(y > 0, tl.log2(1.0 + positive), y * LOG2_E) + bias
     else:
+        tl.static_assert(S.FEATURE_MAP == "exponential", "the kernels do not know this feature map")
         return tl.fma(x, gain, bias)
 
 
@@ -212,6 +213,7 @@ def feature_slope(d_exponent, x, gain, S: tl.constexpr):
         y = x * gain
         return tl.where(y > 0, d_exponent / (1.0 + y), d_exponent)
     else:
+        tl.static_assert(S.FEATURE_MAP == "exponential", "the kernels do not know the slope of this feature map")
         return d_exponent
 
 

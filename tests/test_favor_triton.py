@@ -6,6 +6,7 @@ What only a device can show (tensor cores, graphs, sizes) is in `test_favor_gpu.
 from __future__ import annotations
 
 import importlib
+from typing import get_args
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from kernel_runs import BOUNDS, DEVICE, DTYPE_IDS, LAYOUTS, RUNS_KERNELS, assert
 from torch import Tensor
 
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
+from favorcast.kernels.random_features import FeatureMap, FeatureSpace
 
 pytest.importorskip("triton", reason="triton is not installed")
 favor_attention_triton = importlib.import_module("favorcast.kernels.favor_attention_triton")
@@ -69,7 +71,7 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("feature_map", ["exponential", "relu", "elu"])
+@pytest.mark.parametrize("feature_map", get_args(FeatureMap))
 @pytest.mark.parametrize("case", FEATURES)
 @pytest.mark.parametrize("learnt", [False, True], ids=["drawn", "learnt"])
 def test_every_feature_set_and_map_has_its_gradients(case, feature_map, learnt, monkeypatch):
@@ -80,6 +82,14 @@ def test_every_feature_set_and_map_has_its_gradients(case, feature_map, learnt, 
     features = drawn._replace(projection=drawn.projection.requires_grad_(learnt))
     mask = torch.rand(2, 70) < 0.3
     assert_close(*both(inputs, features, feature_map=feature_map, key_padding_mask=mask, scale=0.4), torch.float32, 2)
+
+
+def test_kernels_refuse_a_feature_map_that_they_do_not_know():
+    """The reference may have one more; taken for the exponential map, it would be wrong without a word."""
+    query, key, value = (x.to(DEVICE) for x in qkv(t=20, d=16, dtype=torch.float32))
+    space = FeatureSpace(draw_features(16, 16, dtype=torch.float32, device=DEVICE).projection, None, 0.25, "sigmoid")
+    with pytest.raises(Exception, match="do not know this feature map"):
+        favor_attention_triton.full_attention_triton(query, key, value, None, space, "triton")
 
 
 @pytest.mark.parametrize("low", [-300.0, -2e4, -torch.inf])
