@@ -1,8 +1,11 @@
 """Choose settings for a user's data from the data alone: windows, model and training that fit its size and period."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, get_args
+
+from torch import Tensor
 
 from .closed_form_linear import ClosedFormLinear, LinearKind
 from .data import DataModule, SimulationTimeSeries
@@ -131,7 +134,11 @@ def choose_linear_part(data: DataModule) -> tuple[LinearKind, int]:
     Matrices for each sensor, one for all sensors, and one from all columns to all sensors, the latter over as many rows
     as 1024 inputs are; errors in units of each column's training standard deviation.
     """
-    scale = data.training_statistics()[1]
+    mean, scale = data.training_statistics()
+
+    def centred(split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x - mean, y - mean[: y.shape[-1]]) for x, y in data.window_blocks(split))
+
     errors = {}
     for kind in get_args(LinearKind):
         columns = data.d_y_context if kind == "vector" else 1
@@ -139,6 +146,6 @@ def choose_linear_part(data: DataModule) -> tuple[LinearKind, int]:
         if window < 1:
             continue
         part = ClosedFormLinear(kind, window, data.d_y_context, data.d_y_target).double()
-        part.fit(lambda: data.window_blocks("train"), lambda: data.window_blocks("val"), scale=scale)
-        errors[kind, window] = part.squared_error(data.window_blocks("val"), scale)
+        part.fit(lambda: centred("train"), lambda: centred("val"), scale=scale)
+        errors[kind, window] = part.squared_error(centred("val"), scale)
     return min(errors, key=lambda each: errors[each])

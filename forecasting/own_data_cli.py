@@ -83,6 +83,8 @@ def predict_command(options: Sequence[str]) -> None:
     output = None if arguments.output is None else Path(arguments.output)
     if output is not None and output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--output must end in {', '.join(SUFFIXES)}, got {str(output)!r}")
+    if output is not None and output.exists() and output.samefile(arguments.data):
+        raise ValueError(f"--output {output} is the file that is forecast; write to another one")
     forecaster = load_forecaster(resolve_checkpoint(arguments.ckpt_path))
     forecast = forecaster.forecast(arguments.data, arguments.horizon, arguments.covariates)
     if output is None:

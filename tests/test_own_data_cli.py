@@ -7,7 +7,7 @@ import yaml
 from small_run import refused, run
 from user_tables import DATED, ROWS, STAMPS, table
 
-from favorcast.forecasting import SimulationTimeSeries
+from favorcast.forecasting import SimulationTimeSeries, TableFormat
 from favorcast.forecasting.automatic_settings import choose_settings
 from favorcast.forecasting.cli import main
 
@@ -195,3 +195,26 @@ def test_the_linear_part_is_the_one_that_forecasts_the_validation_rows_best(coup
     settings = choose_settings(SimulationTimeSeries(data=values))
     assert settings.linear_model == ("vector" if coupled else "per_sensor")
     assert settings.config()["model"]["init_args"]["use_global_norm"] is coupled
+
+
+def test_an_offset_far_above_the_variation_is_trained_on():
+    values = np.random.default_rng(0).normal(size=(600, 2)) * 0.05 + [1e5, 0.0]
+    assert choose_settings(SimulationTimeSeries(data=values)).counts["train"] > 0
+
+
+def test_marks_of_thousands_are_refused(tmp_path):
+    cells = ["973", "1.256", "980", "981", "1.001", "990", "995", "999", "1.000", "1.002"]
+    rows = [f"2024-01-{day:02};{cell}\n" for day, cell in enumerate(cells, 1)]
+    (tmp_path / "a.csv").write_text("".join(["time;a\n", *rows]))
+    with pytest.raises(ValueError, match=r"'1\.256' may mark decimals or thousands"):
+        SimulationTimeSeries(str(tmp_path / "a.csv"))
+    series = SimulationTimeSeries(str(tmp_path / "a.csv"), table=TableFormat(decimal="."))
+    assert series.values[:3, 0].tolist() == pytest.approx([973, 1.256, 980])
+
+
+def test_a_forecast_never_replaces_what_it_is_made_from(folder, fitted, capsys, tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text(before := (folder / "weather.csv").read_text())
+    said = refused(capsys, "predict", "--ckpt_path", fitted, "--data", file, "--output", file)
+    assert "is the file that is forecast; write to another one" in said
+    assert file.read_text() == before

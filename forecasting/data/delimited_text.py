@@ -7,6 +7,7 @@ import codecs
 import csv
 import io
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,6 +188,7 @@ def _is_units_row(row: list[str], below: list[str]) -> bool:
 def _find_decimal(rows: list[list[str]], delimiter: str, path: Path) -> str:
     if delimiter == ",":
         return "."
+    _refuse_marks_of_thousands(rows[: 10 * SAMPLE_LINES], path)
     numbers = [cell for row in rows[: 10 * SAMPLE_LINES] for cell in row if is_number(cell) and not cell.isdecimal()]
     commas = [cell for cell in numbers if "," in cell]
     points = [cell for cell in numbers if "." in cell]
@@ -195,7 +197,7 @@ def _find_decimal(rows: list[list[str]], delimiter: str, path: Path) -> str:
             f"{path} holds numbers with decimal points ({points[0]!r}) and with commas ({commas[0]!r}); write them "
             "alike, without marks of thousands"
         )
-    if commas and all(_may_be_thousands(cell) for cell in commas):
+    if commas and all(_may_be_thousands(cell, ",") for cell in commas):
         raise ValueError(
             f"{path}: the comma in {commas[0]!r} may mark decimals or thousands; state table.decimal ',' for decimals, "
             "or write numbers without marks of thousands"
@@ -203,8 +205,19 @@ def _find_decimal(rows: list[list[str]], delimiter: str, path: Path) -> str:
     return "," if commas else "."
 
 
-def _may_be_thousands(cell: str) -> bool:
-    head, *groups = cell.lstrip("+-").split(",")
+def _refuse_marks_of_thousands(rows: list[list[str]], path: Path) -> None:
+    """Raise ValueError where a column holds numbers such as 973 beside 1.256, and no other kind of point."""
+    for column in zip_longest(*rows, fillvalue=""):
+        pointed = [cell for cell in column if is_number(cell) and "." in cell]
+        if pointed and all(_may_be_thousands(cell, ".") for cell in pointed) and any(map(str.isdecimal, column)):
+            raise ValueError(
+                f"{path}: the point in {pointed[0]!r} may mark decimals or thousands; state table.decimal '.' for "
+                "decimals, or write numbers without marks of thousands"
+            )
+
+
+def _may_be_thousands(cell: str, mark: str) -> bool:
+    head, *groups = cell.lstrip("+-").split(mark)
     return 1 <= len(head) <= 3 and head[0] != "0" and all(len(group) == 3 and group.isdecimal() for group in groups)
 
 
