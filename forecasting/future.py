@@ -121,7 +121,7 @@ class Forecast:
 
     @property
     def _digits(self) -> int:
-        spread = np.nanstd(self.context, axis=0)
+        spread = np.nanstd(np.where(np.isnan(self.context).all(axis=0), 0.0, self.context), axis=0)
         largest = np.abs(self.values).max(axis=0)
         ratio = (largest / np.where(spread > 0, spread, 1.0)).max()
         return min(DIGITS + max(0, ceil(log10(ratio)) if ratio > 0 else 0), 15)
@@ -142,8 +142,17 @@ def forecast(model: Forecaster, data: Any, horizon: int | None = None, covariate
     order = _positions(record.columns, card)
     context, known = order[: len(card.context_columns)], order[len(card.context_columns) :]
     values = mark_missing(record.values[context_rows][:, context], card.null_value)
-    if np.isnan(values[:, : len(card.target_columns)]).all():
+    unseen = np.isnan(values[:, : len(card.target_columns)]).all(axis=0)
+    if unseen.all():
         raise ValueError(f"the last {card.context_len} rows hold no value of any target; end the data where values end")
+    if unseen.any():
+        names = ", ".join(np.array(card.target_columns)[unseen])
+        warnings.warn(
+            f"the last {card.context_len} rows hold no value of {names}: what is forecast there follows from training "
+            "and the other columns alone",
+            DataWarning,
+            stacklevel=3,
+        )
     past_known = mark_missing(record.values[context_rows][:, known], card.null_value)
     future_known = _future_known(covariates, card, target_times, record.timestamps is not None, horizon)
     clock = _clock(record, card)

@@ -137,6 +137,13 @@ def test_reordered_columns_are_put_in_order(hourly):
     np.testing.assert_array_equal(found.values, expected.values)
 
 
+def test_a_column_without_values_in_the_context_is_told(hourly, tmp_path):
+    with pytest.warns(DataWarning, match="the last 8 rows hold no value of p"):
+        found = hourly.forecast(TABLE.iloc[:ROWS].assign(**{"p [Pa]": np.nan}))
+    found.save(tmp_path / "a.csv")
+    assert np.isfinite(found.values).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
