@@ -88,7 +88,6 @@ class Launch(NamedTuple):
     """Tile sizes clipped to the problem, and keyword arguments: compile-time values, and those of Triton's launcher."""
 
     tokens: int
-    features: int
     tiles: int
     options: dict[str, Any]
 
@@ -105,10 +104,9 @@ def _clipped_launch(kernel: str, spec: Spec, architecture: int, most_tokens: int
     tiles = ceil_div(spec.FEATURES, features)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     filled = spec._replace(BLOCK_M=features, TILES=tiles)
-    return Launch(min(config.tokens, most_tokens), features, tiles, {"S": compile_time(filled), **options})
+    return Launch(min(config.tokens, most_tokens), tiles, {"S": compile_time(filled), **options})
 
 
-@lru_cache(maxsize=1024)
 def compile_time(spec: Spec) -> Any:
     """Return a spec as kernels take it."""
     return Spec(*map(cast(Any, tl.constexpr), spec))
@@ -116,7 +114,7 @@ def compile_time(spec: Spec) -> Any:
 
 @lru_cache(maxsize=256)
 def landmark_spec(m: int, e: int) -> tuple[int, Any]:
-    """Return the tile of a kernel that only adds up states (m, e), and its compile-time values."""
+    """Return the tiles of features of a kernel that only adds up states (m, e), and its compile-time values."""
     block = min(16, next_power_of_two(m))
     spec = Spec(m, m, 0, e, "", False, 0, next_power_of_two(e), tl.float32, "", block, ceil_div(m, block))
     return spec.TILES, compile_time(spec)

@@ -117,11 +117,6 @@ def load_vector(x, batch, head, rows, keep, other):
 
 
 @triton.jit
-def store_vector(x, batch, head, rows, keep, vector):
-    tl.store(row_pointers(x, batch, head, rows), vector, mask=keep)
-
-
-@triton.jit
 def block_pointers(pointer, plane, count, rows, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Return pointers [A, BLOCK_DIM] into a contiguous (planes, count, DIM) tensor with planes below 2^31 elements."""
     columns = tl.arange(0, BLOCK_DIM)

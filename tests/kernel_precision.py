@@ -191,7 +191,8 @@ def main() -> None:
     print(
         "Budget: what the worst result takes of 2.25 times plain torch's error (learnt features' gradient: 2.75 times),"
     )
-    print("errors below 2.4e-7 counted as that, of the adversarial inputs in float32 those below 3e-5.\n")
+    print("errors below 2.4e-7 counted as that, of the adversarial inputs in float32 those below 3e-5.")
+    print('Of adversarial inputs, "torch" is the larger of its error and of what rounding the inputs once changes.\n')
     print("| case | dtype | output | torch | gradients | torch | budget |\n| --- | --- | --- | --- | --- | --- | --- |")
     for case in CASES:
         for label, norms in NORMS.items() if case in ATTENTION else [("", 1.0)]:
