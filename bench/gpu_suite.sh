@@ -32,7 +32,7 @@ cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-$(command -v python || command -v python3)}
 
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  echo "no CUDA device is there (or $python has no torch): bench/run.py measures a CPU, bench/dry_run.py launches on none"
+  echo "no CUDA device is there (or $python has no torch): bench/run.py measures a CPU, bench/without_gpu/dry_run.py launches on none"
   exit 2
 fi
 work=$(mktemp -d)
@@ -42,7 +42,7 @@ ln -s "$PWD/kernels" "$PWD/forecasting" "$work/favorcast"
 export PYTHONPATH="$work:$PWD/bench${PYTHONPATH:+:$PYTHONPATH}" # this checkout's sources, whatever is installed
 export PYTHONUNBUFFERED=1                                         # what was said before a part is cut off is in the log
 
-sources=$("$python" -c 'import machine; print(machine.commit(machine.ROOT, "bench", "tests"))') || exit 2
+sources=$("$python" -c 'from harness import machine; print(machine.commit(machine.ROOT, "bench", "tests"))') || exit 2
 if ! grep -qxs "sources $sources" "$out/done.txt"; then
   [ ! -e "$out/done.txt" ] || echo "$out is about $(head -n 1 "$out/done.txt"), this checkout is $sources: all runs again"
   rm -f "$out/smoke.txt" "$out/tests.txt" "$out/toolchain.txt"
@@ -67,7 +67,7 @@ retry_wrong() { # the cases in which our kernels are wrong, with the other assem
   wrong=$("$python" bench/run.py --failures --output "$out" |
     sed -n 's/^\(.*\) [a-z+]*: favorcast triton wrong: .*/\1/p' | sort -u | paste -sd '|')
   [ -n "$wrong" ] || return 0
-  "$python" -c 'import machine; [print(*x) for x in list(machine.assemblers().items())[1:]]' |
+  "$python" -c 'from harness import machine; [print(*x) for x in list(machine.assemblers().items())[1:]]' |
     while read -r version path; do
       echo "wrong cases with ptxas $version:"
       TRITON_PTXAS_PATH=$path TRITON_PTXAS_BLACKWELL_PATH=$path "$python" bench/run.py \
@@ -76,25 +76,25 @@ retry_wrong() { # the cases in which our kernels are wrong, with the other assem
 }
 
 part_smoke() {
-  "$python" bench/smoke.py --record "$out/smoke.txt" | tee "$work/smoke"
+  "$python" bench smoke --record "$out/smoke.txt" | tee "$work/smoke"
   local code=${PIPESTATUS[0]}
   if grep -q '^use ' "$work/smoke"; then sed -n 's/^use //p' "$work/smoke" > "$out/toolchain.txt"; fi
   return "$code"
 }
 
 part_headline() {
-  timeout $((limit / 3)) "$python" bench/compile_cases.py --op "$headline"
+  timeout $((limit / 3)) "$python" bench compile_cases --op "$headline"
   run_bench --op "$headline" --group core --provider "$without_reference"
   local code=$?
-  "$python" bench/host_cost.py --output "$out" || code=1
+  "$python" bench host_cost --output "$out" || code=1
   retry_wrong
   return "$code"
 }
 
-part_tests() { "$python" bench/gpu_tests.py "$out/tests.txt" --budget-seconds $((limit - reserve)); }
+part_tests() { "$python" bench gpu_tests "$out/tests.txt" --budget-seconds $((limit - reserve)); }
 
 part_bench() {
-  timeout $((limit / 3)) "$python" bench/compile_cases.py
+  timeout $((limit / 3)) "$python" bench compile_cases
   run_bench --op '^(favor|decomposition) ' --group core --provider "$without_reference"
   local code=$?
   run_bench --op '^(forecaster|layer|rollout step) ' --group core || code=$((code == 1 ? 1 : $?))
@@ -110,15 +110,15 @@ part_peers() {
 }
 
 part_profile() {
-  "$python" bench/kernel_profile.py && "$python" bench/kernel_profile.py --causal &&
-    "$python" bench/kernel_profile.py --shape 4 8 3920 16 100
+  "$python" bench kernel_profile && "$python" bench kernel_profile --causal &&
+    "$python" bench kernel_profile --shape 4 8 3920 16 100
   local code=$? check
   if ! command -v compute-sanitizer > /dev/null; then
     echo "note: compute-sanitizer is not installed, memory accesses are not checked"
     return "$code"
   fi
   for check in full causal 'decomposition, masked mixture'; do
-    compute-sanitizer --report-api-errors no "$python" bench/smoke.py --in-process "$check, d 64, bfloat16" > "$work/sanitizer" 2>&1
+    compute-sanitizer --report-api-errors no "$python" bench smoke --in-process "$check, d 64, bfloat16" > "$work/sanitizer" 2>&1
     tail -n 20 "$work/sanitizer"
     if grep -qE '^=+ Invalid ' "$work/sanitizer"; then
       code=1
@@ -140,7 +140,7 @@ summarise() {
     sed -n 's/^\(failed\|absent\)\t/test \1: /p' "$out/tests.txt" 2> /dev/null
     if ls "$out"/*.csv > /dev/null 2>&1; then
       "$python" bench/run.py --failures --output "$out" || touch "$work/wrong"
-      "$python" bench/targets.py --results "$out"
+      "$python" bench targets --results "$out"
     fi
   } > "$out/summary.txt"
 }

@@ -14,23 +14,22 @@ carried out; 3 --budget-seconds is spent, run again with --resume; 4 --compare h
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from cases import DTYPE_NAMES, Case, Provider, Scale
-from machine import description, file_stem
-from measurement import Bench, BrokenDeviceError, first_line, measure, refuse_if_broken
-from results_file import MACHINE, ResultFileError, Row, append, latest, read
-from roofline import peaks_of
-from stopwatch import clock_of
+from discovery import selected
+from harness.cases import DTYPE_NAMES, Case, Provider, Scale
+from harness.machine import description, file_stem
+from harness.measurement import Bench, BrokenDeviceError, first_line, measure, refuse_if_broken
+from harness.results_file import MACHINE, ResultFileError, Row, append, latest, read
+from harness.roofline import peaks_of
+from harness.timing import clock_of
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -56,7 +55,7 @@ class ImpossibleError(ValueError):
 
 def _command(options: argparse.Namespace) -> int:
     if options.report:
-        from result_report import write_reports
+        from harness.result_report import write_reports
 
         written = write_reports(options.output or RESULTS)
         print("\n".join(str(path) for path in written) or "no result files", file=sys.stderr)
@@ -64,7 +63,7 @@ def _command(options: argparse.Namespace) -> int:
     if options.failures:
         return print_failures(options.output or RESULTS)
     if options.compare:
-        from revisions import compare
+        from harness.revisions import compare
 
         return compare(options.compare, options.op, quick=options.quick, device=_device(options))
     device = torch.device("cpu") if options.quick and options.device is None else _device(options)
@@ -79,30 +78,11 @@ def _command(options: argparse.Namespace) -> int:
     append(path, [])  # where nothing can be written is known before anything is measured
     code = run(bench, cases, path, resume=options.resume, budget_seconds=options.budget_seconds)
     if options.quick:
-        from result_report import write_reports
+        from harness.result_report import write_reports
 
         write_reports(folder)
     print(f"written to {folder}", file=sys.stderr)
     return code
-
-
-@cache
-def modules() -> list[ModuleType]:
-    """Import every `bench_<op>.py` beside this file, in the order of their names."""
-    if str(HERE) not in sys.path:
-        sys.path.append(str(HERE))
-    found = []
-    for path in sorted(HERE.glob("bench_*.py")):
-        try:
-            found.append(importlib.import_module(path.stem))
-        except ModuleNotFoundError as error:  # the kernels are measured where, say, Lightning is not installed
-            print(f"{path.name} is not run: {error}", file=sys.stderr)
-    return found
-
-
-def selected(scale: Scale, pattern: str) -> list[tuple[ModuleType, Case]]:
-    """Return the cases of a scale whose op, shape and dtype match a regular expression."""
-    return [(m, case) for m in modules() for case in m.cases(scale) if re.search(pattern, str(case))]
 
 
 def run(

@@ -1,15 +1,5 @@
 """Spatio-temporal forecasting on PyTorch Lightning: data, models, training, baselines, reports."""
 
-from .baselines import (
-    Analogs,
-    DynamicModeDecomposition,
-    Persistence,
-    RidgeRegression,
-    SeasonalNaive,
-    VectorRidge,
-    default_baselines,
-)
-from .best_checkpoint import BestCheckpoint
 from .closed_form_linear import ClosedFormLinear
 from .data import (
     DataModule,
@@ -19,16 +9,26 @@ from .data import (
     TableFormat,
     extract_datapoints,
 )
-from .dynamics_metrics import DynamicsErrors
-from .feature_redraw_callback import RedrawFeatures
+from .evaluation.baselines import (
+    Analogs,
+    DynamicModeDecomposition,
+    Persistence,
+    RidgeRegression,
+    SeasonalNaive,
+    VectorRidge,
+    default_baselines,
+)
 from .forecaster import Forecaster
 from .future import Forecast, load_forecaster
 from .linear_model import LinearModel
-from .metrics import ForecastErrors
+from .metrics.dynamics import DynamicsErrors
+from .metrics.forecast_errors import ForecastErrors
 from .normalization import GlobalNorm, NoNorm, RevIN
 from .own_data import train_forecaster
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 from .st_transformer import SpatioTemporalPerformer
+from .training.best_checkpoint import BestCheckpoint
+from .training.feature_redraw_callback import RedrawFeatures
 
 __all__ = [
     "Analogs",

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .sampling import ScheduledSampling, draw_given
 from .st_transformer import Memory, SpatioTemporalPerformer
 from .st_transformer.patches import from_patches, to_patches
+from .training.scheduled_sampling import ScheduledSampling, draw_given
 
 
 class DecoderInput(NamedTuple):

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..kernels import series_decomposition
 from .closed_form_linear import ClosedFormLinear, WindowBlocks
-from .forecast_training import ForecastTraining, Window
 from .linear_model import LinearChoice, LinearFit, LinearPart
-from .losses import LossName
+from .metrics.losses import LossName
 from .missing_values import fill_missing, mark_missing
 from .normalization import GlobalNorm, NoNorm, RevIN
 from .rollout import roll_forward
-from .schedules import WarmupPlateau
+from .training.schedules import WarmupPlateau
+from .training.training import ForecastTraining, Window
 from .window_widths import WindowWidths
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .cli.run_folder import load_checkpoint
 from .data import DataWarning
 from .data.column_statistics import mark_missing
 from .data.data_card import DataCard
@@ -22,7 +23,6 @@ from .data.sources import record_of
 from .data.time_grid import TimeGrid, continue_times, local_index, on_grid
 from .data.time_labels import time_texts
 from .forecaster import Forecaster
-from .run_folder import load_checkpoint
 
 SUFFIXES = (".csv", ".parquet", ".nc")
 DIGITS = 7  # of float32, in units of the spread of the context
@@ -111,7 +111,7 @@ class Forecast:
 
     def plot(self, sensors: list[str] | None = None) -> Any:
         """Draw the latest context and the forecast, as a matplotlib Figure (see plot_future)."""
-        from .future_plot import plot_future  # matplotlib takes a while to import
+        from .evaluation.future_plot import plot_future  # matplotlib takes a while to import
 
         return plot_future(self, sensors)
 

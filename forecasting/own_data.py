@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 
 from .automatic_settings import choose_settings
-from .best_checkpoint import BestCheckpoint
 from .data import DataModule, SimulationTimeSeries
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
+from .training.best_checkpoint import BestCheckpoint
 
 
 def train_forecaster(

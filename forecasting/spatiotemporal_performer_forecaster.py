@@ -11,11 +11,9 @@ from torch import Tensor
 
 from .autoregression import TRAINING_FORECASTS, Given, decoder_input, forecast_step_by_step, split_drift
 from .closed_form_linear import ClosedFormLinear
-from .forecast_training import Window
 from .forecaster import Forecaster
 from .linear_model import LinearChoice, LinearFit
-from .losses import LossName
-from .sampling import ScheduledSampling, check_strategy, inverse_sigmoid_ratio
+from .metrics.losses import LossName
 from .st_transformer import PerformerConfig, SpatioTemporalPerformer
 from .st_transformer.attention_class import attention_class_named
 from .st_transformer.feed_forward import Activation
@@ -23,6 +21,8 @@ from .st_transformer.layer_config import PerformerKernel
 from .st_transformer.patches import pad_back, pad_front
 from .st_transformer.performer_config import PositionEmbedding
 from .st_transformer.token_norm import NormalizationType
+from .training.scheduled_sampling import ScheduledSampling, check_strategy, inverse_sigmoid_ratio
+from .training.training import Window
 
 MODEL_OPTIONS = [field.name for field in fields(PerformerConfig) if field.name != "attention_factory"]
 

@@ -1,8 +1,9 @@
 """Linear attention with random features (FAVOR+) and moving-average series decomposition."""
 
 from . import onnx_decompositions as onnx_decompositions  # registers them
-from .attention_replacement import AttentionLeft, AttentionReplacement, multihead_state_dict, replace_attention
-from .favor_attention import (
+from .decomposition.functions import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
+from .dispatch.implementation import set_impl
+from .favor.functions import (
     FavorState,
     Streamed,
     attend,
@@ -12,13 +13,12 @@ from .favor_attention import (
     stream_attention,
     summarize,
 )
-from .favor_module import FavorAttention
-from .feature_redraw import redraw_features
-from .implementation import set_impl
+from .huggingface.cache import favor_cache
+from .huggingface.register import register_with_transformers
+from .layers.multihead import FavorAttention
+from .layers.redraw import redraw_features
+from .layers.replacement import AttentionLeft, AttentionReplacement, multihead_state_dict, replace_attention
 from .random_features import RandomFeatures, draw_features
-from .series_decomposition import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
-from .transformers_cache import favor_cache
-from .transformers_integration import register_with_transformers
 
 __all__ = [
     "AttentionLeft",

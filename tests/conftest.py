@@ -45,6 +45,12 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _kept_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what a test adds to the path: the command appends the working directory, which may be the checkout."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 @pytest.fixture
 def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill new, uninitialised tensors with NaN: an element nobody writes then shows."""

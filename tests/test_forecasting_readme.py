@@ -9,7 +9,7 @@ import pytest
 from user_tables import STAMPS, table
 
 from favorcast.forecasting import automatic_settings
-from favorcast.forecasting.cli import main
+from favorcast.forecasting.cli.main import main
 
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "forecasting" / "README.md").read_text(encoding="utf-8")
@@ -72,4 +72,4 @@ def test_each_plus_of_the_table_is_a_test_and_nothing_else_claims_one():
             assert not named.strip(), feature
             continue
         file, _, name = named.strip().strip("`").partition("::")
-        assert f"def {name}" in (TESTS / file).read_text(encoding="utf-8"), feature
+        assert f"def {name}" in next(TESTS.rglob(file)).read_text(encoding="utf-8"), feature

@@ -12,9 +12,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from cases import PASSES, Case, Passes
-from correctness_gate import gate, timed_call
-from run import selected
+from discovery import selected
+from harness.cases import PASSES, Case, Passes
+from harness.correctness_gate import gate, timed_call
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed: pip install -e '.[bench]'")
 

@@ -1,1 +1,1 @@
-"""Configurations that ship with the package; `favorcast.forecasting.config_files` finds them."""
+"""Configurations that ship with the package; `favorcast.forecasting.cli.config_files` finds them."""

@@ -1,6 +1,6 @@
 """Sensor series: readers, splits, time covariates, windows, batches.
 
-The flow solver stays out of this list: `favorcast.forecasting.data.flows` is a program, run with `python -m`.
+The flow solver stays out of this list: `favorcast.forecasting.flows.records` is a program, run with `python -m`.
 """
 
 from .augmentation import InputAugmentation, add_gaussian_noise, frequency_domain_augmentation

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..flows import embedded
 from .delimited_text import read_delimited_text
 from .frame_record import record_from_frame, record_from_table
 from .labelled_array import record_from_xarray
@@ -22,10 +23,9 @@ NPZ_KEYS = ("dataset", "columns", "timestamps", "sampling_time", "time_unit", "u
 
 def embedded_names() -> list[str]:
     """List the series that ship with the package; each name is a valid data_path."""
-    folder = resources.files(__name__.rpartition(".")[0]) / "embedded"
-    if not folder.is_dir():
-        return []
-    return sorted(file.name.removesuffix(".npz") for file in folder.iterdir() if file.name.endswith(".npz"))
+    return sorted(
+        file.name.removesuffix(".npz") for file in resources.files(embedded).iterdir() if file.name.endswith(".npz")
+    )
 
 
 def embedded_path(name: str) -> Path:
@@ -36,7 +36,7 @@ def embedded_path(name: str) -> Path:
     """
     if name not in embedded_names():
         raise ValueError(f"no embedded series is called {name!r}; there are {embedded_names()}")
-    return Path(str(resources.files(__name__.rpartition(".")[0]) / "embedded" / f"{name}.npz"))
+    return Path(str(resources.files(embedded) / f"{name}.npz"))
 
 
 def read_series(path: str | Path, *, time_column: str | None = None, table: TableFormat | None = None) -> SensorRecord:

@@ -1,0 +1,124 @@
+"""The commands for a user's own data: describe FILE, fit --data FILE, predict --data FILE."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import yaml
+from rich.console import Console
+
+from ..automatic_settings import choose_settings
+from ..data import SimulationTimeSeries, TableFormat
+from ..data.time_grid import Gaps
+from ..future import SUFFIXES, Forecast, load_forecaster
+from .describe import describe, print_all, settings_lines
+from .run_folder import create_run_folder, new_run_folder, resolve_checkpoint
+
+LIST_OPTIONS = ("column_names", "missing")
+FORECAST_FILE, PICTURE_FILE = "forecast.csv", "forecast.png"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one message."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError for arguments that cannot be parsed."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def describe_command(options: Sequence[str]) -> None:
+    """Print what is in a file, and what a training of it would do."""
+    parser = _parser("favorcast describe", "Describe a file of sensor data: rows, columns, times, spectrum, windows.")
+    parser.add_argument("file", help="table, array or NetCDF file, or the name of an embedded series")
+    arguments = parser.parse_args(options)
+    series = SimulationTimeSeries(arguments.file, **_reading(arguments))
+    try:
+        settings = choose_settings(series)
+    except ValueError:
+        settings = None  # said in the last line
+    print_all(Console(), [f"{arguments.file}:", *describe(series, settings)])
+
+
+def own_data_config(file: str, options: Sequence[str]) -> tuple[Path, list[str]]:
+    """Write a configuration for a file, say what it chose, and return it with the options that remain.
+
+    Raises:
+        ValueError: a file that cannot be read or trained on.
+    """
+    parser = _parser("favorcast fit --data FILE", "Train on a file with settings that follow from it.")
+    windows = ("context_len", "target_len")
+    for name in windows:
+        parser.add_argument(f"--data.{name}", dest=name, type=int)
+    arguments, rest = parser.parse_known_args(list(options))
+    reading = _reading(arguments)
+    series = SimulationTimeSeries(file, **reading)
+    settings = choose_settings(series, **{name: getattr(arguments, name) for name in windows})
+    print_all(Console(), [f"{file}: settings chosen for these data", *settings_lines(series, settings)])
+    config = settings.config()
+    table = reading.pop("table")
+    init_args = reading | {"data_path": file}
+    if table is not None:
+        init_args["table"] = {field.name: getattr(table, field.name) for field in fields(table)}
+    config["data"]["series"] = {"class_path": "SimulationTimeSeries", "init_args": init_args}
+    config["name"] = Path(file).stem
+    path = Path(tempfile.mkdtemp(prefix="favorcast_")) / "own_data.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return path, rest
+
+
+def predict_command(options: Sequence[str]) -> None:
+    """Forecast the future of a file, write it labelled, and draw it; print the folder last."""
+    parser = Parser("favorcast predict", description="Forecast the rows that follow the end of a file.")
+    parser.add_argument("--ckpt_path", required=True, help="a .ckpt file or a run folder")
+    parser.add_argument("--data", required=True, help="file whose future is forecast; its latest context is enough")
+    parser.add_argument("--horizon", type=int, help="rows to forecast (default: the horizon of training)")
+    parser.add_argument("--covariates", help="file with the known columns at the times to forecast")
+    parser.add_argument("--output", help=f"file to write ({', '.join(SUFFIXES)}), with a picture beside it")
+    parser.add_argument("--runs", default="runs", help="folder of all runs, for results without --output")
+    parser.add_argument("--name", help="folder of this run in --runs (default: the data's name)")
+    arguments = parser.parse_args(options)
+    output = None if arguments.output is None else Path(arguments.output)
+    if output is not None and output.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--output must end in {', '.join(SUFFIXES)}, got {str(output)!r}")
+    if output is not None and output.exists() and output.samefile(arguments.data):
+        raise ValueError(f"--output {output} is the file that is forecast; write to another one")
+    forecaster = load_forecaster(resolve_checkpoint(arguments.ckpt_path))
+    forecast = forecaster.forecast(arguments.data, arguments.horizon, arguments.covariates)
+    if output is None:
+        folder = new_run_folder(Path(arguments.runs), arguments.name or Path(arguments.data).stem, "predict")
+        create_run_folder(folder)
+        _write(forecast, folder / FORECAST_FILE, folder / PICTURE_FILE)
+        print(folder)
+    else:
+        _write(forecast, output, output.with_suffix(".png"))
+        print(output)
+
+
+def _write(forecast: Forecast, file: Path, picture: Path) -> None:
+    forecast.save(file)
+    forecast.plot().savefig(picture)
+
+
+def _parser(program: str, description: str) -> Parser:
+    parser = Parser(program, description=description, allow_abbrev=False)
+    parser.add_argument("--time_column", help="column that holds the time (default: found by name and content)")
+    parser.add_argument("--gaps", choices=get_args(Gaps), default="split", help="what to do where times are irregular")
+    parser.add_argument("--null_value", type=float, help="number that marks missing values")
+    parser.add_argument("--target_columns", nargs="+", help="names or patterns of the sensors to forecast")
+    parser.add_argument("--exogenous_columns", nargs="+", help="sensors that are only ever context")
+    parser.add_argument("--known_columns", nargs="+", help="columns whose future is known")
+    for field in fields(TableFormat):
+        parser.add_argument(
+            f"--{field.name}", nargs="+" if field.name in LIST_OPTIONS else None, help="see TableFormat"
+        )
+    return parser
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {field.name: getattr(arguments, field.name) for field in fields(TableFormat)}
+    table = TableFormat(**given) if any(value is not None for value in given.values()) else None
+    names = ("gaps", "null_value", "target_columns", "exogenous_columns", "known_columns")
+    return {name: getattr(arguments, name) for name in names} | {"time_col_name": arguments.time_column, "table": table}

@@ -1,1 +1,0 @@
-"""Data files that ship with favorcast: see favorcast.forecasting.data.flows for how they were made."""

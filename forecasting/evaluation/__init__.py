@@ -1,0 +1,1 @@
+"""Yardsticks, and what a run writes about its forecasts."""

@@ -1,0 +1,115 @@
+"""Let the baselines forecast what the model is tested on.
+
+b batch, l context_len, n target_len, c d_y_context columns of which the first d_y_target are forecast.
+"""
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ..data import DataModule, SimulationTimeSeries
+from ..forecaster import Forecaster
+from ..metrics.dynamics import DynamicsErrors
+from ..metrics.forecast_errors import ForecastErrors
+from ..missing_values import mark_missing
+from .baseline import Baseline
+from .baselines import Persistence, default_baselines
+from .report import Report, Score
+
+
+class BaselineComparison(pl.Callback):
+    """Score the baselines on the batches of `Trainer.test`, beside the model.
+
+    When the test starts, the baselines are fitted on the training rows of the DataModule. Their errors are running
+    sums with the masks of the model's own (`Forecaster.test_errors`), so that no forecast is kept. After the test
+    `report` holds the result.
+
+        comparison = BaselineComparison()
+        pl.Trainer(callbacks=[comparison]).test(forecaster, datamodule=data)
+        rich.print(score_table(comparison.report))
+
+    Args:
+        baselines: the yardsticks; None for `default_baselines` with the `season` of the data. Persistence, the
+            reference of skill, comes first when it is not among them.
+
+    Raises:
+        ValueError: in a test of another model than a Forecaster, or without a DataModule.
+    """
+
+    def __init__(self, baselines: Sequence[Baseline] | None = None) -> None:
+        self.baselines = baselines
+        self.report: Report | None = None
+        self._errors: list[tuple[Baseline, ForecastErrors, DynamicsErrors]] = []
+        self._windows = 0
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fit the baselines on the training rows."""
+        model, data = _participants(trainer, pl_module)
+        self.report, self._windows = None, 0
+        baselines = default_baselines(season(data)) if self.baselines is None else list(self.baselines)
+        if not any(baseline.name == Persistence.name for baseline in baselines):
+            baselines.insert(0, Persistence())
+        train = data.series.split_range("train")
+        rows = torch.from_numpy(data.series.values[train.start : train.stop : data.time_resolution])
+        rows = mark_missing(rows, model.null_value)
+        sizes = {"context_len": data.context_len, "target_len": data.target_len, "d_y_target": data.d_y_target}
+        self._errors = [
+            (each.fit(rows, **sizes), ForecastErrors().to(model.device), DynamicsErrors().to(model.device))
+            for each in baselines
+        ]
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: Sequence[Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the errors that the baselines make on one batch."""
+        model, _ = _participants(trainer, pl_module)
+        context_y, target_y = (mark_missing(y, model.null_value) for y in (batch[1], batch[3]))
+        for baseline, errors, dynamics in self._errors:
+            forecast = baseline.predict(context_y)
+            errors.update(forecast, target_y)
+            dynamics.update(forecast, target_y, model.target_scale)
+        self._windows += len(target_y)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collect the scores of the model and of the baselines in `report`."""
+        model, data = _participants(trainer, pl_module)
+        scores = {type(model).__name__: Score.of(model.test_errors, model.test_dynamics)}
+        scores |= {baseline.name: Score.of(errors, dynamics) for baseline, errors, dynamics in self._errors}
+        self.report = Report(
+            scores=scores,
+            sensors=data.series.target_cols,
+            windows=int(trainer.strategy.reduce(torch.tensor(self._windows), reduce_op="sum")),
+            unit=data.series.unit,
+            time_unit=data.series.time_unit,
+            time_step=data.series.sampling_time * data.time_resolution,
+        )
+
+
+def season(data: DataModule) -> int | None:
+    """Return the period of the lowest of the series' dominant frequencies, in rows of a window.
+
+    None when the series has no frequencies or a context holds no full period.
+    """
+    series: SimulationTimeSeries = data.series
+    if len(series.frequencies) == 0:
+        return None
+    period = round(1 / (series.frequencies.min() * series.sampling_time * data.time_resolution))
+    return period if 1 <= period <= data.context_len else None
+
+
+def _participants(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Forecaster, DataModule]:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(pl_module, Forecaster) or not isinstance(data, DataModule):
+        raise ValueError(
+            "a comparison with baselines needs trainer.test(forecaster, datamodule=DataModule(...)): got a "
+            f"{type(pl_module).__name__} and the datamodule {data!r}"
+        )
+    return pl_module, data

@@ -1,0 +1,57 @@
+"""Draw a forecast of the future behind the context that it starts from."""
+
+import numpy as np
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+
+from ..data.time_grid import local_index
+from ..future import Forecast
+from .plots import CONTEXT_COLOR, DPI, MODEL_STYLE
+from .report import with_unit
+
+SENSORS_DRAWN = 4
+
+
+def plot_future(forecast: Forecast, sensors: list[str] | None = None) -> Figure:
+    """Plot context and forecast of a few sensors, one below the other.
+
+    Args:
+        forecast: what to draw.
+        sensors: names; None takes the first four.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    chosen = forecast.columns[:SENSORS_DRAWN] if sensors is None else list(sensors)
+    unknown = [name for name in chosen if name not in forecast.columns]
+    if unknown or not chosen:
+        raise ValueError(f"sensors must be among {forecast.columns}, got {unknown or chosen}")
+    is_date = forecast.times.dtype.kind == "M"
+    past, future = forecast.context_times, forecast.times
+    if is_date and forecast.time_zone is not None:
+        past, future = (local_index(times, forecast.time_zone).tz_localize(None).to_numpy() for times in (past, future))
+    figure = Figure(figsize=(9, 1.0 + 2.0 * len(chosen)), layout="constrained", dpi=DPI)
+    rows = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(rows, chosen, strict=True):
+        i = forecast.columns.index(name)
+        axes.plot(past, forecast.context[:, i], color=CONTEXT_COLOR, linewidth=1.6, label="context")
+        joined = np.r_[forecast.context[-1:, i], forecast.values[:, i]]
+        every = max(1, len(future) // 40)
+        axes.plot(np.r_[past[-1:], future], joined, label="forecast", markevery=every, **MODEL_STYLE)
+        axes.axvline(past[-1], color=CONTEXT_COLOR, linewidth=0.8, linestyle=":")
+        axes.set_title(name, loc="left", fontsize="medium")
+        axes.set_ylabel(with_unit("value", forecast.units[i]))
+        axes.grid(color="#EEEEEE", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if is_date:
+        locator = AutoDateLocator()
+        rows[-1].xaxis.set_major_locator(locator)
+        rows[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    rows[-1].set_xlabel(with_unit("time", forecast.time_zone if is_date else forecast.time_unit))
+    figure.align_ylabels()
+    shown = "" if len(chosen) == len(forecast.columns) else f", {len(chosen)} of {len(forecast.columns)} sensors"
+    figure.suptitle(f"Forecast of {len(future)} steps{shown}")
+    handles, labels = rows[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure

@@ -1,0 +1,1 @@
+"""The lattice-Boltzmann solver and the flows that are shipped."""

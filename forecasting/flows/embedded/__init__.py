@@ -1,0 +1,1 @@
+"""Data files that ship with favorcast: see favorcast.forecasting.flows.records for how they were made."""

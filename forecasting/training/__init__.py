@@ -1,0 +1,1 @@
+"""Training of a forecaster: steps, schedules, scheduled sampling, callbacks."""

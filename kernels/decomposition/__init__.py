@@ -1,0 +1,1 @@
+"""Moving average and series decomposition: functions, their operators, and two implementations."""

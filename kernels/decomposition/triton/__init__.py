@@ -1,0 +1,1 @@
+"""Series decomposition as Triton kernels; imported when they are first launched."""

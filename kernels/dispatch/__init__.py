@@ -1,0 +1,1 @@
+"""What every operator needs: registration, launching, the choice of an implementation."""

@@ -1,0 +1,1 @@
+"""FAVOR+ attention: functions, their operators, and two implementations."""

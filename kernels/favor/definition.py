@@ -1,0 +1,128 @@
+"""FAVOR attention by its definition: the formulas, in plain differentiable torch.
+
+Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
+
+These functions say what is computed. They hold every exponent in memory, so they serve the tests as an oracle and
+autograd for second derivatives; `favor_reference.py` and `favor_causal_reference.py` compute the same in blocks.
+
+With x scaled by `scale ** 0.5` (d ** -0.25 unless told otherwise), projection rows w_r and log-weights c_r:
+
+    hop 1, summarize   e_sr = w_r . k_s - |k_s|^2 / 2 + c_r
+                       L_r  = logsumexp_s e_sr                V_r = sum_s softmax_s(e_sr) v_s
+    hop 2, attend      o_t  = sum_r softmax_r(w_r . q_t + L_r) V_r
+
+which is the quotient phi(Q) (phi(K)^T V) / phi(Q) (phi(K)^T 1) of Choromanski et al. 2021, eq. (4), without ever
+forming phi: |q|^2 / 2 and 1 / sqrt(m) cancel, both hops are softmax averages, nothing can overflow and no epsilon is
+needed. In the causal form key j is visible to query i iff j // tokens_per_step <= i // tokens_per_step, and
+
+    A_ij = sum_r exp(w_r . q_i + e_jr)      o_i = sum_{visible j} A_ij v_j / sum_{visible j} A_ij.
+
+A state (L0, V0) of earlier keys is visible to all queries: it adds, for each r, a key of weight exp(w_r . q_i + L0_r)
+and value V0_r. A query that sees no key gets zeros and sends zero gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..random_features import FeatureSpace, log_feature
+
+
+def key_exponents(key: Tensor, mask: Tensor | None, space: FeatureSpace) -> Tensor:
+    """Return e_sr, (b, h, s, m), with -inf at masked keys (mask (b, s), True = ignore)."""
+    projection = space.projection_for(key)
+    key = key.to(projection.dtype) * space.scale**0.5
+    if mask is not None:
+        key = key.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    exponents = log_feature(key @ projection.transpose(-1, -2), space.feature_map)
+    if space.feature_map == "exponential":
+        exponents = exponents - key.square().sum(-1, keepdim=True) / 2
+    if space.log_weight is not None:
+        exponents = exponents + space.log_weight.unsqueeze(-2)
+    return exponents if mask is None else exponents.masked_fill(rearrange(mask, "b s -> b 1 s 1"), -torch.inf)
+
+
+def query_exponents(query: Tensor, heads: int, space: FeatureSpace) -> Tensor:
+    """Return the query side of log phi, (b, h, g, t, m)."""
+    projection = space.projection_for(query)
+    query = rearrange(query.to(projection.dtype) * space.scale**0.5, "b (h g) t d -> b h g t d", h=heads)
+    return log_feature(query @ projection.transpose(-1, -2).unsqueeze(-3), space.feature_map)
+
+
+def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> tuple[Tensor, Tensor]:
+    """Return (L (b, h, m), V (b, h, m, e)) of hop 1."""
+    exponents = key_exponents(key, mask, space)
+    value = value.to(exponents.dtype)
+    if mask is not None:
+        value = value.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    seen = (exponents != -torch.inf).any(-2, keepdim=True)
+    exponents = torch.where(seen, exponents, 0.0)
+    weights = torch.where(seen, exponents.softmax(-2), 0.0)
+    log_normalizer = torch.where(seen.squeeze(-2), exponents.logsumexp(-2), -torch.inf)
+    return log_normalizer, weights.transpose(-1, -2) @ value
+
+
+def attend_definition(query: Tensor, log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace) -> Tensor:
+    """Return o (b, h g, t, e) of hop 2, in the dtype of the state."""
+    logits = query_exponents(query, log_normalizer.shape[1], space)
+    seen = (log_normalizer != -torch.inf).any(-1)[..., None, None, None]
+    logits = logits + torch.where(seen[..., 0, 0], log_normalizer, 0.0)[..., None, None, :]
+    weights = torch.where(seen, logits.softmax(-1), 0.0)
+    return rearrange(weights @ state_value.unsqueeze(-3), "b h g t e -> b (h g) t e")
+
+
+def causal_definition(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    initial: tuple[Tensor, Tensor] | None,
+    space: FeatureSpace,
+    tokens_per_step: int,
+) -> Tensor:
+    """Return o (b, h g, t, e) where queries see the keys of their own and of earlier steps; O(t s m) memory.
+
+    `initial` is the state (L0 (b, h, m), V0 (b, h, m, e)) of the keys before the first.
+    """
+    key_side = key_exponents(key, mask, space)
+    query_side = query_exponents(query, key.shape[1], space)
+    value = value.to(key_side.dtype)
+    if mask is not None:
+        value = value.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    pairs = rearrange(query_side, "b h g t m -> b h g t 1 m") + rearrange(key_side, "b h s m -> b h 1 1 s m")
+    visible = visibility(query.shape[-2], key.shape[-2], tokens_per_step, query.device).expand(pairs.shape[:-1])
+    if mask is not None:
+        visible = visible & ~rearrange(mask, "b s -> b 1 1 1 s")
+    log_attention = torch.where(visible.unsqueeze(-1), pairs, 0.0).logsumexp(-1)
+    value = value.unsqueeze(-3)
+    if initial is not None:
+        log_normalizer, state_value = (x.to(value.dtype)[:, :, None] for x in initial)
+        known = (log_normalizer != -torch.inf).unsqueeze(-2)
+        bias = torch.where(known, log_normalizer.unsqueeze(-2), 0.0)
+        log_attention = torch.cat([log_attention, query_side + bias], -1)
+        visible = torch.cat([visible, known.expand_as(query_side)], -1)
+        value = torch.cat([value, state_value], -2)
+    seen = visible.any(-1, keepdim=True)
+    log_attention = torch.where(visible, log_attention, torch.where(seen, -torch.inf, 0.0))
+    weights = torch.where(seen, log_attention.softmax(-1), 0.0)
+    return rearrange(weights @ value, "b h g t e -> b (h g) t e")
+
+
+def joined_definition(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the state (L, V) of two disjoint sets of keys: L = logaddexp(L1, L2), V = sum_i V_i exp(L_i - L)."""
+    highest = torch.maximum(first[0], second[0]).detach()
+    seen = highest != -torch.inf
+    shift = torch.where(seen, highest, 0.0)
+    one, other = ((log_normalizer - shift).exp() for log_normalizer, _ in (first, second))
+    total = torch.where(seen, one + other, 1.0)
+    value = first[1] * (one / total).unsqueeze(-1) + second[1] * (other / total).unsqueeze(-1)
+    return torch.where(seen, shift + total.log(), -torch.inf), value
+
+
+def visibility(queries: int, keys: int, tokens_per_step: int, device: torch.device) -> Tensor:
+    """Return the (t, s) mask that is True where the key's step is not after the query's."""
+    query_step = torch.arange(queries, device=device) // tokens_per_step
+    key_step = torch.arange(keys, device=device) // tokens_per_step
+    return query_step[:, None] >= key_step[None, :]

@@ -1,0 +1,344 @@
+"""FAVOR attention: linear attention with positive random features, as functions.
+
+Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
+
+Attention with random features is two softmax attentions through m landmarks (the projection rows): the landmarks attend
+to the keys, which gives a state of fixed size, and the queries attend to the landmarks. `favor_definition.py` states
+the formulas; `summarize` and `attend` are the two hops, `merge` joins states of disjoint key sets, and
+
+    favor_attention(q, k, v, f) == attend(q, summarize(k, v, f), f)
+    summarize(cat(k1, k2), cat(v1, v2), f) == merge(summarize(k1, v1, f), summarize(k2, v2, f)).
+
+`stream_attention` is the causal form stretch by stretch, with a state in and out.
+
+What it estimates: softmax attention, well only while |x|^2 <~ 1 for the scaled queries and keys x (d = 64, m = 256);
+for N(0, 1) entries at d >= 32 it is further from softmax attention than the plain mean of v. Use it as an attention
+to train with, and measure the distance on your own tensors with `softmax_error`.
+
+Dtypes: bfloat16, float16, float32, float64; sums run in float32 (float64 for float64); the output has query's dtype and
+the state is float32 (float64). Features are float32 or float64, half-precision ones are widened; half-precision queries
+and keys meet a projection rounded to their dtype, gradients passing straight through. Drawn ones lie on the bfloat16
+grid, where that changes nothing. Under autocast all inputs are cast first, as `scaled_dot_product_attention` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..dispatch.implementation import Impl, resolve_impl
+from ..random_features import FeatureMap, RandomFeatures
+from . import gradients as gradients  # registers them
+from .arguments import (
+    as_state,
+    check_attend,
+    check_batch,
+    check_keys,
+    check_opening,
+    check_state,
+    check_states,
+    check_steps,
+    check_stretch,
+    feature_space,
+)
+from .definition import joined_definition, visibility
+from .operators import attend_op, causal_op, full_op, summarize_op
+
+
+class FavorState(NamedTuple):
+    """A set of keys and values as its m landmarks see it; of fixed size whatever the number of keys.
+
+    Attributes:
+        log_normalizer: L_r = logsumexp_s e_sr, (b, h, m), float32; -inf where no key has been seen.
+        value: V_r = sum_s softmax_s(e_sr) v_s, (b, h, m, e), float32; zero where no key has been seen, and without
+            meaning where the log-weight is -inf.
+    """
+
+    log_normalizer: Tensor
+    value: Tensor
+
+
+torch.serialization.add_safe_globals([FavorState, RandomFeatures])  # saved ones load with weights_only=True
+
+
+def favor_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    features: RandomFeatures | Tensor,
+    *,
+    feature_map: FeatureMap = "exponential",
+    is_causal: bool = False,
+    tokens_per_step: int = 1,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Attend with positive random features, in time and memory linear in the lengths.
+
+    o_i = sum_j A_ij v_j / sum_j A_ij,   A_ij = sum_r phi_r(q_i) phi_r(k_j)       (Choromanski et al. 2021, eq. (4))
+
+    over the visible keys j; a query that sees none gets zeros and zero gradients. Differentiable, any number of times,
+    in query, key, value, projection and log-weight.
+
+        features = draw_features(256, 64)
+        output = favor_attention(query, key, value, features, is_causal=True)
+
+    Args:
+        query: (b, h g, t, d). Query heads are a multiple of key heads; head i reads key head i // g.
+        key: (b, h, s, d).
+        value: (b, h, s, e).
+        features: from `draw_features`, or a bare projection (m, d) or (h, m, d).
+        feature_map: "exponential" (FAVOR+), "relu" or "elu" (generalised attention; see `random_features.py`).
+        is_causal: key j is visible to query i iff j // tokens_per_step <= i // tokens_per_step. With t != s, both
+            count from the start, as in `scaled_dot_product_attention`.
+        tokens_per_step: tokens that see each other, e.g. the sensors of one time step in time-major order.
+        key_padding_mask: (b, s) bool, True = ignore. Ignored keys and values may hold anything, NaN included.
+        scale: of q . k; d ** -0.5 by default.
+        impl: "reference" (torch, any device), "triton" (GPU kernels; float32 at about its full accuracy),
+            "triton-ieee" (float32 without tensor cores), or "auto": "triton" for CUDA tensors where it exists, or what
+            `set_impl` says.
+
+    Returns:
+        (b, h g, t, e) in query's dtype.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or options that do not fit, naming what was expected and what came.
+        NotImplementedError: under forward-mode differentiation.
+    """
+    query, key, value = _autocast(query, key, value)
+    space = feature_space(features, feature_map, scale, query, key)
+    check_keys(key, value, key_padding_mask, space)
+    check_attend(query, key.shape[1], value.shape[-1], space)
+    check_batch(query, "key", key)
+    check_steps(tokens_per_step)
+    if tokens_per_step > 1 and not is_causal:
+        raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
+    schedule = resolve_impl(impl, query, key, value, *space.tensors)
+    if is_causal:
+        query_count = query.shape[-2]
+        query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
+        output = causal_op(query, key, value, mask, None, None, *space, schedule, int(tokens_per_step))[0]
+        return output[:, :, :query_count]
+    return full_op(query, key, value, key_padding_mask, *space, schedule)[0]
+
+
+class Streamed(NamedTuple):
+    """What a stretch of a causal sequence yields.
+
+    Attributes:
+        output: (b, h g, t, e) in query's dtype.
+        state: of all keys so far, to go on with.
+    """
+
+    output: Tensor
+    state: FavorState
+
+
+def stream_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: FavorState | None,
+    features: RandomFeatures | Tensor,
+    *,
+    feature_map: FeatureMap = "exponential",
+    tokens_per_step: int = 1,
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Streamed:
+    """Go on with causal attention: tokens see those before them and, through its state, all that came earlier.
+
+    Stretch by stretch this equals `favor_attention(..., is_causal=True)` of the whole sequence, up to rounding, with
+    memory and time a token that do not depend on what came before. A prompt is one stretch, decoding goes on token by
+    token (or step by step), training by truncated stretches may carry or detach the state:
+
+        output, state = stream_attention(q_prompt, k_prompt, v_prompt, None, features)
+        output, state = stream_attention(q_next, k_next, v_next, state, features)
+
+    Differentiable, any number of times, in query, key, value, projection, log-weight and state.
+
+    Args:
+        query: (b, h g, t, d).
+        key, value: (b, h, t, d) and (b, h, t, e), of the same tokens.
+        state: of everything before, from an earlier call, `summarize` or `merge`; None at the start.
+        features, feature_map, scale, impl: as in `favor_attention`, the same for all stretches.
+        tokens_per_step: as in `favor_attention`; a stretch holds whole steps.
+        key_padding_mask: (b, t) bool, True = ignore.
+
+    Returns:
+        Streamed(output (b, h g, t, e), state ((b, h, m), (b, h, m, e))).
+
+    Raises:
+        ValueError: as in `favor_attention`; a length that is not whole steps; a state that does not fit.
+        NotImplementedError: under forward-mode differentiation.
+    """
+    query, key, value = _autocast(query, key, value)
+    space = feature_space(features, feature_map, scale, query, key)
+    check_keys(key, value, key_padding_mask, space)
+    check_attend(query, key.shape[1], value.shape[-1], space)
+    check_batch(query, "key", key)
+    check_stretch(query, key, tokens_per_step)
+    if state is not None:
+        state = FavorState(*as_state(state))
+        check_state(*state, space)
+        check_batch(query, "state", state.log_normalizer)
+        check_opening(state, key, value)
+    initial, states = ((None, None), ()) if state is None else (state, state)
+    schedule = resolve_impl(impl, query, key, value, *space.tensors, *states)
+    results = causal_op(query, key, value, key_padding_mask, *initial, *space, schedule, int(tokens_per_step))
+    return Streamed(results[0], FavorState(*results[1:3]))
+
+
+def summarize(
+    key: Tensor,
+    value: Tensor,
+    features: RandomFeatures | Tensor,
+    *,
+    feature_map: FeatureMap = "exponential",
+    key_padding_mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> FavorState:
+    """Let the landmarks attend to the keys: L_r = logsumexp_s e_sr, V_r = sum_s softmax_s(e_sr) v_s.
+
+    Args:
+        key: (b, h, s, d).
+        value: (b, h, s, e).
+        features, feature_map, key_padding_mask, scale, impl: as in `favor_attention`; later calls of `attend` and
+            `merge` must use the same features, map and scale.
+
+    Returns:
+        FavorState((b, h, m), (b, h, m, e)); (-inf, 0) where there is no visible key.
+
+    Raises:
+        ValueError: as in `favor_attention`.
+    """
+    key, value = _autocast(key, value)
+    space = feature_space(features, feature_map, scale, key, key)
+    check_keys(key, value, key_padding_mask, space)
+    schedule = resolve_impl(impl, key, value, *space.tensors)
+    return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule)[:2])
+
+
+def attend(
+    query: Tensor,
+    state: FavorState,
+    features: RandomFeatures | Tensor,
+    *,
+    feature_map: FeatureMap = "exponential",
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Let the queries attend to the landmarks: o_t = sum_r softmax_r(w_r . q_t + L_r) V_r.
+
+    Args:
+        query: (b, h g, t, d).
+        state: of the keys, from `summarize` or `merge` with the same features, map and scale.
+        features, feature_map, scale, impl: as in `favor_attention`.
+
+    Returns:
+        (b, h g, t, e) in query's dtype.
+
+    Raises:
+        ValueError: as in `favor_attention`, or a state that does not fit the features.
+    """
+    (query,) = _autocast(query)
+    log_normalizer, state_value = as_state(state)
+    space = feature_space(features, feature_map, scale, query, log_normalizer)
+    check_state(log_normalizer, state_value, space)
+    check_attend(query, log_normalizer.shape[1], state_value.shape[-1], space)
+    check_batch(query, "state", log_normalizer)
+    schedule = resolve_impl(impl, query, state_value, *space.tensors)
+    return attend_op(query, log_normalizer, state_value, *space._replace(log_weight=None), schedule)[0]
+
+
+def merge(first: FavorState, second: FavorState) -> FavorState:
+    """Join the states of two disjoint sets of keys; associative and commutative up to rounding.
+
+    L = logaddexp(L1, L2)        V = V1 exp(L1 - L) + V2 exp(L2 - L)
+
+    Args:
+        first, second: states made with the same features; their shapes must match.
+
+    Returns:
+        The state of the union; differentiable in both.
+
+    Raises:
+        ValueError: shapes, dtypes or devices differ.
+    """
+    check_states(as_state(first), as_state(second))
+    return FavorState(*joined_definition(first, second))
+
+
+def softmax_error(
+    query: Tensor, key: Tensor, value: Tensor, features: RandomFeatures | Tensor, **options: Any
+) -> float:
+    """Measure how far FAVOR attention is from softmax attention on given tensors.
+
+    |favor - softmax|_F / |softmax|_F, softmax attention being computed in float64 and in full: O(t s) memory a head.
+    Beside 1.0, compare with the error of the plain mean of v, which is below 1 when softmax attention is diffuse.
+
+    Args:
+        query, key, value, features: as in `favor_attention`.
+        options: keywords of `favor_attention`; they apply to both sides.
+
+    Returns:
+        The relative error, a Python float; nan if there is nothing to compare.
+    """
+    with torch.no_grad():
+        estimate = favor_attention(query, key, value, features, **options).double()
+        repeats = query.shape[1] // key.shape[1]
+        query, key, value = query.double(), *(x.double().repeat_interleave(repeats, 1) for x in (key, value))
+        (t, d), s = query.shape[-2:], key.shape[-2]
+        visible = torch.ones(t, s, dtype=torch.bool, device=query.device)
+        if options.get("is_causal"):
+            visible = visibility(t, s, options.get("tokens_per_step", 1), query.device)
+        visible = visible.expand(query.shape[0], 1, t, s)
+        padding = options.get("key_padding_mask")
+        if padding is not None:
+            visible = visible & ~padding[:, None, None, :]
+            value = value.masked_fill(padding[:, None, :, None], 0.0)
+            key = key.masked_fill(padding[:, None, :, None], 0.0)
+        scale = options.get("scale")
+        logits = query @ key.transpose(-1, -2) * (d**-0.5 if scale is None else scale)
+        seen = visible.any(-1, keepdim=True)
+        weights = torch.where(visible, logits, torch.where(seen, -torch.inf, 0.0)).softmax(-1)
+        exact = torch.where(seen, weights, 0.0) @ value
+        return float((estimate - exact).norm() / exact.norm())
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast as `scaled_dot_product_attention` does under autocast, before anything is checked.
+
+    What autocast left in float32 (rotary queries and keys) may so stand beside what it did not. Projection and states
+    keep their precision.
+    """
+    if not all(isinstance(x, Tensor) for x in tensors):
+        return tensors  # which the checks then name
+    device_type = tensors[0].device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def _align_steps(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tokens_per_step: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Bring causal queries and keys to one length: drop keys no query sees, pad the shorter side with hidden tokens."""
+    t, s = query.shape[-2], key.shape[-2]
+    if t == s:
+        return query, key, value, mask
+    seen = min(s, -(-t // tokens_per_step) * tokens_per_step)
+    key, value, mask = key[:, :, :seen], value[:, :, :seen], None if mask is None else mask[:, :seen]
+    length = max(t, seen)
+    if seen < length:
+        mask = torch.zeros(key.shape[0], seen, dtype=torch.bool, device=key.device) if mask is None else mask
+        mask = F.pad(mask, (0, length - seen), value=True)
+        key, value = F.pad(key, (0, 0, 0, length - seen)), F.pad(value, (0, 0, 0, length - seen))
+    return F.pad(query, (0, 0, 0, length - t)), key, value, mask

@@ -1,0 +1,1 @@
+"""FAVOR+ attention in plain torch, in blocks."""

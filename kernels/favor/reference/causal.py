@@ -1,0 +1,266 @@
+"""Causal FAVOR attention in blocks, linear in the length and exact whatever the norms: the CPU implementation.
+
+Dimension key: b batch, h key heads, g query heads per key head, t tokens, d head dim, e value dim, m features,
+G heads of a block, n tokens of a chunk.
+
+A chunk holds whole time steps. Rows attend to the keys before the chunk through a state and to the chunk's own keys
+through an (n, n) product:
+
+    phi_jr = exp(e_jr - a_r)    f_ir = exp(w_r . q_i + a_r - x_i),  x_i = max_r(w_r . q_i + a_r)
+    S_r = sum_{earlier j} phi_jr [v_j, 1]      T_ij = sum_r f_ir phi_jr where step(j) <= step(i), else 0
+    [num_i, den_i] = f_i S + sum_j T_ij [v_j, 1]           o_i = num_i / den_i
+
+Where a chunk is a single step, its rows all see all its keys: S_r then includes them and there is no T.
+
+The anchor a_r cancels in o, but decides what underflows. It starts at the first visible key's exponent and is raised,
+S being rescaled, only when a step's exponent exceeds it by more than HEADROOM. The chunk is then split before that
+step: a raise never uses a key that one of the rows it serves cannot see. So each S_r holds a term of at least
+exp(-HEADROOM) times the largest one lost, no row can end in 0 / 0, and a row's bits do not depend on later keys: rows
+of both parts of a split chunk are computed in matrix products of the same shape, with the other part's keys at zero.
+
+Backward, with alpha_ir = f_ir / den_i, D_i = do_i . o_i and G_ij = do_i . v_j - D_i: a forward scan for
+
+    dlogit_ir = alpha_ir ([do_i, -D_i] . S_r + sum_{visible j in chunk} G_ij phi_jr)             dq = dlogit W
+
+and a reverse scan carrying R_r = sum_{later i} alpha_ir [do_i, -D_i] (rescaled where the anchor was raised) for
+
+    de_jr = phi_jr ([v_j, 1] . R_r + sum_i G_ij alpha_ir)     dv_j = phi_j R + sum_i (alpha phi^T)_ij do_i
+    dk_j = sum_r de_jr (w_r - k_j).
+
+An initial state (L0, V0) opens the scan as S = [V0, 1] with a = L0; the state of all keys is read off S at the end, and
+its gradient opens the reverse scan. Anchors and maxima are constants of the result, so no gradient passes through them.
+Kept between the passes: q, k, v, o, x and den; of the state nothing, it is rebuilt.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...random_features import FeatureSpace
+from .blocks import (
+    HeadGroup,
+    accumulation_dtype,
+    add_to,
+    exponents,
+    head_groups,
+    key_weights,
+    load_queries,
+    query_weights,
+    store_rows,
+)
+from .causal_chunks import (
+    UNSEEN,
+    CausalInputs,
+    CausalTensors,
+    Part,
+    causal_parts,
+    closing,
+    opening,
+    rebuild_part,
+)
+from .full import (
+    ParameterGradients,
+    attention_output,
+    key_gradient,
+    output_gradient,
+    query_gradient,
+    reduce_to_parameters,
+    weight_gradient,
+)
+
+
+class CausalSummary(NamedTuple):
+    """Output o, the state (L, V) of all keys, and x and den of the rows, stacked in (2, b, h g, t)."""
+
+    output: Tensor
+    log_normalizer: Tensor
+    state_value: Tensor
+    softmax: Tensor
+
+
+def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_step: int) -> CausalSummary:
+    """Attend to the keys of the own and of earlier steps, and to the initial state; o has query's dtype."""
+    query, key, value, _, _ = tensors
+    (b, h, t, d), e = key.shape, value.shape[-1]
+    m = space.projection.shape[-2]
+    dtype = accumulation_dtype(query, key, value, space.projection)
+    output = attention_output(query, e)
+    softmax = torch.empty((2, *query.shape[:-1]), dtype=dtype, device=query.device)
+    log_normalizer = torch.empty((b, h, m), dtype=dtype, device=query.device)
+    state_value = torch.empty((b, h, m, e), dtype=dtype, device=query.device)
+    queries, outputs, maxima, sums = (x.unflatten(1, (h, -1)) for x in (query, output, softmax[0], softmax[1]))
+    heads_per_key = queries.shape[2]
+    for group in head_groups(b, h, t * (1 + heads_per_key), m):
+        inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
+        last: Part | None = None
+        weights = query_weights(space, None, group, queries, dtype)
+        for part in causal_parts(inputs):
+            block = load_queries(queries, group, part.rows, space, dtype)
+            logits, _ = exponents(block, weights, d, space.feature_map)
+            logits += part.anchor.unsqueeze(1)
+            highest = logits.amax(-1, keepdim=True)
+            phi_query = logits.sub_(highest).exp_()
+            total = torch.bmm(phi_query, part.state)
+            if not inputs.chunk_is_one_step:
+                scores = torch.bmm(phi_query, part.phi.transpose(1, 2)).mul_(inputs.visible(part, heads_per_key))
+                total.baddbmm_(scores, part.values)
+            denominator = total[..., e:]
+            rows = torch.cat(
+                [total[..., :e] / torch.where(denominator > 0, denominator, 1.0), highest, denominator], -1
+            )
+            for target, columns in ((outputs, rows[..., :e]), (maxima, rows[..., e]), (sums, rows[..., e + 1])):
+                _store_inside(target, group, part, columns)
+            last = part
+        final = opening(inputs) if last is None else (last.anchor, last.after)
+        for target, result in zip((log_normalizer, state_value), closing(*final), strict=True):
+            target[group.batch, group.heads] = result.view(target[group.batch, group.heads].shape)
+    return CausalSummary(output, log_normalizer, state_value, softmax)
+
+
+class CausalGradients(NamedTuple):
+    """Gradients of `causal_reference`; `initial` is None where there is no initial state."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    initial: tuple[Tensor, Tensor] | None
+    parameters: ParameterGradients
+
+
+def causal_backward_reference(
+    d_output: Tensor,
+    d_state: tuple[Tensor, Tensor] | None,
+    tensors: CausalTensors,
+    results: CausalSummary,
+    space: FeatureSpace,
+    tokens_per_step: int,
+    parameter_gradients: bool,
+) -> CausalGradients:
+    """Differentiate `causal_reference`, whose results are given; d_state is the gradient of (L, V), None for zeros."""
+    query, key, value, _, initial = tensors
+    b, h, t, d = key.shape
+    m = space.projection.shape[-2]
+    dtype = results.softmax.dtype
+    d_initial = None if initial is None else (torch.empty_like(initial[0]), torch.empty_like(initial[1]))
+    d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
+    by_key_head = tuple(x.unflatten(1, (h, -1)) for x in (query, d_output, results.output, *results.softmax))
+    d_queries = d_query.unflatten(1, (h, -1))
+    for group in head_groups(b, h, t * (1 + by_key_head[0].shape[2]), m):
+        inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
+        scan = _BackwardScan(inputs, by_key_head)
+        if d_state is not None:
+            scan.receive((results.log_normalizer, results.state_value), d_state)
+        parts = []
+        for part in causal_parts(inputs):
+            d_logits, slope, block = scan.query_side(part)
+            d_block = query_gradient(d_logits, slope, scan.query_weights, d, space.scale)
+            _store_inside(d_queries, group, part, d_block)
+            parts.append((part.rows, part.inside, part.anchor))
+            if parameter_gradients:
+                d_projection = weight_gradient(d_logits, slope, block, d)
+                add_to(d_weights[..., :d], group, d_projection[..., :d])
+        for rows, inside, anchor in reversed(parts):
+            d_exponent, slope, keys, d_part_value = scan.key_side(rows, inside, anchor)
+            add_to(d_value[:, :, rows], group, d_part_value.to(value.dtype))
+            d_part_key = key_gradient(d_exponent, slope, keys, scan.key_weights, space)
+            add_to(d_key[:, :, rows], group, d_part_key.to(key.dtype))
+            if parameter_gradients:
+                add_to(d_weights, group, weight_gradient(d_exponent, slope, keys, d))
+        if d_initial is not None:
+            for target, gradient in zip(d_initial, scan.initial_gradient(), strict=True):
+                target[group.batch, group.heads] = gradient.view(target[group.batch, group.heads].shape)
+    parameters = reduce_to_parameters(d_weights, space, parameter_gradients)
+    return CausalGradients(d_query, d_key, d_value, d_initial, parameters)
+
+
+class _BackwardScan:
+    """The two scans of one group of heads; `received` is R, carried by the reverse scan in units of its anchor."""
+
+    def __init__(self, inputs: CausalInputs, by_key_head: tuple[Tensor, ...]) -> None:
+        self.inputs = inputs
+        self.queries, self.d_outputs, self.outputs, self.maxima, self.sums = by_key_head
+        self.heads_per_key = self.queries.shape[2]
+        self.head_dim = self.queries.shape[-1]
+        self.query_weights = query_weights(inputs.space, None, inputs.group, self.queries, inputs.dtype)
+        self.key_weights = key_weights(inputs.space, inputs.group, inputs.tensors.key, inputs.dtype)
+        anchor, state = opening(inputs)
+        self.received = torch.zeros_like(state)
+        self.anchor = torch.full_like(anchor, -UNSEEN[inputs.dtype])  # nothing received yet, at any anchor
+
+    def receive(self, state: tuple[Tensor, Tensor], d_state: tuple[Tensor, Tensor]) -> None:
+        """Start R with the gradient of the state of all keys: R = [dV, dL - V . dV] relative to L."""
+        group, dtype = self.inputs.group, self.inputs.dtype
+        (log_normalizer, value), (d_log_normalizer, d_value) = (
+            [x[group.batch, group.heads].flatten(0, 1).to(dtype) for x in pair] for pair in (state, d_state)
+        )
+        known = log_normalizer != -torch.inf
+        d_log_normalizer = d_log_normalizer - (value * d_value).sum(-1)
+        received = torch.cat([d_value, d_log_normalizer.unsqueeze(-1)], -1)
+        self.received = torch.where(known.unsqueeze(-1), received, 0.0)
+        self.anchor = torch.where(known, log_normalizer, self.anchor)
+
+    def initial_gradient(self) -> tuple[Tensor, Tensor]:
+        """Return (dL0 (G, m), dV0 (G, m, e)) of the initial state: R, which all later rows have added to, from L0."""
+        start, state = opening(self.inputs)
+        received = self.received * ((start - self.anchor).exp() * state[..., -1]).unsqueeze(-1)
+        return (state * received).sum(-1), received[..., :-1]
+
+    def query_side(self, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return (dlogit (G, g n, m), slope, augmented queries) of a part, zero for rows outside it."""
+        alpha, slope, block, upstream = self._alpha(part.rows, part.inside, part.anchor)
+        d_logits = torch.bmm(upstream, part.state.transpose(1, 2))
+        if not self.inputs.chunk_is_one_step:
+            visible = self.inputs.visible(part, self.heads_per_key)
+            pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(visible)
+            d_logits.baddbmm_(pairs, part.phi)
+        return d_logits.mul_(alpha), slope, block
+
+    def key_side(
+        self, rows: slice, inside: Tensor | None, anchor: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Return (de (G, n, m), slope, augmented keys, dv) of a part and add its rows to R."""
+        alpha, _, _, upstream = self._alpha(rows, inside, anchor)
+        part = rebuild_part(self.inputs, rows, inside, anchor, self.key_weights)
+        received = self.received * (anchor - self.anchor).exp().unsqueeze(-1)
+        after = received + torch.bmm(alpha.transpose(1, 2), upstream)
+        reach = after if self.inputs.chunk_is_one_step else received
+        d_value = torch.bmm(part.phi, reach[..., :-1])
+        d_exponent = torch.bmm(part.values, reach.transpose(1, 2))
+        if not self.inputs.chunk_is_one_step:
+            visible = self.inputs.visible(part, self.heads_per_key)
+            scores = torch.bmm(alpha, part.phi.transpose(1, 2)).mul_(visible)
+            d_value.baddbmm_(scores.transpose(1, 2), upstream[..., :-1])
+            pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(visible)
+            d_exponent.baddbmm_(pairs.transpose(1, 2), alpha)
+        self.received, self.anchor = after, anchor
+        return d_exponent.mul_(part.phi), part.slope, part.keys, d_value
+
+    def _alpha(
+        self, rows: slice, inside: Tensor | None, anchor: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        group, dtype, space = self.inputs.group, self.inputs.dtype, self.inputs.space
+        block = load_queries(self.queries, group, rows, space, dtype)
+        logits, slope = exponents(block, self.query_weights, self.head_dim, space.feature_map)
+        logits += anchor.unsqueeze(1)
+        highest, total = (
+            x[group.batch, group.heads, :, rows].flatten(0, 1).flatten(1).unsqueeze(-1)
+            for x in (self.maxima, self.sums)
+        )
+        keep = total > 0 if inside is None else (total > 0) & inside.repeat(1, self.heads_per_key).unsqueeze(-1)
+        logits = torch.where(keep, logits.sub_(highest), -torch.inf).exp_().div_(torch.where(keep, total, 1.0))
+        return logits, slope, block, output_gradient(self.d_outputs, self.outputs, group, rows, dtype)
+
+
+def _store_inside(target: Tensor, group: HeadGroup, part: Part, block: Tensor) -> None:
+    """Write a part's rows into a (b, h, g, t, ...) tensor, leaving the chunk's other rows as they are."""
+    if part.inside is None:
+        store_rows(target, group, part.rows, block)
+        return
+    view = target[group.batch, group.heads, :, part.rows]
+    inside = part.inside.view(view.shape[0], view.shape[1], 1, -1)
+    inside = inside if view.ndim == 4 else inside.unsqueeze(-1)
+    view.copy_(torch.where(inside, block.reshape(view.shape).to(view.dtype), view))

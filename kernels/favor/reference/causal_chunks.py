@@ -1,0 +1,185 @@
+"""Chunks of a causal sequence, their anchors and the state carried between them.
+
+Dimension key: b batch, h key heads, t tokens, d head dim, e value dim, m features, G heads of a block, n tokens of a
+chunk. `favor_causal_reference.py` says what the parts are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...random_features import FeatureSpace
+from ..definition import visibility
+from .blocks import MIN_TOKENS, HeadGroup, exponents, key_weights, load_keys, load_values
+
+HEADROOM = 40.0
+"""A key feature may exceed its anchor by exp(40), about 2e17: sums of 1e6 such terms times |v| < 1e14 fit float32."""
+
+
+UNSEEN = {dtype: -torch.finfo(dtype).max / 2 for dtype in (torch.float32, torch.float64)}
+"""The anchor before the first key: finite, so that no difference is NaN."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The steps of a chunk that share an anchor; `rows` are the chunk's tokens, `inside` (G, n) those of this part.
+
+    `state` sums the keys before the part, and the part's own as well where a chunk is a single step, which sees itself;
+    `after` sums all keys up to the part's last.
+    """
+
+    rows: slice
+    inside: Tensor | None
+    anchor: Tensor
+    keys: Tensor
+    phi: Tensor
+    slope: Tensor | None
+    values: Tensor
+    state: Tensor
+    after: Tensor
+
+
+class CausalTensors(NamedTuple):
+    """What causal attention reads: queries (b, h g, t, d), keys, values, padding, and the state of earlier keys."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    initial: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class CausalInputs:
+    """The keys of one group of heads, and how they are cut into chunks."""
+
+    tensors: CausalTensors
+    space: FeatureSpace
+    group: HeadGroup
+    tokens_per_step: int
+    dtype: torch.dtype
+
+    @property
+    def chunk_tokens(self) -> int:
+        return max(1, MIN_TOKENS // self.tokens_per_step) * self.tokens_per_step
+
+    @property
+    def chunk_is_one_step(self) -> bool:
+        """Whether all tokens of a chunk see each other: they then need no (n, n) product, however long the step."""
+        return self.tokens_per_step >= min(self.chunk_tokens, self.tensors.key.shape[-2])
+
+    def visible(self, part: Part, heads_per_key: int) -> Tensor:
+        """Return the (g n, n) mask of a chunk, 1 where the key is visible to the row."""
+        n = part.rows.stop - part.rows.start
+        return visibility(n, n, self.tokens_per_step, part.phi.device).to(self.dtype).repeat(heads_per_key, 1)
+
+
+def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
+    """Walk over the chunks of a group, splitting where an anchor must be raised, and carry the state along."""
+    weights = key_weights(inputs.space, inputs.group, inputs.tensors.key, inputs.dtype)
+    anchor, state = opening(inputs)
+    key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
+    length, chunk = key.shape[-2], inputs.chunk_tokens
+    for start in range(0, length, chunk):
+        rows = slice(start, min(start + chunk, length))
+        keys = load_keys(key, mask, inputs.group, rows, inputs.space, inputs.dtype)
+        exponent, slope = exponents(keys, weights, key.shape[-1], inputs.space.feature_map)
+        values = load_values(value, mask, inputs.group, rows, inputs.dtype)
+        for inside, raised, phi in _shares(exponent, anchor, inputs.tokens_per_step):
+            if raised is not anchor:
+                state = state * (anchor - raised).exp().unsqueeze(-1)
+                anchor = raised
+            after = state + torch.bmm(phi.transpose(1, 2), values)  # baddbmm adds token by token, and drifts
+            visible = after if inputs.chunk_is_one_step else state
+            yield Part(rows, inside, anchor, keys, phi, slope, values, visible, after)
+            state = after
+
+
+def _shares(exponent: Tensor, anchor: Tensor, tokens_per_step: int) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]:
+    """Split a chunk of exponents (G, n, m) where the anchor must be raised; yields (inside, anchor, phi) of each part.
+
+    A chunk that raises nothing is one part, whose `inside` is None and whose anchor is the one that was given.
+    """
+    excess = exponent - anchor.unsqueeze(1)
+    if bool(excess.amax() <= HEADROOM):
+        yield None, anchor, excess.exp_()
+        return
+    size, n, _ = exponent.shape
+    steps = torch.arange(n, device=exponent.device) // tokens_per_step
+    first = torch.zeros(size, dtype=torch.long, device=exponent.device)
+    while bool((first <= steps[-1]).any()):
+        anchor, last = _next_part(exponent, anchor, steps, first)
+        whole = bool((first == 0).all() and (last > steps[-1]).all())
+        inside = None if whole else (steps >= first.unsqueeze(1)) & (steps < last.unsqueeze(1))
+        phi = exponent - anchor.unsqueeze(1)
+        yield inside, anchor, (phi if inside is None else phi.masked_fill_(~inside.unsqueeze(-1), -torch.inf)).exp_()
+        first = last
+
+
+def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
+    """Return the anchor (G, m) and the state (G, m, e + 1) of the keys before the first."""
+    value, initial = inputs.tensors.value, inputs.tensors.initial
+    size, m, e = inputs.group.size, inputs.space.projection.shape[-2], value.shape[-1]
+    anchor = torch.full((size, m), UNSEEN[inputs.dtype], dtype=inputs.dtype, device=value.device)
+    state = torch.zeros((size, m, e + 1), dtype=inputs.dtype, device=value.device)
+    if initial is not None:
+        log_normalizer, value = (x[inputs.group.batch, inputs.group.heads].flatten(0, 1) for x in initial)
+        known = log_normalizer != -torch.inf  # NaN is a state that has seen a NaN
+        anchor = torch.where(known, log_normalizer.to(inputs.dtype), anchor)
+        state[..., :e] = value
+        if not bool(known.all()):  # where all are, a decoding step is spared a pass over the state
+            state[..., :e].masked_fill_(~known.unsqueeze(-1), 0.0)
+        state[..., e] = known
+    return anchor, state
+
+
+def closing(anchor: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (L (G, m), V (G, m, e)) of sums relative to an anchor; (-inf, 0) where no key was seen."""
+    total = state[..., -1]
+    seen = total != 0
+    log_normalizer = torch.where(seen, anchor + torch.where(seen, total, 1.0).log(), -torch.inf)
+    return log_normalizer, state[..., :-1] / torch.where(seen, total, 1.0).unsqueeze(-1)
+
+
+def _next_part(exponent: Tensor, anchor: Tensor, steps: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the anchor for the steps from `first` on, and the step (G,) before which this part ends.
+
+    The anchor is raised to step `first`'s own keys where they exceed it by HEADROOM; the part ends before the next
+    step that does. `anchor` itself is returned when no head raises.
+    """
+    if bool((exponent - anchor.unsqueeze(1)).amax() <= HEADROOM):
+        return anchor, torch.full_like(first, int(steps[-1]) + 1)
+    numbers = torch.arange(int(steps[-1]) + 1, device=steps.device)
+    pending = numbers >= first.unsqueeze(1)
+
+    def jumps(current: Tensor) -> Tensor:
+        excess = (exponent - current.unsqueeze(1)).amax(-1)
+        per_step = torch.full((excess.shape[0], len(numbers)), -torch.inf, dtype=excess.dtype, device=excess.device)
+        per_step.scatter_reduce_(1, steps.expand_as(excess), excess, "amax")
+        return (per_step > HEADROOM) & pending
+
+    own = (steps == first.unsqueeze(1)).unsqueeze(-1)
+    own_highest = exponent.masked_fill(~own, -torch.inf).amax(1)
+    must_raise = (jumps(anchor) & (numbers == first.unsqueeze(1))).any(1, keepdim=True)
+    raised = torch.where(must_raise, torch.maximum(anchor, own_highest), anchor)
+    later = jumps(raised) & (numbers > first.unsqueeze(1))
+    last = torch.where(later.any(1), later.int().argmax(1), len(numbers))
+    return raised, last
+
+
+def rebuild_part(inputs: CausalInputs, rows: slice, inside: Tensor | None, anchor: Tensor, weights: Tensor) -> Part:
+    """Rebuild a part for the reverse scan; its states are not needed there and left empty."""
+    key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
+    keys = load_keys(key, mask, inputs.group, rows, inputs.space, inputs.dtype)
+    exponent, slope = exponents(keys, weights, key.shape[-1], inputs.space.feature_map)
+    exponent -= anchor.unsqueeze(1)
+    if inside is not None:
+        exponent.masked_fill_(~inside.unsqueeze(-1), -torch.inf)
+    values = load_values(value, mask, inputs.group, rows, inputs.dtype)
+    none = anchor.new_empty(0)
+    return Part(rows, inside, anchor, keys, exponent.exp_(), slope, values, none, none)

@@ -1,0 +1,245 @@
+"""The two hops of FAVOR attention in blocks, forward and backward: the CPU implementation.
+
+Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features,
+G heads of a block, n tokens of a block.
+
+Forward (the formulas of `favor_definition.py`): hop 1 runs over key blocks with an online maximum per feature, so it is
+exact whatever the norms (entries are clamped near 1e18, where |k|^2 would overflow); hop 2 has all m logits of a query
+at hand and takes their softmax.
+
+Backward, with p_tr = softmax_r(w_r . q_t + L_r), D_t = do_t . o_t and P_sr = exp(e_sr - x_r) / z_r, where x_r is the
+largest e_sr and z_r = sum_s exp(e_sr - x_r):
+
+    dlogit_tr = p_tr (do_t . V_r - D_t)        dq = dlogit W       dV_r = sum_t p_tr do_t
+    dL_r = sum_t dlogit_tr = V_r . dV_r - sum_t p_tr D_t
+    de_sr = P_sr (dV_r . v_s + dL_r - dV_r . V_r)     dk_s = sum_r de_sr (w_r - k_s)     dv_s = sum_r P_sr dV_r
+
+Exponents are recomputed by the same products in the same order, so that e_sr <= x_r holds to the last bit; kept between
+the passes are V, x and z. L = x + log z would not do: keys of norm 100 give L near -5000, whose rounding alone changes
+exp(e_sr - L_r) by 2e-4. Nothing of size s m is ever held, only one block of it. Sums are float32 (float64 for float64
+inputs); results have the dtype of their input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...random_features import FeatureSpace
+from .blocks import (
+    HeadGroup,
+    accumulation_dtype,
+    add_to,
+    chunks,
+    exponents,
+    head_groups,
+    key_weights,
+    load_keys,
+    load_queries,
+    load_rows,
+    load_values,
+    query_weights,
+    store_rows,
+    store_tokens,
+)
+
+
+class KeySummary(NamedTuple):
+    """Hop 1: the state (L, V), and the maximum x (b, h, m) and sum z (b, h, m) of its softmax, for the backward."""
+
+    log_normalizer: Tensor
+    value: Tensor
+    highest: Tensor
+    total: Tensor
+
+
+class ParameterGradients(NamedTuple):
+    """Gradients of the projection and the log-weight; empty tensors where none was asked for."""
+
+    projection: Tensor
+    log_weight: Tensor
+
+
+def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> KeySummary:
+    """Summarize keys (b, h, s, d) and values (b, h, s, e)."""
+    b, h, s, d = key.shape
+    m, e = space.projection.shape[-2], value.shape[-1]
+    dtype = accumulation_dtype(key, value, space.projection)
+    log_normalizer, row_max, row_sum = (torch.empty((b, h, m), dtype=dtype, device=key.device) for _ in range(3))
+    state_value = torch.empty((b, h, m, e), dtype=dtype, device=key.device)
+    for group in head_groups(b, h, s, m):
+        weights = key_weights(space, group, key, dtype)
+        highest = torch.full((group.size, m, 1), -torch.finfo(dtype).max / 2, dtype=dtype, device=key.device)
+        sums = torch.zeros((group.size, m, e + 1), dtype=dtype, device=key.device)
+        for rows in chunks(s, group.size, m):
+            keys = load_keys(key, mask, group, rows, space, dtype)
+            exponent, _ = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
+            raised = torch.maximum(highest, exponent.amax(-1, keepdim=True))
+            sums *= (highest - raised).exp_()
+            share = exponent.sub_(raised).exp_()
+            sums += torch.bmm(share, load_values(value, mask, group, rows, dtype))
+            highest = raised
+        total = sums[..., e:]
+        store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total == 0, 1.0, total))
+        for target, column in ((log_normalizer, highest + total.log()), (row_max, highest), (row_sum, total)):
+            store_tokens(target.unsqueeze(-1), group, slice(None), column)
+    return KeySummary(log_normalizer, state_value, row_max, row_sum)
+
+
+def summarize_backward_reference(
+    d_state: tuple[Tensor, Tensor],
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    results: tuple[Tensor, Tensor, Tensor],
+    space: FeatureSpace,
+    parameter_gradients: bool,
+) -> tuple[Tensor, Tensor, ParameterGradients]:
+    """Return (d_key, d_value, parameter gradients) from the gradient of the state (L, V); `results` is (V, x, z)."""
+    b, h, s, d = key.shape
+    state_value, row_max, row_sum = results
+    m, e = state_value.shape[-2:]
+    dtype = state_value.dtype
+    d_key, d_value = torch.empty_like(key), torch.empty_like(value)
+    d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
+    d_sum = d_state[0] - (d_state[1] * state_value).sum(-1)
+    upstream = torch.cat([d_state[1], d_sum.unsqueeze(-1)], -1) / torch.where(row_sum > 0, row_sum, 1.0).unsqueeze(-1)
+    for group in head_groups(b, h, s, m):
+        weights = key_weights(space, group, key, dtype)
+        highest, reach = (x[group.batch, group.heads].flatten(0, 1) for x in (row_max.unsqueeze(-1), upstream))
+        for rows in chunks(s, group.size, m):
+            keys = load_keys(key, mask, group, rows, space, dtype)
+            exponent, slope = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
+            share = exponent.sub_(highest).exp_()
+            store_tokens(d_value, group, rows, torch.bmm(share.transpose(1, 2), reach[..., :e]))
+            values = load_values(value, mask, group, rows, dtype)
+            d_exponent = share.mul_(torch.bmm(reach, values.transpose(1, 2))).transpose(1, 2)  # (G, n, m)
+            slope = None if slope is None else slope.transpose(1, 2)
+            store_tokens(d_key, group, rows, key_gradient(d_exponent, slope, keys, weights, space))
+            if parameter_gradients:
+                add_to(d_weights, group, weight_gradient(d_exponent, slope, keys, d))
+    return d_key, d_value, reduce_to_parameters(d_weights, space, parameter_gradients)
+
+
+def attend_reference(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace) -> Tensor:
+    """Return o (b, h g, t, e) in query's dtype; memory is laid out as (b, t, h g, e)."""
+    log_normalizer, state_value = _readable(state)
+    b, h, m, e = state_value.shape
+    t, d = query.shape[-2:]
+    dtype = log_normalizer.dtype
+    output = attention_output(query, e)
+    queries, outputs = query.unflatten(1, (h, -1)), output.unflatten(1, (h, -1))
+    heads_per_key = queries.shape[2]
+    for group in head_groups(b, h, t * heads_per_key, m):
+        weights = query_weights(space, log_normalizer, group, queries, dtype)
+        values = state_value[group.batch, group.heads].flatten(0, 1)
+        for rows in chunks(t, group.size * heads_per_key, m):
+            logits, _ = exponents(load_queries(queries, group, rows, space, dtype), weights, d, space.feature_map)
+            store_rows(outputs, group, rows, torch.bmm(torch.softmax(logits, -1), values))
+    return output
+
+
+def attend_backward_reference(
+    d_output: Tensor,
+    query: Tensor,
+    output: Tensor,
+    state: tuple[Tensor, Tensor],
+    space: FeatureSpace,
+    parameter_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
+    """Return (d_query, d_log_normalizer, d_state_value, parameter gradients)."""
+    log_normalizer, state_value = _readable(state)
+    b, h, m, e = state_value.shape
+    t, d = query.shape[-2:]
+    dtype = log_normalizer.dtype
+    d_query = torch.empty_like(query)
+    queries, d_queries, outputs, d_outputs = (x.unflatten(1, (h, -1)) for x in (query, d_query, output, d_output))
+    received = torch.zeros((b, h, m, e + 1), dtype=dtype, device=query.device)  # sum_t p_tr [do_t, -D_t]
+    d_weights = torch.zeros((b, h, m, d + 1), dtype=dtype, device=query.device)
+    heads_per_key = queries.shape[2]
+    for group in head_groups(b, h, t * heads_per_key, m):
+        weights = query_weights(space, log_normalizer, group, queries, dtype)
+        values = append_ones(state_value[group.batch, group.heads].flatten(0, 1))
+        for rows in chunks(t, group.size * heads_per_key, m):
+            block = load_queries(queries, group, rows, space, dtype)
+            logits, slope = exponents(block, weights, d, space.feature_map)
+            share = torch.softmax(logits, -1)
+            upstream = output_gradient(d_outputs, outputs, group, rows, dtype)
+            add_to(received, group, torch.bmm(share.transpose(1, 2), upstream))
+            d_logits = share.mul_(torch.bmm(upstream, values.transpose(1, 2)))
+            store_rows(d_queries, group, rows, query_gradient(d_logits, slope, weights, d, space.scale))
+            if parameter_gradients:
+                add_to(d_weights, group, weight_gradient(d_logits, slope, block, d))
+    unseen = (state[0] == -torch.inf).all(-1)
+    received.masked_fill_(unseen[..., None, None], 0.0)
+    d_log_normalizer = (received[..., :e] * state_value).sum(-1) + received[..., e]
+    gradients = reduce_to_parameters(d_weights, space._replace(log_weight=None), parameter_gradients)
+    return d_query, d_log_normalizer, received[..., :e].contiguous(), gradients
+
+
+def attention_output(query: Tensor, value_dim: int) -> Tensor:
+    """Allocate (b, h, t, e) with memory as (b, t, h, e), so that merging the heads costs no copy.
+
+    No view of anything, so that callers may change it in place.
+    """
+    b, h, t, _ = query.shape
+    strides = (t * h * value_dim, value_dim, h * value_dim, 1)
+    return torch.empty_strided((b, h, t, value_dim), strides, dtype=query.dtype, device=query.device)
+
+
+def append_ones(x: Tensor) -> Tensor:
+    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+def output_gradient(d_outputs: Tensor, outputs: Tensor, group: HeadGroup, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Return [do, -D], (G, g n, e + 1), with D = do . o."""
+    upstream = load_rows(d_outputs, group, rows, dtype)
+    weighted = (upstream * load_rows(outputs, group, rows, dtype)).sum(-1, keepdim=True)
+    return torch.cat([upstream, weighted.neg_()], -1)
+
+
+def query_gradient(d_logits: Tensor, slope: Tensor | None, weights: Tensor, head_dim: int, scale: float) -> Tensor:
+    """Return dq (G, n, d) = sum_r dlogit_tr w_r."""
+    d_projected = d_logits if slope is None else d_logits * slope
+    return torch.bmm(d_projected, weights[..., :head_dim]).mul_(math.sqrt(scale))
+
+
+def key_gradient(
+    d_exponent: Tensor, slope: Tensor | None, keys: Tensor, weights: Tensor, space: FeatureSpace
+) -> Tensor:
+    """Return dk (G, n, d) from de (G, n, m): sum_r de_sr (w_r - k_s) for the exponential map."""
+    d = keys.shape[-1] - 2
+    if space.feature_map != "exponential":
+        return query_gradient(d_exponent, slope, weights, d, space.scale)
+    moved = torch.bmm(d_exponent, weights[..., : d + 1])
+    return torch.addcmul(moved[..., :d], keys[..., :d], moved[..., d:], value=-1).mul_(math.sqrt(space.scale))
+
+
+def weight_gradient(d_exponent: Tensor, slope: Tensor | None, tokens: Tensor, head_dim: int) -> Tensor:
+    """Return sum_s de_sr [x_s, ..., 1], (G, m, columns of tokens): for the projection and for the last column."""
+    d_weights = torch.bmm(d_exponent.transpose(1, 2), tokens.nan_to_num(neginf=0.0))  # -inf marks masked keys
+    if slope is not None:
+        d_weights[..., :head_dim] = torch.bmm((d_exponent * slope).transpose(1, 2), tokens[..., :head_dim])
+    return d_weights
+
+
+def reduce_to_parameters(d_weights: Tensor, space: FeatureSpace, wanted: bool) -> ParameterGradients:
+    """Sum (b, h, m, d + x) over the batch, and over the heads where they share a parameter."""
+    if not wanted:
+        return ParameterGradients(d_weights.new_empty(0), d_weights.new_empty(0))
+    d = space.projection.shape[-1]
+    projection = d_weights[..., :d].sum(0 if space.projection.ndim == 3 else (0, 1)).to(space.projection.dtype)
+    if space.log_weight is None:
+        return ParameterGradients(projection, d_weights.new_empty(0))
+    log_weight = d_weights[..., -1].sum(0 if space.log_weight.ndim == 2 else (0, 1)).to(space.log_weight.dtype)
+    return ParameterGradients(projection, log_weight)
+
+
+def _readable(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Give heads that have seen no key the state (0, 0): their softmax is finite and their output zero."""
+    log_normalizer, state_value = state
+    unseen = (log_normalizer == -torch.inf).all(-1, keepdim=True)
+    return log_normalizer.masked_fill(unseen, 0.0), state_value.masked_fill(unseen.unsqueeze(-1), 0.0)

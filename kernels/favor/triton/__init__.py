@@ -1,0 +1,1 @@
+"""FAVOR+ attention as Triton kernels; imported when they are first launched."""

@@ -1,0 +1,311 @@
+"""GPU kernels of FAVOR attention, forward: the two softmax hops of `favor_definition.py` in flash-attention form.
+
+Dimension key: b batch, h key heads, t queries, s keys, d head dim, e value dim, m features;
+tiles [T] queries, [S] keys, [M] features, [D] and [E] padded head and value dims.
+
+    kernel               one program owns               loops over         keeps in registers
+    _summarize_kernel    M features, a split of keys    key tiles          max, sum [M], average of v [M, E]
+    _merge_splits_kernel M features                     splits             the same
+    _attend_kernel       T queries                      feature tiles      max, sum [T], average of V [T, E]
+    _short_kernel        T queries                      features, keys     both; no state is read back
+
+Every hop is an online softmax whose running maximum belongs to its owner (a feature, a query), so nothing overflows
+and no epsilon is needed. Exponents are in base 2; the log-weight c_r is constant in hop 1 and enters L alone.
+
+`PAIRED` features are [H; -H]: w . x is computed for H, and used a second time with the opposite sign.
+
+Memory traffic: the keys and values are read once a feature tile (from the second-level cache but for the first),
+queries once, the state once a query tile. Splits are merged in a fixed order; there are no atomics, so equal inputs
+give equal bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import (
+    FAR,
+    LN_2,
+    LOG2_E,
+    UNSEEN,
+    absorb,
+    absorb_pair,
+    cut_entries,
+    exponent_of,
+    keep_if,
+    load_block,
+    load_block_vector,
+    load_tile,
+    load_vector,
+    seen_keys,
+    square_norm,
+    store_block,
+    store_block_vector,
+    store_tile,
+    tile_of,
+)
+
+
+@triton.jit
+def relative_maximum(log_normalizer, log_weight, head, features, keep):
+    """Return log2(e) (L - c) [M] of a state, and UNSEEN where it has seen no key or no key counts (c = -inf)."""
+    seen = log_normalizer != float("-inf")
+    if log_weight is not None:
+        weight = load_vector(log_weight, head * 0, head, features, keep, 0.0)
+        seen = seen & (weight != float("-inf"))
+        log_normalizer = tl.where(seen, log_normalizer - weight, 0.0)
+    return tl.where(seen, log_normalizer * LOG2_E, UNSEEN)
+
+
+@triton.jit
+def open_state(initial, log_weight, plane, head, features, keep, S: tl.constexpr):
+    """Return maximum, sum [M] and average [M, E] of the initial state (V, L), or of no keys where it is None."""
+    if initial is None:
+        top = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
+        return top, tl.zeros([S.BLOCK_M], tl.float32), tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
+    else:
+        value, log_normalizer = initial
+        logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")).to(tl.float32)
+        top = relative_maximum(logarithm, log_weight, head, features, keep)
+        total = tl.where(top == UNSEEN, 0.0, 1.0)
+        average = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)
+        return top, total, tl.where((total == 0)[:, None], 0.0, average)
+
+
+@triton.jit
+def summarize_tile(
+    key, value, mask, w, opening, other_opening, batch, head, first, end, gain, norm_gain, BLOCK_S: tl.constexpr,
+    S: tl.constexpr,
+):  # fmt: skip
+    """Run hop 1 over keys first ... end: maximum, sum [M] and sum of p v [M, E] for w [M, D], and if PAIRED for -w.
+
+    It goes on from the same three of earlier keys, `opening` for w and `other_opening` for -w.
+    """
+    top, total, average = opening
+    other_top, other_total, other_average = other_opening
+    for start in range(first, end, BLOCK_S):
+        rows = start + tl.arange(0, BLOCK_S)
+        keep = seen_keys(mask, batch, rows, end)
+        k = load_tile(key, batch, head, rows, keep, S.DIM, S.BLOCK_D)  # [S, D]
+        v = load_tile(value, batch, head, rows, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [S, E]
+        x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S] -> [M, S]
+        if S.FEATURE_MAP == "exponential":
+            norm = square_norm(k)
+            x = tl.where((norm > FAR)[None, :], 0.0, x)
+            shift = tl.where(keep, -norm_gain * norm, float("-inf"))
+        else:
+            shift = tl.where(keep, 0.0, float("-inf"))
+        exponent = exponent_of(x, gain, shift[None, :], S)
+        top, total, average = absorb(exponent, v, top, total, average, S)
+        if S.PAIRED:
+            exponent = exponent_of(x, -gain, shift[None, :], S)
+            other_top, other_total, other_average = absorb(exponent, v, other_top, other_total, other_average, S)
+    return top, total, average, other_top, other_total, other_average
+
+
+@triton.jit
+def log_normalizer_of(top, total, log_weight, head, features, keep):
+    """Return L [M] = ln sum_s exp(e_sr), -inf where no key was seen."""
+    logarithm = tl.where(total == 0, float("-inf"), top * LN_2 + tl.log(tl.where(total == 0, 1.0, total)))
+    if log_weight is not None:
+        logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
+    return logarithm
+
+
+@triton.jit
+def inverse_of(total):
+    """Return 1 / total, and 0 where nothing was summed."""
+    return tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
+
+
+@triton.jit
+def store_state(state, log_weight, top, total, average, place, head, features, keep, S: tl.constexpr):
+    """Write V and L of M features, with the maximum and sum of their softmax."""
+    state_value, log_normalizer, row_max, row_sum = state
+    average = average * inverse_of(total)[:, None]
+    store_block(state_value, place, S.ALL, features, keep, average, S.VALUE_DIM, S.BLOCK_E)
+    store_block_vector(row_max, place, S.ALL, features, keep, top)
+    store_block_vector(row_sum, place, S.ALL, features, keep, total)
+    logarithm = log_normalizer_of(top, total, log_weight, head, features, keep)
+    store_block_vector(log_normalizer, place, S.ALL, features, keep, logarithm)
+
+
+@triton.jit(do_not_specialize=["planes", "key_count", "split_length", "splits"])
+def _summarize_kernel(
+    key, value, mask, projection, log_weight, state, projection_copy, planes, key_count, split_length, splits, heads,
+    gain, norm_gain, BLOCK_S: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    """Own a feature tile and a split of the keys of one head; states of a split stand behind all of the one before."""
+    index = tl.program_id(0)
+    tile, index = index % S.TILES, index // S.TILES  # neighbours share keys and values, in the second-level cache
+    split, plane = index % splits, index // splits
+    head, batch = plane % heads, plane // heads
+    features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
+    keep = features < S.FEATURES
+    w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
+    if projection_copy is not None:  # what later kernels load instead of converting again
+        writes = split + batch + head * (projection_copy.head_stride == 0) == 0  # one writer for each element
+        store_tile(projection_copy, batch, head, features, keep_if(writes, keep), w, S.DIM, S.BLOCK_D)
+    first = split * split_length
+    end = tl.minimum(first + split_length, key_count)
+    nothing = open_state(None, None, plane, head, features, keep, S)
+    top, total, average, other_top, other_total, other_average = summarize_tile(
+        key, value, mask, w, nothing, nothing, batch, head, first, end, gain, norm_gain, BLOCK_S, S
+    )
+    place = split * planes + plane
+    store_state(state, log_weight, top, total, average, place, head, features, keep, S)
+    if S.PAIRED:
+        others = features + S.FEATURES
+        store_state(state, log_weight, other_top, other_total, other_average, place, head, others, keep, S)
+
+
+@triton.jit(do_not_specialize=["splits", "planes"])
+def _merge_splits_kernel(parts, log_weight, state, planes, splits, heads, S: tl.constexpr):
+    """Join the states of the splits, in order: their common maximum first, then the weighted sums."""
+    index = tl.program_id(0)
+    tile, plane = index % S.TILES, index // S.TILES
+    features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
+    keep = features < S.ALL
+    part_value, _, part_max, part_sum = parts
+    top = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
+    for split in range(splits):
+        place = split * planes + plane
+        top = tl.maximum(top, load_block_vector(part_max, place, S.ALL, features, keep, UNSEEN))
+    total = tl.zeros([S.BLOCK_M], tl.float32)
+    average = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
+    for split in range(splits):
+        place = split * planes + plane
+        share = tl.exp2(load_block_vector(part_max, place, S.ALL, features, keep, UNSEEN) - top)
+        share *= load_block_vector(part_sum, place, S.ALL, features, keep, 0.0)
+        total += share
+        average += share[:, None] * load_block(part_value, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
+    store_state(state, log_weight, top, total, average, plane, plane % heads, features, keep, S)
+
+
+@triton.jit
+def common_shift(log_normalizer, plane, S: tl.constexpr):
+    """Return the largest L_r: logits taken relative to it keep their digits when L is near -5000."""
+    features = tl.arange(0, triton.next_power_of_2(S.ALL))
+    keep = features < S.ALL
+    largest = tl.max(load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")), 0)
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def landmark_bias(log_normalizer, shift, plane, features, keep, S: tl.constexpr):
+    """Return log2(e) (L_r - shift) [M], -inf for features that are not there."""
+    return (load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")) - shift) * LOG2_E
+
+
+@triton.jit
+def store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top, inverse):
+    """Write the maximum and 1 / sum [T] of a softmax over landmarks; all of the former stand before the latter."""
+    store_block_vector(statistics, query_plane, query_count, rows, exists, top)
+    store_block_vector(statistics, query_planes + query_plane, query_count, rows, exists, inverse)
+
+
+@triton.jit(do_not_specialize=["query_count"])
+def _attend_kernel(
+    query, projection, log_normalizer, state_value, output, statistics, query_count, query_heads, group, gain,
+    BLOCK_T: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
+    rows, exists, query_plane = tile_of(tl.program_id(0), query_count, BLOCK_T)
+    query_head, batch = query_plane % query_heads, query_plane // query_heads
+    head, plane = query_head // group, query_plane // group
+    q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
+    shift = common_shift(log_normalizer, plane, S)
+    top = tl.full([BLOCK_T], UNSEEN, tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    average = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
+    for start in range(0, S.FEATURES, S.BLOCK_M):
+        features = start + tl.arange(0, S.BLOCK_M)
+        keep = features < S.FEATURES
+        w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(q.dtype)  # [M, D]
+        landmarks = load_block(state_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(
+            S.OPERAND
+        )  # [M, E]
+        bias = landmark_bias(log_normalizer, shift, plane, features, keep, S)
+        x = tl.dot(q, tl.trans(w), input_precision=S.PRECISION)  # [T, D] @ [D, M] -> [T, M]
+        logits = exponent_of(x, gain, bias[None, :], S)
+        if S.PAIRED:
+            others = features + S.FEATURES
+            other_landmarks = load_block(state_value, plane, S.ALL, others, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
+            bias = landmark_bias(log_normalizer, shift, plane, others, keep, S)
+            other_logits = exponent_of(x, -gain, bias[None, :], S)
+            top, total, average = absorb_pair(logits, other_logits, landmarks, other_landmarks, top, total, average, S)
+        else:
+            top, total, average = absorb(logits, landmarks, top, total, average, S)
+    inverse = inverse_of(total)
+    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
+    query_planes = tl.num_programs(0) // tl.cdiv(query_count, BLOCK_T)
+    store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top, inverse)
+
+
+@triton.jit(do_not_specialize=["query_count", "key_count"])
+def _short_kernel(
+    query, key, value, mask, projection, initial, state, output, statistics, query_count, key_count, query_heads, group,
+    gain, norm_gain, RELATIVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    """Own a tile of queries and run both hops: hop 1 is repeated by each tile of a head, and only the first writes it.
+
+    Keys join those of the initial state. Logits are taken relative to the largest L_r of the first feature tile, which
+    is why there are no log-weights; the maxima of queries are left RELATIVE to the largest L, as `_attend_kernel` has
+    them, or as they are.
+    """
+    tiles = tl.maximum(tl.cdiv(query_count, BLOCK_T), 1)  # without queries there is still a state to write
+    index = tl.program_id(0)
+    tile, query_plane = index % tiles, index // tiles
+    query_head, batch = query_plane % query_heads, query_plane // query_heads
+    head, plane = query_head // group, query_plane // group
+    writes = (tile == 0) & (query_head % group == 0)
+    rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    exists = rows < query_count
+    q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
+    top = tl.full([BLOCK_T], UNSEEN, tl.float32)
+    total = tl.zeros([BLOCK_T], tl.float32)
+    average = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
+    shift = 0.0
+    highest = float("-inf")
+    for start in range(0, S.FEATURES, S.BLOCK_M):
+        features = start + tl.arange(0, S.BLOCK_M)
+        keep = features < S.FEATURES
+        w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(q.dtype)  # [M, D]
+        others = features + S.FEATURES
+        opening = open_state(initial, None, plane, head, features, keep, S)
+        other_opening = opening
+        if S.PAIRED:
+            other_opening = open_state(initial, None, plane, head, others, keep, S)
+        hop_top, hop_total, hop_average, other_top, other_total, other_average = summarize_tile(
+            key, value, mask, w, opening, other_opening, batch, head, 0, key_count, gain, norm_gain, BLOCK_S, S
+        )
+        store_state(state, None, hop_top, hop_total, hop_average, plane, head, features, keep_if(writes, keep), S)
+        logarithm = log_normalizer_of(hop_top, hop_total, None, head, features, keep)
+        logarithm = tl.where(keep, logarithm, float("-inf"))
+        largest = tl.max(logarithm, 0)
+        shift = tl.where((start == 0) & (largest > float("-inf")), largest, shift)
+        highest = tl.maximum(highest, largest)
+        bias = (logarithm - shift) * LOG2_E
+        x = tl.dot(q, tl.trans(w), input_precision=S.PRECISION)  # [T, D] @ [D, M] -> [T, M]
+        landmarks = (hop_average * inverse_of(hop_total)[:, None]).to(S.OPERAND)  # [M, E]
+        logits = exponent_of(x, gain, bias[None, :], S)
+        if S.PAIRED:
+            store_state(
+                state, None, other_top, other_total, other_average, plane, head, others, keep_if(writes, keep), S
+            )
+            logarithm = log_normalizer_of(other_top, other_total, None, head, others, keep)
+            logarithm = tl.where(keep, logarithm, float("-inf"))
+            highest = tl.maximum(highest, tl.max(logarithm, 0))
+            bias = (logarithm - shift) * LOG2_E
+            other_landmarks = (other_average * inverse_of(other_total)[:, None]).to(S.OPERAND)
+            other_logits = exponent_of(x, -gain, bias[None, :], S)
+            top, total, average = absorb_pair(logits, other_logits, landmarks, other_landmarks, top, total, average, S)
+        else:
+            top, total, average = absorb(logits, landmarks, top, total, average, S)
+    inverse = inverse_of(total)
+    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
+    if RELATIVE:
+        shift -= tl.where(highest > float("-inf"), highest, 0.0)
+    query_planes = tl.num_programs(0) // tiles
+    store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top + shift * LOG2_E, inverse)

@@ -1,0 +1,1 @@
+"""FAVOR attention in transformers' models; transformers is imported when it is first needed."""

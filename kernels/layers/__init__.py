@@ -1,0 +1,1 @@
+"""Attention layers on the functions, and their way into other people's models."""

@@ -1,0 +1,153 @@
+"""Masks as softmax attention takes them, reduced to what linear attention can apply: padding, causality, or both.
+
+Dimension key: b batch, h heads, t queries, s keys.
+
+A mask is recognised by its values. Where they cannot be looked at, because a graph is being made, it is taken for what
+it should be, and the graph checks that when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from ..favor.definition import visibility
+
+HIDES = -1e4
+"""Entries of a float mask up to this one hide: -inf, the lowest number of any dtype, -1e9; exp() of them is 0."""
+
+
+class Visible(NamedTuple):
+    """What queries see: all keys, or those up to their own.
+
+    Attributes:
+        padding: (b or 1, s) bool, True = ignore, or None.
+        is_causal: whether later keys are hidden.
+    """
+
+    padding: Tensor | None
+    is_causal: bool
+
+
+def is_traced() -> bool:
+    """Whether a graph is being made of what runs: what Python decides now holds for every later call of it."""
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether Python may look at the values of a tensor: not while tracing or under vmap, nor where there are none."""
+    if is_traced() or type(x) not in (Tensor, torch.nn.Parameter):  # FakeTensor and other subclasses
+        return False
+    return not x.is_meta and not is_functorch_wrapped_tensor(x)
+
+
+def key_padding(mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
+    """Return a padding mask as (b, s) bool, True = ignore; a float mask may hold 0 and what hides."""
+    if mask is None:
+        return None
+    mask = mask.unsqueeze(0) if mask.ndim == 1 else mask
+    if mask.shape != (batch, keys):
+        raise ValueError(f"key_padding_mask must be ({batch}, {keys}), got {tuple(mask.shape)}")
+    if mask.dtype == torch.bool:
+        return mask
+    return hidden_entries(
+        mask,
+        "a float key_padding_mask must hold only 0 (attend) and -inf or the like (ignore): another number would be a "
+        "key_bias, which is not implemented; pass a bool mask, True = ignore",
+        name="key_padding_mask",
+    )
+
+
+def recognise_attention_mask(
+    mask: Tensor, shape: tuple[int, int, int], heads: int, tokens_per_step: int, *, is_known: bool = False
+) -> Visible:
+    """Return what a mask leaves visible.
+
+    Args:
+        mask: (t, s), or (b h, t, s), bool with True = hidden, or float with 0 and what hides.
+        shape: the latter.
+        heads: h.
+        tokens_per_step: of causality.
+        is_known: the caller says that it is causal; only its shape is looked at.
+
+    Raises:
+        ValueError: a mask that is neither causal nor full, padding aside, or differs between heads.
+    """
+    _, queries, keys = shape
+    steps = "" if tokens_per_step == 1 else f" with {tokens_per_step} tokens a step"
+    expected = (
+        f"attn_mask must be a causal mask{steps} ({queries}, {keys}), True or -inf above the diagonal, or hide "
+        "nothing, padding aside that is the same for all queries and heads: linear attention cannot apply any other "
+        f"mask or bias, got {mask.dtype} {tuple(mask.shape)}; use key_padding_mask to ignore keys"
+    )
+    if mask.shape not in (shape, shape[1:]):
+        raise ValueError(expected)
+    if is_known:
+        return Visible(None, True)
+    future = ~visibility(queries, keys, tokens_per_step, mask.device)
+    if not is_readable(mask):
+        hidden = hidden_entries(mask, expected, name="attn_mask")
+        torch._assert_async(
+            (hidden == future).all(),
+            "in a graph an attn_mask is taken to be causal, and this one is not: leave it out if it hides nothing, and "
+            "pass padding as key_padding_mask",
+        )
+        return Visible(None, True)
+    looked_at = (mask._version, tokens_per_step, heads) if mask.is_cuda and not mask.is_inference() else None
+    known = None if looked_at is None else getattr(mask, "_favor_visible", None)
+    if known is not None and known[0] == looked_at:  # a GPU is waited for once a mask, not once a call
+        return known[1]
+    hidden = hidden_entries(mask, expected, name="attn_mask").reshape(-1, queries, keys)
+    if hidden.shape[0] > 1:
+        hidden = hidden.view(-1, heads, queries, keys)
+        if not bool((hidden == hidden[:, :1]).all()):
+            raise ValueError(expected)
+        hidden = hidden[:, 0]
+    visible = split_mask(hidden, future)
+    if visible is None:
+        raise ValueError(expected)
+    if looked_at is not None:
+        mask._favor_visible = (looked_at, visible)  # pyright: ignore[reportAttributeAccessIssue]
+    return visible
+
+
+def split_mask(hidden: Tensor, future: Tensor) -> Visible | None:
+    """Read a mask (b, t or 1, s) whose causal form is `future` (t, s), both True = hidden; None if it is another one.
+
+    Padding is what no query sees.
+    """
+    padding = hidden.all(-2) if hidden.shape[-2] else torch.zeros_like(hidden[:, :0].any(-2))
+    given = padding if bool(padding.any()) else None
+    if torch.equal(hidden, padding[:, None].expand_as(hidden)):
+        return Visible(given, False)
+    return Visible(given, True) if torch.equal(hidden, padding[:, None] | future) else None
+
+
+def hidden_entries(mask: Tensor, expected: str, *, name: str) -> Tensor:
+    """Return where a mask hides.
+
+    Args:
+        mask: bool with True = hidden, or float with 0 and what hides.
+        expected: the message where it holds anything else.
+        name: of the mask.
+
+    Raises:
+        ValueError: another dtype or, where Python can see it without waiting for a GPU, another number; a
+            RuntimeError when a graph or a GPU comes upon it.
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    if not mask.is_floating_point():
+        raise ValueError(f"{name} must be bool or floating point, got {mask.dtype}")
+    hidden = mask <= HIDES
+    only_hides = (hidden | (mask == 0)).all()
+    if is_readable(mask) and not mask.is_cuda:
+        if not bool(only_hides):
+            raise ValueError(expected)
+    else:
+        torch._assert_async(only_hides, expected)
+    return hidden

@@ -1,0 +1,197 @@
+"""Put FavorAttention in the place of softmax attention: one layer, every layer of a model, and weights back again.
+
+A replaced layer holds the very parameters of the softmax layer, so optimisers, tied weights and state dicts go on as
+they were. What it computes is another attention: see `FavorAttention` for what is given up, and train it further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from ..huggingface.models import attends_by_itself
+from .multihead import FavorAttention
+
+Layer = TypeVar("Layer", bound=FavorAttention)
+
+TAKEN_FROM_THE_LAYER = (
+    *("embed_dim", "num_heads", "dropout", "bias", "add_bias_kv", "add_zero_attn", "kdim", "vdim", "batch_first"),
+    *("head_dim", "value_head_dim", "device", "dtype"),
+)
+"""Arguments of FavorAttention that a conversion reads off the softmax layer."""
+
+PARAMETERS = {
+    *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias"),
+    *("out_proj.weight", "out_proj.bias", "bias_k", "bias_v"),
+}
+"""Parameters of a softmax layer that FavorAttention has as well."""
+
+
+class AttentionLeft(NamedTuple):
+    """A softmax attention that was not replaced, and why."""
+
+    name: str
+    reason: str
+
+
+class AttentionReplacement(NamedTuple):
+    """What `replace_attention` did, by the names of the modules in the model.
+
+    Attributes:
+        replaced: names of the layers that are FavorAttention now.
+        left: the softmax attentions that are still there, of other classes too.
+    """
+
+    replaced: tuple[str, ...]
+    left: tuple[AttentionLeft, ...]
+
+    def __str__(self) -> str:
+        lines = [f"replaced {len(self.replaced)}: {', '.join(self.replaced) or 'none'}"]
+        lines += [f"left {name}: {reason}" for name, reason in self.left]
+        if self.replaced:
+            lines.append("need_weights is False by default now: pass True where the weights are read")
+        elif not self.left:
+            lines.append("nothing found: no nn.MultiheadAttention, and no other layer that attends, is in the model")
+        return "\n".join(lines)
+
+
+def replace_attention(
+    model: nn.Module, *, filter: Callable[[str, nn.MultiheadAttention], bool] | None = None, **favor: Any
+) -> AttentionReplacement:
+    """Replace every `nn.MultiheadAttention` in a model by a FavorAttention with its parameters, in place.
+
+    The parameters themselves move over: an optimiser made before goes on with them. A layer that stands in two places
+    is replaced by one layer in both. Layer i gets the projection of seed + i. `nn.TransformerEncoder`s around replaced
+    layers stop making nested tensors, which are for softmax attention only. Nothing is changed if anything raises.
+
+        report = replace_attention(model, filter=lambda name, layer: "decoder" not in name, qk_norm=True)
+        print(report)
+
+    Args:
+        model: changed in place. Layers that compute attention themselves, such as timm's, are left, and said.
+        filter: takes a layer's name and the layer; False leaves it.
+        favor: keywords of FavorAttention (num_features, features, qk_norm, seed, …) for all layers. `is_causal=True`
+            makes cross-attention causal as well, where a filter does not leave it out.
+
+    Returns:
+        The names of what was replaced, and of what was left with the reason.
+
+    Raises:
+        ValueError: model is itself the layer, or options that do not fit.
+    """
+    if isinstance(model, nn.MultiheadAttention):
+        raise ValueError(
+            "the model is itself an nn.MultiheadAttention, which cannot be replaced in place; use "
+            "FavorAttention.from_multihead_attention"
+        )
+    converted: dict[nn.Module, FavorAttention] = {}
+    replaced, left = [], []
+    seed = favor.pop("seed", 0)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.MultiheadAttention):
+            if not isinstance(module, FavorAttention) and attends_by_itself(type(module)):
+                kind = f"{type(module).__module__}.{type(module).__qualname__}"
+                left.append(AttentionLeft(name, f"it is no nn.MultiheadAttention, but attends in its own way ({kind})"))
+            continue
+        reason = _obstacle(module)
+        if reason is None and filter is not None and not filter(name, module):
+            reason = "the filter says no"
+        if reason is not None:
+            left.append(AttentionLeft(name, reason))
+            continue
+        if module not in converted:
+            converted[module] = convert(module, FavorAttention, {"seed": seed + len(converted), **favor})
+        replaced.append((name, converted[module]))
+    for name, layer in replaced:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(x, FavorAttention) for x in module.modules()):
+            module.use_nested_tensor = False
+    return AttentionReplacement(tuple(name for name, _ in replaced), tuple(left))
+
+
+def convert(attention: nn.MultiheadAttention, layer_class: type[Layer], favor: dict[str, Any]) -> Layer:
+    """Return a FavorAttention that shares the parameters of a softmax attention."""
+    reason = _obstacle(attention)
+    if reason is not None:
+        raise ValueError(f"this attention cannot be converted: {reason}")
+    given = [name for name in TAKEN_FROM_THE_LAYER if name in favor]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} come from the nn.MultiheadAttention: expected only keywords of random features and "
+            "causality (num_features, features, qk_norm, is_causal, …); leave them out"
+        )
+    weight = attention.out_proj.weight
+    layer = layer_class(
+        attention.embed_dim,
+        attention.num_heads,
+        attention.dropout,
+        attention.in_proj_bias is not None,
+        attention.bias_k is not None,
+        attention.add_zero_attn,
+        attention.kdim,
+        attention.vdim,
+        attention.batch_first,
+        device="meta",  # initialises nothing, so the global generator stays where it is
+        dtype=weight.dtype,
+        **favor,
+    ).to_empty(device=weight.device)
+    for name, parameter in attention.named_parameters(remove_duplicate=False):
+        owner, _, own_name = name.rpartition(".")
+        setattr(layer.get_submodule(owner), own_name, parameter)
+    if layer.log_temperature is not None:
+        nn.init.zeros_(layer.log_temperature)
+    layer.redraw(0)
+    return layer.train(attention.training)
+
+
+def multihead_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's state dict without what FAVOR attention adds, so that it loads strictly where softmax is used.
+
+    A state dict of softmax attention loads into FavorAttention as it is. The way back needs this function, because
+    `nn.MultiheadAttention` refuses any name it does not know, and the projection has to be in a checkpoint: it is
+    redrawn, or learnt, and a draw is not promised to repeat in another version of torch.
+
+        nn.MultiheadAttention(512, 8).load_state_dict(multihead_state_dict(layer))
+
+    Args:
+        model: a FavorAttention, or a model with some in it.
+
+    Returns:
+        Name to tensor, sharing memory with the model.
+
+    Raises:
+        ValueError: a layer whose weights softmax attention cannot hold: qk_norm, or head dims of its own.
+    """
+    state = model.state_dict()
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if not isinstance(layer, FavorAttention):
+            continue
+        prefix = f"{name}." if name else ""
+        if layer.log_temperature is not None:
+            raise ValueError(
+                f"{name or 'the layer'} has qk_norm=True, which nn.MultiheadAttention cannot hold: expected a layer "
+                "without it; use state_dict() for a checkpoint of the same model"
+            )
+        if {layer.head_dim, layer.value_head_dim} != {layer.embed_dim / layer.num_heads}:
+            raise ValueError(
+                f"{name or 'the layer'} has head dims {layer.head_dim} and {layer.value_head_dim}, which "
+                f"nn.MultiheadAttention cannot hold: expected {layer.embed_dim / layer.num_heads:g}"
+            )
+        for own in ("projection", "log_weight"):
+            state.pop(prefix + own, None)
+    return state
+
+
+def _obstacle(attention: nn.MultiheadAttention) -> str | None:
+    """Say what FavorAttention could not keep of a softmax attention, or None."""
+    if type(attention) is not nn.MultiheadAttention:
+        return f"it is a subclass, {type(attention).__qualname__}, whose own behaviour would be lost"
+    others = {name for name, _ in attention.named_parameters(remove_duplicate=False)} - PARAMETERS
+    if others:
+        return f"it is pruned or parametrised ({', '.join(sorted(others))}); make its weights plain parameters first"
+    hooks = [name for name, found in vars(attention).items() if name.endswith("hooks") and found]
+    return f"it has hooks, which would be lost ({', '.join(hooks)})" if hooks else None

@@ -1,0 +1,137 @@
+"""Which masks of nn.MultiheadAttention are understood, and which are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from favorcast.kernels import FavorAttention
+from favorcast.kernels.layers.masks import Visible, key_padding, recognise_attention_mask
+
+
+def causal_mask(t: int, s: int, step: int = 1) -> torch.Tensor:
+    """True = hidden."""
+    return torch.arange(s)[None, :] // step > torch.arange(t)[:, None] // step
+
+
+def as_float(mask: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(mask.shape).masked_fill(mask, -torch.inf)
+
+
+def as_finite(mask: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(mask.shape).masked_fill(mask, torch.finfo(torch.float32).min)
+
+
+def as_large(mask: torch.Tensor) -> torch.Tensor:
+    return -1e9 * mask.float()
+
+
+FORMS = {"bool": lambda m: m, "-inf": as_float, "lowest": as_finite, "-1e9": as_large}
+
+
+def shown(visible: Visible, t: int, s: int, step: int = 1) -> torch.Tensor:
+    """Write out what is hidden, (b or 1, t, s)."""
+    hidden = causal_mask(t, s, step)[None] if visible.is_causal else torch.zeros(1, t, s, dtype=torch.bool)
+    return hidden if visible.padding is None else hidden | visible.padding[:, None]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("t", "s", "step"), [(5, 5, 1), (1, 1, 1), (3, 7, 1), (7, 3, 1), (8, 8, 2), (7, 7, 3)])
+def test_a_causal_mask_is_recognised(form, t, s, step):
+    mask = causal_mask(t, s, step)
+    visible = recognise_attention_mask(FORMS[form](mask), (2, t, s), 2, step)
+    assert torch.equal(shown(visible, t, s, step)[0], mask)
+    assert visible.is_causal or t == 1
+
+
+def test_pytorchs_own_causal_mask_is_recognised():
+    mask = nn.Transformer.generate_square_subsequent_mask(6)
+    assert recognise_attention_mask(mask, (2, 6, 6), 2, 1) == (None, True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mask_that_hides_nothing_is_full_attention(form):
+    mask = FORMS[form](torch.zeros(4, 4, dtype=torch.bool))
+    assert recognise_attention_mask(mask, (2, 4, 4), 2, 1) == (None, False)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["padding", "causal and padding"])
+@pytest.mark.parametrize("form", FORMS)
+def test_padding_of_each_sample_is_found_in_a_mask_of_every_head(form, causal):
+    padding = torch.arange(6) >= torch.tensor([[6], [4], [0]])
+    mask = padding[:, None, :].expand(3, 6, 6)
+    mask = (mask | causal_mask(6, 6)) if causal else mask
+    visible = recognise_attention_mask(FORMS[form](mask.repeat_interleave(4, 0)), (12, 6, 6), 4, 1)
+    assert visible.is_causal == causal
+    assert torch.equal(shown(visible, 6, 6), mask)
+
+
+def test_masks_that_differ_between_heads_are_refused():
+    mask = torch.zeros(4, 5, 5, dtype=torch.bool)
+    mask[1, :, 2] = True
+    with pytest.raises(ValueError, match="the same for all queries and heads"):
+        recognise_attention_mask(mask, (4, 5, 5), 2, 1)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_graph_takes_a_mask_to_be_causal_and_says_so_if_it_is_not(backend):
+    torch.compiler.reset()
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = FavorAttention(16, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+
+    layer, x = Layer(), torch.randn(2, 6, 16)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for mask in (nn.Transformer.generate_square_subsequent_mask(6), as_large(causal_mask(6, 6))):
+            torch.testing.assert_close(compiled(x, mask), layer.attention(x, x, x, is_causal=True)[0])
+        with pytest.raises(RuntimeError, match="in a graph an attn_mask is taken to be causal"):
+            compiled(x, torch.zeros(6, 6))
+
+
+OTHER_MASKS = {
+    "anti-causal": causal_mask(4, 4).T,
+    "band": causal_mask(4, 4) | causal_mask(4, 4).T,
+    "one extra entry": causal_mask(4, 4).index_put((torch.tensor(3), torch.tensor(0)), torch.tensor(True)),
+    "hides the diagonal": ~torch.ones(4, 4).tril(-1).bool(),
+    "bias": torch.full((4, 4), 0.5).masked_fill(causal_mask(4, 4), -torch.inf),
+    "finite": torch.zeros(4, 4).masked_fill(causal_mask(4, 4), -1e3),
+    "nan": torch.full((4, 4), float("nan")),
+    "other shape": causal_mask(4, 5),
+    "steps of 2": causal_mask(4, 4, 2),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MASKS)
+def test_any_other_mask_is_refused(name):
+    with pytest.raises(ValueError, match="linear attention cannot apply any other mask"):
+        recognise_attention_mask(OTHER_MASKS[name], (2, 4, 4), 2, 1)
+
+
+def test_integer_masks_are_refused():
+    with pytest.raises(ValueError, match="attn_mask must be bool or floating point"):
+        recognise_attention_mask(causal_mask(4, 4).int(), (2, 4, 4), 2, 1)
+    with pytest.raises(ValueError, match="key_padding_mask must be bool or floating point"):
+        key_padding(torch.zeros(2, 4, dtype=torch.uint8), 2, 4)
+
+
+def test_padding_masks_become_bool_with_a_batch_dimension():
+    mask = torch.tensor([[False, True, True], [False, False, True]])
+    assert key_padding(None, 2, 3) is None
+    assert torch.equal(key_padding(mask, 2, 3), mask)
+    for form in FORMS.values():
+        assert torch.equal(key_padding(form(mask), 2, 3), mask)
+    assert torch.equal(key_padding(mask[0], 1, 3), mask[:1])
+
+
+def test_padding_masks_of_another_shape_or_with_biases_are_refused():
+    with pytest.raises(ValueError, match=r"key_padding_mask must be \(2, 3\), got \(3, 2\)"):
+        key_padding(torch.zeros(3, 2, dtype=torch.bool), 2, 3)
+    with pytest.raises(ValueError, match="another number would be a key_bias"):
+        key_padding(torch.full((2, 3), -1.5), 2, 3)
