@@ -19,8 +19,9 @@ from .evaluation.baselines import (
     default_baselines,
 )
 from .forecaster import Forecaster
-from .future import Forecast, load_forecaster
+from .labelled_forecast import Forecast
 from .linear_model import LinearModel
+from .loading import load_forecaster
 from .metrics.dynamics import DynamicsErrors
 from .metrics.forecast_errors import ForecastErrors
 from .normalization import GlobalNorm, NoNorm, RevIN

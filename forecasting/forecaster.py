@@ -22,7 +22,7 @@ from .training.training import ForecastTraining, Window
 from .window_widths import WindowWidths
 
 if TYPE_CHECKING:
-    from .future import Forecast
+    from .labelled_forecast import Forecast
 
 
 class Forecaster(ForecastTraining):

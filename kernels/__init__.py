@@ -13,7 +13,7 @@ from .favor.functions import (
     stream_attention,
     summarize,
 )
-from .huggingface.cache import favor_cache
+from .huggingface.generation import favor_cache
 from .huggingface.register import register_with_transformers
 from .layers.multihead import FavorAttention
 from .layers.redraw import redraw_features

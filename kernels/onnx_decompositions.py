@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .decomposition.operators import decompose_op, moving_average_op
-from .decomposition.reference import window_reach
+from .decomposition.reference import (
+    window_reach,
+)
 from .favor.definition import attend_definition, causal_definition, joined_definition, summarize_definition
 from .favor.operators import OPTION_COUNT, attend_op, causal_op, full_op, summarize_op
-from .random_features import FeatureSpace
+from .favor.types import FeatureSpace
 
 
 @summarize_op.write_out_for_onnx

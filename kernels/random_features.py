@@ -2,16 +2,8 @@
 
 Dimension key: h heads, m features, d head dim.
 
-A random feature of a (pre-scaled) vector x is `phi_r(x)`; FAVOR attention needs only its logarithm, split into a
-key side and a query side (a factor that depends on the query alone cancels in the attention quotient):
-
-    map            query exponent                 key exponent
-    exponential    w_r . q                        w_r . k - |k|^2 / 2 + c_r
-    relu           log(max(w_r . q, 0) + 1e-3)    log(max(w_r . k, 0) + 1e-3) + c_r
-    elu            log(elu(w_r . q) + 1)          log(elu(w_r . k) + 1) + c_r
-
-Every exponential map of the literature is the first row with another choice of projection W and log-weight c, so a
-new one is a new branch of `draw_features` and nothing else.
+Every exponential map of the literature is `phi_r(x) = exp(w_r . x - |x|^2 / 2 + c_r)` with another choice of projection
+W and log-weight c: a new one is a new branch of `draw_features` and nothing else. Other maps: `favor/feature_maps.py`.
 
 Half-precision tokens meet W rounded to their dtype (`FeatureSpace.projection_for`). Draws lie on the bfloat16 grid,
 where that changes nothing: a draw is as good as its neighbour there, and attention in bfloat16 errs by half as much.
@@ -26,10 +18,6 @@ import torch
 from torch import Tensor
 
 FeatureKind = Literal["hyperbolic", "orthogonal", "iid", "simplex", "favor++"]
-FeatureMap = Literal["exponential", "relu", "elu"]
-
-RELU_OFFSET = 1e-3
-"""Keeps relu features positive (Choromanski et al. 2021, section 4: the generalised attention kernel)."""
 
 
 class RandomFeatures(NamedTuple):
@@ -46,31 +34,6 @@ class RandomFeatures(NamedTuple):
     projection: Tensor
     log_weight: Tensor | None = None
     paired: bool = False
-
-
-class FeatureSpace(NamedTuple):
-    """Everything that turns queries and keys into exponents: features, softmax scale and feature map."""
-
-    projection: Tensor
-    log_weight: Tensor | None
-    scale: float
-    feature_map: str
-    paired: bool = False
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors of the features, one or two."""
-        return [x for x in (self.projection, self.log_weight) if x is not None]
-
-    def projection_for(self, tokens: Tensor) -> Tensor:
-        """Return W as it meets tokens, in its own dtype: rounded to theirs if that is a half one, as the kernels do.
-
-        The gradient passes straight through: W + (round(W) - W), which is round(W) to the last bit.
-        """
-        if tokens.dtype not in (torch.bfloat16, torch.float16):
-            return self.projection
-        exact = self.projection.detach()
-        return self.projection + (exact.to(tokens.dtype).to(exact.dtype) - exact)
 
 
 def draw_features(
@@ -195,21 +158,3 @@ def _simplex_rows(rows: int, head_dim: int, generator: torch.Generator | None) -
     simplex = centred / centred.norm(dim=-1, keepdim=True)
     blocks = [_haar_orthogonal(head_dim, generator) for _ in range(-(-rows // head_dim))]
     return torch.cat([simplex.to(block) @ block for block in blocks])[:rows]
-
-
-def log_feature(x: Tensor, feature_map: str) -> Tensor:
-    """Turn projections w . x of any shape into log phi, up to the exponential map's -|x|^2 / 2."""
-    if feature_map == "relu":
-        return (x.clamp(min=0) + RELU_OFFSET).log()
-    if feature_map == "elu":
-        return torch.where(x > 0, x.clamp(min=0).log1p(), x)
-    return x
-
-
-def log_feature_slope(log_phi: Tensor, feature_map: str) -> Tensor | None:
-    """Return d(log phi) / d(w . x) from log phi itself, or None for the exponential map, where it is one."""
-    if feature_map == "relu":
-        return torch.where(log_phi > math.log(RELU_OFFSET), log_phi.neg().exp(), 0.0)
-    if feature_map == "elu":
-        return log_phi.clamp(min=0).neg().exp()
-    return None

@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,13 @@ def package_of(name: str, path: Path) -> str:
 
 
 def imports(name: str, path: Path) -> Iterator[str]:
-    """Yield the absolute name of every import of a file, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Yield the absolute name of every import of a file, wherever in it, but for those that only type checkers read."""
+    tree = ast.parse(path.read_text())
+    typing_only = [x for x in ast.walk(tree) if isinstance(x, ast.If) and ast.unparse(x.test) == "TYPE_CHECKING"]
+    skipped = {x for block in typing_only for x in ast.walk(block)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -73,6 +79,60 @@ def test_data_does_not_know_models_nor_models_data():
     assert not importing(data, "favorcast.kernels", *above)
     for model in ("forecaster", "training", "spatiotemporal_performer_forecaster", "st_transformer"):
         assert not importing(f"favorcast.forecasting.{model}", data)
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("favor.reference", ["favor.triton", "favor.operators", "favor.functions"]),
+        ("favor.triton", ["favor.reference", "favor.operators", "favor.functions"]),
+        ("favor.triton.full", ["favor.triton.full_backward", "favor.triton.causal"]),
+        ("favor.triton.full_kernels", ["favor.triton.full_backward_kernels"]),
+        ("favor.triton.causal", ["favor.triton.causal_backward"]),
+        ("favor.triton.causal_kernels", ["favor.triton.causal_backward_kernels"]),
+        ("dispatch", ["favor", "decomposition", "layers", "huggingface", "random_features"]),
+        ("favor", ["layers", "huggingface", "decomposition"]),
+        ("decomposition", ["favor", "layers", "huggingface"]),
+        ("layers", ["huggingface"]),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_rooms_of_the_kernels_look_one_way(package, forbidden):
+    assert f"favorcast.kernels.{package}" in MODULES
+    assert all(f"favorcast.kernels.{x}" in MODULES for x in forbidden)
+    assert not importing(f"favorcast.kernels.{package}", *(f"favorcast.kernels.{x}" for x in forbidden))
+
+
+def bench_modules() -> dict[str, Path]:
+    paths = (ROOT / "bench").rglob("*.py")
+    return {".".join(path.relative_to(ROOT / "bench").with_suffix("").parts): path for path in paths}
+
+
+@pytest.mark.parametrize("of", ["favorcast", "bench"])
+def test_no_files_import_each_other_in_a_circle(of):
+    files = MODULES if of == "favorcast" else bench_modules()
+    found = {name: set(imports(name, path)) for name, path in files.items()}
+    graph = {
+        name: {x if x in files else x.rpartition(".")[0] for x in targets} & set(files) - {name}
+        for name, targets in found.items()
+    }
+    assert sum(map(len, graph.values())) > len(graph)  # some are found
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    import favorcast.forecasting
+    import favorcast.kernels
+
+    for package in (favorcast.kernels, favorcast.forecasting):
+        assert not {name.rpartition(".")[2] for name in MODULES if name.startswith(package.__name__)} & {
+            name for name in package.__all__ if callable(getattr(package, name))
+        }
+
+
+def test_names_of_test_files_are_unique():
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert len(names) == len(set(names))
 
 
 def test_nothing_installed_imports_tests_or_benches():

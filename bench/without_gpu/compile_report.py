@@ -27,12 +27,15 @@ from without_gpu.offline_compile import CompiledLaunch, compiled_launches, main_
 
 from favorcast.kernels import draw_features
 from favorcast.kernels.decomposition.triton.launches import decompose_backward_triton, decompose_triton
-from favorcast.kernels.favor.reference.causal_chunks import CausalTensors
-from favorcast.kernels.favor.triton.causal import causal_attention_triton
+from favorcast.kernels.favor.triton.causal import (
+    causal_attention_triton,
+)
 from favorcast.kernels.favor.triton.causal_backward import causal_backward_triton
-from favorcast.kernels.favor.triton.full import full_attention_triton
+from favorcast.kernels.favor.triton.full import (
+    full_attention_triton,
+)
 from favorcast.kernels.favor.triton.full_backward import full_attention_backward_triton
-from favorcast.kernels.random_features import FeatureSpace
+from favorcast.kernels.favor.types import CausalTensors, FeatureSpace
 
 ARCHITECTURES = (80, 90, 100, 120)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}

@@ -13,7 +13,8 @@ from rich.console import Console
 from ..automatic_settings import choose_settings
 from ..data import SimulationTimeSeries, TableFormat
 from ..data.time_grid import Gaps
-from ..future import SUFFIXES, Forecast, load_forecaster
+from ..labelled_forecast import SUFFIXES, Forecast
+from ..loading import load_forecaster
 from .describe import describe, print_all, settings_lines
 from .run_folder import create_run_folder, new_run_folder, resolve_checkpoint
 

@@ -1,13 +1,19 @@
 """Draw a forecast of the future behind the context that it starts from."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from ..data.time_grid import local_index
-from ..future import Forecast
 from .plots import CONTEXT_COLOR, DPI, MODEL_STYLE
 from .report import with_unit
+
+if TYPE_CHECKING:
+    from ..labelled_forecast import Forecast
 
 SENSORS_DRAWN = 4
 

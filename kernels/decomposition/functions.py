@@ -32,9 +32,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from ..dispatch.checks import DTYPES
 from ..dispatch.implementation import Impl, check_impl, resolve_impl
 from ..dispatch.symbolic_trace import as_leaf
-from ..favor.arguments import DTYPES
 from .operators import decompose_op, moving_average_op
 
 LARGEST = 2**30

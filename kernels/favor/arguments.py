@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import operator
-from typing import get_args
-
 import torch
 from torch import Tensor
 
-from ..random_features import FeatureMap, FeatureSpace, RandomFeatures
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-FEATURE_MAPS = get_args(FeatureMap)
+from ..dispatch.checks import DTYPES, check_count
+from ..random_features import RandomFeatures
+from .feature_maps import FEATURE_MAPS
+from .types import FeatureSpace
 
 
 def feature_space(
@@ -157,16 +154,6 @@ def check_batch(query: Tensor, name: str, other: Tensor) -> None:
 def check_steps(tokens_per_step: int) -> None:
     """Check that steps have a whole number of tokens."""
     check_count("tokens_per_step", tokens_per_step)
-
-
-def check_count(name: str, count: int) -> None:
-    """Check that something can count: an int, or an integer of another library, such as NumPy's, of at least 1."""
-    try:
-        is_whole = operator.index(count) >= 1
-    except TypeError:
-        is_whole = False
-    if not is_whole:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
 
 
 def check_stretch(query: Tensor, key: Tensor, tokens_per_step: int) -> None:

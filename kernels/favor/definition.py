@@ -27,7 +27,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..random_features import FeatureSpace, log_feature
+from .feature_maps import FEATURE_MAPS
+from .types import FeatureSpace
 
 
 def key_exponents(key: Tensor, mask: Tensor | None, space: FeatureSpace) -> Tensor:
@@ -36,8 +37,9 @@ def key_exponents(key: Tensor, mask: Tensor | None, space: FeatureSpace) -> Tens
     key = key.to(projection.dtype) * space.scale**0.5
     if mask is not None:
         key = key.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
-    exponents = log_feature(key @ projection.transpose(-1, -2), space.feature_map)
-    if space.feature_map == "exponential":
+    log_feature, _, has_norm = FEATURE_MAPS[space.feature_map]
+    exponents = log_feature(key @ projection.transpose(-1, -2))
+    if has_norm:
         exponents = exponents - key.square().sum(-1, keepdim=True) / 2
     if space.log_weight is not None:
         exponents = exponents + space.log_weight.unsqueeze(-2)
@@ -48,7 +50,7 @@ def query_exponents(query: Tensor, heads: int, space: FeatureSpace) -> Tensor:
     """Return the query side of log phi, (b, h, g, t, m)."""
     projection = space.projection_for(query)
     query = rearrange(query.to(projection.dtype) * space.scale**0.5, "b (h g) t d -> b h g t d", h=heads)
-    return log_feature(query @ projection.transpose(-1, -2).unsqueeze(-3), space.feature_map)
+    return FEATURE_MAPS[space.feature_map].log_feature(query @ projection.transpose(-1, -2).unsqueeze(-3))
 
 
 def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> tuple[Tensor, Tensor]:

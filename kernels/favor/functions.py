@@ -30,7 +30,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch.implementation import Impl, resolve_impl
-from ..random_features import FeatureMap, RandomFeatures
+from ..random_features import (
+    RandomFeatures,
+)
 from . import gradients as gradients  # registers them
 from .arguments import (
     as_state,
@@ -45,6 +47,7 @@ from .arguments import (
     feature_space,
 )
 from .definition import joined_definition, visibility
+from .feature_maps import FeatureMap
 from .operators import attend_op, causal_op, full_op, summarize_op
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch._C._functorch import maybe_current_level
 
 from ..dispatch.operator import Operator
-from ..random_features import FeatureSpace
 from .definition import attend_definition, causal_definition, joined_definition, summarize_definition
 from .operators import (
     attend_backward_op,
@@ -26,6 +25,7 @@ from .operators import (
     summarize_backward_op,
     summarize_op,
 )
+from .types import FeatureSpace
 
 
 def _keep(

@@ -16,17 +16,20 @@ from typing import Any
 import torch
 
 from ..dispatch.operator import Operator, vmap_by_loop
-from ..random_features import FeatureSpace
-from .reference.blocks import accumulation_dtype
-from .reference.causal import CausalSummary, causal_backward_reference, causal_reference
-from .reference.causal_chunks import CausalTensors
+from .reference.blocks import (
+    accumulation_dtype,
+)
+from .reference.causal import (
+    causal_backward_reference,
+    causal_reference,
+)
 from .reference.full import (
     attend_backward_reference,
     attend_reference,
-    attention_output,
     summarize_backward_reference,
     summarize_reference,
 )
+from .types import CausalSummary, CausalTensors, FeatureSpace, attention_output
 
 _OPTIONS = "Tensor projection, Tensor? log_weight, float scale, str feature_map, bool paired, str impl"
 

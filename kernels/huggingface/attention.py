@@ -17,10 +17,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..favor.feature_maps import FeatureMap
 from ..favor.functions import favor_attention
 from ..layers.inputs import with_norm
 from ..layers.masks import Visible, is_traced
-from ..random_features import FeatureKind, FeatureMap, RandomFeatures, draw_features
+from ..random_features import (
+    FeatureKind,
+    RandomFeatures,
+    draw_features,
+)
 from .cache import FavorCacheState
 from .masks import LinearMask, read_mask
 

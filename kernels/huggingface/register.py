@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import get_args
 
-from ..random_features import FeatureKind, FeatureMap
+from ..favor.feature_maps import FeatureMap
+from ..random_features import (
+    FeatureKind,
+)
 from .attention import FavorForTransformers, LocalLayers
 from .masks import linear_mask
 from .models import watch

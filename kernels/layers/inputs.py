@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..favor.arguments import check_count
+from ..dispatch.checks import check_count
 
 
 def arrange_batch_first(

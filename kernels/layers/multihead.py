@@ -16,8 +16,12 @@ from torch.nn import functional as F
 from ..dispatch.implementation import Impl, check_impl
 from ..dispatch.symbolic_trace import as_leaf
 from ..favor.arguments import check_feature_map
+from ..favor.feature_maps import FeatureMap
 from ..favor.functions import favor_attention
-from ..random_features import FeatureKind, FeatureMap
+from ..random_features import (
+    FeatureKind,
+)
+from .conversion import convert
 from .extra_keys import extended
 from .implied_weights import implied_weights
 from .inputs import check_flags, check_sizes, with_norm
@@ -245,8 +249,6 @@ class FavorAttention(StateModule):
         Raises:
             ValueError: a layer whose behaviour would be lost (a subclass, hooks, pruned weights).
         """
-        from .replacement import convert  # which imports this class
-
         return copy.deepcopy(convert(attention, cls, favor))
 
     def extra_repr(self) -> str:

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..dispatch.implementation import Impl
+from ..favor.feature_maps import FeatureMap
 from ..favor.functions import FavorState, Streamed, attend, stream_attention, summarize
-from ..random_features import FeatureMap, RandomFeatures
+from ..random_features import (
+    RandomFeatures,
+)
 from .extra_keys import extended
 from .features import FeatureModule
 from .inputs import arrange_batch_first

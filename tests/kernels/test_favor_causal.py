@@ -18,9 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from favorcast.kernels import draw_features, favor_attention
-from favorcast.kernels.favor.reference.causal import causal_backward_reference, causal_reference
-from favorcast.kernels.favor.reference.causal_chunks import CausalTensors
-from favorcast.kernels.random_features import FeatureSpace
+from favorcast.kernels.favor.reference.causal import (
+    causal_backward_reference,
+    causal_reference,
+)
+from favorcast.kernels.favor.types import CausalTensors, FeatureSpace
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from favorcast.kernels import RandomFeatures, favor_attention, stream_attention
 from favorcast.kernels.favor.definition import causal_definition
-from favorcast.kernels.random_features import FeatureSpace
+from favorcast.kernels.favor.types import FeatureSpace
 
 pytestmark = [
     pytest.mark.gpu,

@@ -24,6 +24,7 @@ from kernel_runs import DEVICE, LAYOUTS, RUNS_KERNELS, assert_close, both
 from torch import Tensor
 
 from favorcast.kernels import RandomFeatures, draw_features, favor_attention, summarize
+from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
 
 pytest.importorskip("triton", reason="triton is not installed")
 favor_causal_triton = importlib.import_module("favorcast.kernels.favor.triton.causal")
@@ -124,7 +125,7 @@ def test_learnt_features_of_every_kind_and_map_have_their_gradients(case, featur
     assert_close(*both(inputs, features, is_causal=True, tokens_per_step=tokens_per_step, **options), torch.float32, 2)
 
 
-@pytest.mark.parametrize("feature_map", ["relu", "elu"])
+@pytest.mark.parametrize("feature_map", [name for name, one in FEATURE_MAPS.items() if one.slope is not None])
 def test_paired_features_of_other_maps_equal_the_reference(feature_map):
     inputs = qkv(t=40, d=8, dtype=torch.float32)
     assert_close(*both(inputs, draw_features(32, 8), is_causal=True, feature_map=feature_map), torch.float32, 2)

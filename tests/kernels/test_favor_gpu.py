@@ -12,7 +12,7 @@ from torch import Tensor
 
 from favorcast.kernels import RandomFeatures, favor_attention
 from favorcast.kernels.favor.definition import attend_definition, summarize_definition
-from favorcast.kernels.random_features import FeatureSpace
+from favorcast.kernels.favor.types import FeatureSpace
 
 pytestmark = [
     pytest.mark.gpu,

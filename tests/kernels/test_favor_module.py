@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from favorcast.kernels import FavorAttention, RandomFeatures
+from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
@@ -368,7 +369,7 @@ def test_attending_to_a_summary_equals_forward(widths, batch_first):
     torch.testing.assert_close(attention.attend(query, state), attention(query, key, value, mask)[0])
 
 
-@pytest.mark.parametrize("feature_map", ["exponential", "relu", "elu"])
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
 @pytest.mark.parametrize("sizes", [[6], [1, 2, 3], [1] * 6], ids=str)
 @pytest.mark.parametrize("tokens_per_step", [1, 3])
 def test_streaming_in_pieces_equals_causal_forward(tokens_per_step, sizes, feature_map):

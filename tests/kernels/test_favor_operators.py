@@ -18,6 +18,7 @@ from favorcast.kernels import (
     series_decomposition,
     softmax_error,
 )
+from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
 
 OPERATORS = torch.ops.favorcast
 CAUSAL = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
@@ -34,7 +35,7 @@ def leaf(*shape: int, transposed: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("feature_map", "transposed", "impl"),
     [
-        *product(["exponential", "relu", "elu"], [False, True], ["reference"]),
+        *product(FEATURE_MAPS, [False, True], ["reference"]),
         pytest.param("exponential", True, "triton", marks=RUNS_KERNELS),
     ],
 )

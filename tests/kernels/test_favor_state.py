@@ -8,7 +8,8 @@ from favor_textbook import qkv
 
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
 from favorcast.kernels.favor.definition import summarize_definition
-from favorcast.kernels.random_features import FeatureSpace
+from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
+from favorcast.kernels.favor.types import FeatureSpace
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
@@ -30,7 +31,7 @@ def test_a_state_is_the_log_sum_and_the_softmax_average_of_its_definition():
     assert_states_close(summarize(k, v, FEATURES), FavorState(*expected))
 
 
-@pytest.mark.parametrize("feature_map", ["exponential", "relu", "elu"])
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
 def test_attend_of_summarize_is_favor_attention(feature_map):
     q, k, v = qkv(query_heads=4, e=3)
     mask = torch.rand(2, 7) > 0.5

@@ -6,7 +6,6 @@ What only a device can show (tensor cores, graphs, sizes) is in `test_favor_gpu.
 from __future__ import annotations
 
 import importlib
-from typing import get_args
 
 import pytest
 import torch
@@ -24,7 +23,8 @@ from kernel_runs import BOUNDS, DEVICE, DTYPE_IDS, LAYOUTS, RUNS_KERNELS, assert
 from torch import Tensor
 
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
-from favorcast.kernels.random_features import FeatureMap, FeatureSpace
+from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
+from favorcast.kernels.favor.types import FeatureSpace
 
 pytest.importorskip("triton", reason="triton is not installed")
 favor_attention_triton = importlib.import_module("favorcast.kernels.favor.triton.full")
@@ -71,7 +71,7 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("feature_map", get_args(FeatureMap))
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
 @pytest.mark.parametrize("case", FEATURES)
 @pytest.mark.parametrize("learnt", [False, True], ids=["drawn", "learnt"])
 def test_every_feature_set_and_map_has_its_gradients(case, feature_map, learnt, monkeypatch):

@@ -12,7 +12,10 @@ from favor_textbook import qkv
 from torch import Tensor
 
 from favorcast.kernels import draw_features, favor_attention, random_features
-from favorcast.kernels.random_features import RELU_OFFSET, FeatureKind, log_feature, log_feature_slope
+from favorcast.kernels.favor.feature_maps import FEATURE_MAPS, RELU_OFFSET, FeatureMap
+from favorcast.kernels.random_features import (
+    FeatureKind,
+)
 
 ON_GRID = random_features._on_grid
 GRID = 2.0**-8
@@ -242,11 +245,16 @@ def test_sizes_and_kinds_that_do_not_fit_are_refused(arguments, message):
         draw_features(**{"num_features": 8, "head_dim": 4, **arguments})
 
 
-@pytest.mark.parametrize("feature_map", ["relu", "elu"])
+@pytest.mark.parametrize("feature_map", [name for name, one in FEATURE_MAPS.items() if one.slope is not None])
 def test_log_features_and_their_slopes_are_those_of_the_maps(feature_map):
     x = torch.tensor([-20.0, -1.0, -1e-3, 1e-3, 1.0, 50.0], dtype=torch.float64, requires_grad=True)
     plain = torch.relu(x) + RELU_OFFSET if feature_map == "relu" else torch.nn.functional.elu(x) + 1
-    log_phi = log_feature(x, feature_map)
+    log_feature, slope_of, _ = FEATURE_MAPS[feature_map]
+    log_phi = log_feature(x)
     torch.testing.assert_close(log_phi, plain.log(), rtol=1e-6, atol=1e-9)
     (slope,) = torch.autograd.grad(log_phi.sum(), x)
-    torch.testing.assert_close(log_feature_slope(log_phi.detach(), feature_map), slope, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(slope_of(log_phi.detach()), slope, rtol=1e-9, atol=1e-12)
+
+
+def test_the_table_has_every_map_that_may_be_asked_for():
+    assert tuple(FEATURE_MAPS) == get_args(FeatureMap)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from favorcast.kernels import draw_features
 from favorcast.kernels.favor.definition import attend_definition, causal_definition, summarize_definition
-from favorcast.kernels.random_features import FeatureSpace
+from favorcast.kernels.favor.types import FeatureSpace
 
 LENGTH, HEAD_DIM, NUM_FEATURES = 150, 16, 64
 PROJECTION = draw_features(

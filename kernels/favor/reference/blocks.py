@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...random_features import FeatureSpace, log_feature, log_feature_slope
+from ..feature_maps import FEATURE_MAPS
+from ..types import FeatureSpace
 
 BLOCK_ELEMENTS = 1 << 19
 """Exponents held at once, 2 MiB in float32: the second-level caches of two cores.
@@ -88,7 +89,7 @@ def load_keys(
     if mask is not None:
         hidden = mask[group.batch, None, rows]
         entries.masked_fill_(hidden.unsqueeze(-1), 0.0)
-    if space.feature_map == "exponential":
+    if FEATURE_MAPS[space.feature_map].has_norm:
         torch.sum(entries.square(), -1, out=block[..., d]).mul_(-0.5)
     else:
         block[..., d] = 0.0
@@ -172,8 +173,9 @@ def exponents(left: Tensor, right: Tensor, head_dim: int, feature_map: str) -> t
     One of the two sides holds augmented tokens, the other augmented projection rows; (G, x, y) and None, or the slope
     d log phi / d(w . x) in the same shape.
     """
-    if feature_map == "exponential":
+    log_feature, slope_of, _ = FEATURE_MAPS[feature_map]
+    if slope_of is None:
         return torch.bmm(left, right.transpose(1, 2)), None
-    log_phi = log_feature(torch.bmm(left[..., :head_dim], right[..., :head_dim].transpose(1, 2)), feature_map)
-    slope = log_feature_slope(log_phi, feature_map)
+    log_phi = log_feature(torch.bmm(left[..., :head_dim], right[..., :head_dim].transpose(1, 2)))
+    slope = slope_of(log_phi)
     return log_phi.baddbmm_(left[..., head_dim:], right[..., head_dim:].transpose(1, 2)), slope

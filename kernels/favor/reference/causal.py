@@ -34,12 +34,10 @@ Kept between the passes: q, k, v, o, x and den; of the state nothing, it is rebu
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ...random_features import FeatureSpace
+from ..types import CausalGradients, CausalSummary, CausalTensors, FeatureSpace, attention_output
 from .blocks import (
     HeadGroup,
     accumulation_dtype,
@@ -54,7 +52,6 @@ from .blocks import (
 from .causal_chunks import (
     UNSEEN,
     CausalInputs,
-    CausalTensors,
     Part,
     causal_parts,
     closing,
@@ -62,23 +59,12 @@ from .causal_chunks import (
     rebuild_part,
 )
 from .full import (
-    ParameterGradients,
-    attention_output,
     key_gradient,
     output_gradient,
     query_gradient,
     reduce_to_parameters,
     weight_gradient,
 )
-
-
-class CausalSummary(NamedTuple):
-    """Output o, the state (L, V) of all keys, and x and den of the rows, stacked in (2, b, h g, t)."""
-
-    output: Tensor
-    log_normalizer: Tensor
-    state_value: Tensor
-    softmax: Tensor
 
 
 def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_step: int) -> CausalSummary:
@@ -118,16 +104,6 @@ def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_ste
         for target, result in zip((log_normalizer, state_value), closing(*final), strict=True):
             target[group.batch, group.heads] = result.view(target[group.batch, group.heads].shape)
     return CausalSummary(output, log_normalizer, state_value, softmax)
-
-
-class CausalGradients(NamedTuple):
-    """Gradients of `causal_reference`; `initial` is None where there is no initial state."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    initial: tuple[Tensor, Tensor] | None
-    parameters: ParameterGradients
 
 
 def causal_backward_reference(

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...random_features import FeatureSpace
 from ..definition import visibility
+from ..types import CausalTensors, FeatureSpace
 from .blocks import MIN_TOKENS, HeadGroup, exponents, key_weights, load_keys, load_values
 
 HEADROOM = 40.0
@@ -42,16 +41,6 @@ class Part:
     values: Tensor
     state: Tensor
     after: Tensor
-
-
-class CausalTensors(NamedTuple):
-    """What causal attention reads: queries (b, h g, t, d), keys, values, padding, and the state of earlier keys."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    initial: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,11 @@ inputs); results have the dtype of their input.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...random_features import FeatureSpace
+from ..types import FeatureSpace, KeySummary, ParameterGradients, attention_output
 from .blocks import (
     HeadGroup,
     accumulation_dtype,
@@ -45,22 +44,6 @@ from .blocks import (
     store_rows,
     store_tokens,
 )
-
-
-class KeySummary(NamedTuple):
-    """Hop 1: the state (L, V), and the maximum x (b, h, m) and sum z (b, h, m) of its softmax, for the backward."""
-
-    log_normalizer: Tensor
-    value: Tensor
-    highest: Tensor
-    total: Tensor
-
-
-class ParameterGradients(NamedTuple):
-    """Gradients of the projection and the log-weight; empty tensors where none was asked for."""
-
-    projection: Tensor
-    log_weight: Tensor
 
 
 def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> KeySummary:
@@ -178,16 +161,6 @@ def attend_backward_reference(
     d_log_normalizer = (received[..., :e] * state_value).sum(-1) + received[..., e]
     gradients = reduce_to_parameters(d_weights, space._replace(log_weight=None), parameter_gradients)
     return d_query, d_log_normalizer, received[..., :e].contiguous(), gradients
-
-
-def attention_output(query: Tensor, value_dim: int) -> Tensor:
-    """Allocate (b, h, t, e) with memory as (b, t, h, e), so that merging the heads costs no copy.
-
-    No view of anything, so that callers may change it in place.
-    """
-    b, h, t, _ = query.shape
-    strides = (t * h * value_dim, value_dim, h * value_dim, 1)
-    return torch.empty_strided((b, h, t, value_dim), strides, dtype=query.dtype, device=query.device)
 
 
 def append_ones(x: Tensor) -> Tensor:

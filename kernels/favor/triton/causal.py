@@ -19,12 +19,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ...dispatch.launch import launch_kernel
-from ...random_features import FeatureSpace
-from ..reference.causal import CausalSummary
-from ..reference.causal_chunks import CausalTensors
-from ..reference.full import attention_output
+from ..types import CausalSummary, CausalTensors, FeatureSpace, attention_output
 from .causal_kernels import _causal_attend_kernel, _prefix_states_kernel
-from .full import State, contiguous_pair, empty_statistics, is_short, short_attention
+from .full import (
+    State,
+    contiguous_pair,
+    empty_statistics,
+    is_short,
+    short_attention,
+)
 from .problem import (
     LONGEST_SPLIT,
     Launch,

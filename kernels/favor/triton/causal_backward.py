@@ -14,16 +14,20 @@ import torch
 from torch import Tensor
 
 from ...dispatch.launch import launch_kernel
-from ...random_features import FeatureSpace
-from ..reference.causal import CausalGradients, CausalSummary
-from ..reference.causal_chunks import CausalTensors
-from .causal import CausalProblem, StatePair, prefix_states
+from ..types import CausalGradients, CausalSummary, CausalTensors, FeatureSpace
+from .causal import (
+    CausalProblem,
+    StatePair,
+    prefix_states,
+)
 from .causal_backward_kernels import (
     _causal_key_gradient_kernel,
     _causal_query_gradient_kernel,
     _received_walk_kernel,
 )
-from .full import contiguous_pair
+from .full import (
+    contiguous_pair,
+)
 from .full_backward import no_parameters, to_parameters
 from .problem import ceil_div, gains
 from .tiles import rows_of

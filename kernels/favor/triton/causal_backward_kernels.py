@@ -38,14 +38,13 @@ from .causal_kernels import (
     segment_of,
     visible_pairs,
 )
+from .feature_maps import exponent_of, feature_slope
 from .full_backward_kernels import key_shift, usable_tokens
 from .full_kernels import relative_maximum
 from .tiles import (
     LOG2_E,
     UNSEEN,
     cut_entries,
-    exponent_of,
-    feature_slope,
     keep_if,
     load_block,
     load_block_vector,
@@ -547,7 +546,7 @@ def _causal_key_gradient_kernel(
         tokens_per_step, group, planes // group, gain, True, not APART, S,
     )  # fmt: skip
     d_k *= chain
-    if S.FEATURE_MAP == "exponential":
+    if S.HAS_NORM:
         raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)  # again: kept, it would spill
         d_k -= chain * chain * d_sum[:, None] * cut_entries(raw).to(tl.float32)
     store_tile(d_key, batch, head, rows, rows < end, d_k, S.DIM, S.BLOCK_D)

@@ -33,6 +33,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .feature_maps import exponent_of
 from .full_backward_kernels import key_shift, usable_tokens
 from .full_kernels import inverse_of, relative_maximum
 from .tiles import (
@@ -41,7 +42,6 @@ from .tiles import (
     UNSEEN,
     absorb,
     cut_entries,
-    exponent_of,
     keep_if,
     load_block,
     load_block_vector,

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from ...dispatch.launch import launch_kernel
-from ...random_features import FeatureSpace
-from ..reference.full import KeySummary, attention_output
+from ..types import FeatureSpace, KeySummary, attention_output
 from .full_kernels import _attend_kernel, _merge_splits_kernel, _short_kernel, _summarize_kernel
 from .problem import (
     ceil_div,

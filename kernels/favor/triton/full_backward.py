@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ...dispatch.launch import launch_kernel
-from ...random_features import FeatureSpace
-from ..reference.full import ParameterGradients
-from .full import FullResults
+from ..types import FeatureSpace, ParameterGradients
+from .full import (
+    FullResults,
+)
 from .full_backward_kernels import (
     _landmark_gradient_kernel,
     _projection_gradient_kernel,

@@ -28,12 +28,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .feature_maps import exponent_of, feature_slope
 from .full_kernels import common_shift, landmark_bias
 from .tiles import (
     FAR,
     cut_entries,
-    exponent_of,
-    feature_slope,
     load_block,
     load_block_vector,
     load_tile,
@@ -50,7 +49,7 @@ from .tiles import (
 @triton.jit
 def key_shift(k, keep, norm_gain, S: tl.constexpr):
     """Return -log2(e) |k|^2 / 2 [N] of keys, -inf where they are not seen."""
-    if S.FEATURE_MAP == "exponential":
+    if S.HAS_NORM:
         return tl.where(keep, -norm_gain * square_norm(k), float("-inf"))
     else:
         return tl.where(keep, 0.0, float("-inf"))
@@ -59,7 +58,7 @@ def key_shift(k, keep, norm_gain, S: tl.constexpr):
 @triton.jit
 def usable_tokens(x, KEYS: tl.constexpr, S: tl.constexpr):
     """Return tokens [N, D] as the forward used them: keys so far away that only their norm counts are zero."""
-    if KEYS and S.FEATURE_MAP == "exponential":
+    if KEYS and S.HAS_NORM:
         return tl.where((square_norm(x) > FAR)[:, None], 0.0, x).to(x.dtype)
     else:
         return cut_entries(x)
@@ -181,7 +180,7 @@ def _token_gradient_kernel(
             d_x = tl.dot(d_projected.to(S.OPERAND), w.to(S.OPERAND), d_x, input_precision=S.PRECISION)
     d_x *= (chain * inverse)[:, None]
     if KEYS:
-        if S.FEATURE_MAP == "exponential":
+        if S.HAS_NORM:
             k = cut_entries(load_tile(tokens, batch, token_head, rows, seen, S.DIM, S.BLOCK_D)).to(tl.float32)
             d_x -= chain * chain * d_sum[:, None] * k
         store_tile(d_token_rows, batch, token_head, rows, exists, d_u, S.VALUE_DIM, S.BLOCK_E)

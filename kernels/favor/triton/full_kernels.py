@@ -24,6 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .feature_maps import exponent_of
 from .tiles import (
     FAR,
     LN_2,
@@ -32,7 +33,6 @@ from .tiles import (
     absorb,
     absorb_pair,
     cut_entries,
-    exponent_of,
     keep_if,
     load_block,
     load_block_vector,
@@ -90,7 +90,7 @@ def summarize_tile(
         k = load_tile(key, batch, head, rows, keep, S.DIM, S.BLOCK_D)  # [S, D]
         v = load_tile(value, batch, head, rows, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [S, E]
         x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S] -> [M, S]
-        if S.FEATURE_MAP == "exponential":
+        if S.HAS_NORM:
             norm = square_norm(k)
             x = tl.where((norm > FAR)[None, :], 0.0, x)
             shift = tl.where(keep, -norm_gain * norm, float("-inf"))

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import JITFunction, driver
 
-from ...random_features import FeatureSpace
+from ..feature_maps import FEATURE_MAPS
+from ..types import FeatureSpace
 from .tiles import Spec, load_tile
 from .tuning import launch_config
 
@@ -42,7 +43,18 @@ def _spec(m: int, d: int, e: int, feature_map: str, paired: bool, dtype: torch.d
     precision = "tf32" if dtype != torch.float32 else "ieee" if impl == "triton-ieee" else "tf32x3"
     operand = tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
     blocks = next_power_of_two(d), next_power_of_two(e)
-    return Spec(m // 2 if paired else m, m, d, e, feature_map, paired, *blocks, operand, precision)
+    return Spec(
+        m // 2 if paired else m,
+        m,
+        d,
+        e,
+        feature_map,
+        FEATURE_MAPS[feature_map].has_norm,
+        paired,
+        *blocks,
+        operand,
+        precision,
+    )
 
 
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -116,7 +128,7 @@ def compile_time(spec: Spec) -> Any:
 def landmark_spec(m: int, e: int) -> tuple[int, Any]:
     """Return the tiles of features of a kernel that only adds up states (m, e), and its compile-time values."""
     block = min(16, next_power_of_two(m))
-    spec = Spec(m, m, 0, e, "", False, 0, next_power_of_two(e), tl.float32, "", block, ceil_div(m, block))
+    spec = Spec(m, m, 0, e, "", False, False, 0, next_power_of_two(e), tl.float32, "", block, ceil_div(m, block))
     return spec.TILES, compile_time(spec)
 
 

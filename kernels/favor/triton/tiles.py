@@ -1,4 +1,4 @@
-"""What the FAVOR kernels share: how a tile is addressed, and how a projection becomes a base-2 exponent.
+"""What the FAVOR kernels share: how a tile is addressed, and how products are rounded.
 
 Dimension key: b batch, h heads, n tokens, d columns, A rows of a tile, B columns of a tile.
 
@@ -22,7 +22,6 @@ UNSEEN = tl.constexpr(-1.7e38)  # a running maximum before its first entry: fini
 FAR = tl.constexpr(1e30)  # |x|^2 beyond which w . x is less than the rounding of |x|^2 / 2
 FARTHEST = tl.constexpr(1e36)  # |x|^2 is cut here, so that exponents stay finite
 LARGEST_ENTRY = tl.constexpr(1e18)  # the same cut for single entries
-RELU_OFFSET = tl.constexpr(1e-3)  # as random_features.RELU_OFFSET
 
 
 class Spec(NamedTuple):
@@ -34,6 +33,7 @@ class Spec(NamedTuple):
     DIM: int
     VALUE_DIM: int
     FEATURE_MAP: str
+    HAS_NORM: bool
     PAIRED: bool
     BLOCK_D: int
     BLOCK_E: int
@@ -178,38 +178,6 @@ def cut_entries(tile):
     """Keep entries within a range where their products stay finite."""
     wide = tile.to(tl.float32)
     return tl.clamp(wide, -LARGEST_ENTRY, LARGEST_ENTRY, propagate_nan=tl.PropagateNan.ALL).to(tile.dtype)
-
-
-@triton.jit
-def exponent_of(x, gain, bias, S: tl.constexpr):
-    """Return log2 phi + bias for x = w . token (random_features.log_feature), the exponential map's norm left to bias.
-
-    The gain is the square root of the scale, times log2(e) for the exponential map, and negative for rows -w.
-    """
-    if S.FEATURE_MAP == "relu":
-        positive = tl.clamp(x * gain, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
-        return tl.log2(positive + RELU_OFFSET) + bias
-    elif S.FEATURE_MAP == "elu":
-        y = x * gain
-        positive = tl.clamp(y, 0.0, 1e38, propagate_nan=tl.PropagateNan.ALL)
-        return tl.where(y > 0, tl.log2(1.0 + positive), y * LOG2_E) + bias
-    else:
-        tl.static_assert(S.FEATURE_MAP == "exponential", "the kernels do not know this feature map")
-        return tl.fma(x, gain, bias)
-
-
-@triton.jit
-def feature_slope(d_exponent, x, gain, S: tl.constexpr):
-    """Multiply d_exponent by d(ln phi) / d(sqrt(scale) w . token) at x = w . token."""
-    if S.FEATURE_MAP == "relu":
-        y = x * gain
-        return tl.where(y > 0, d_exponent / (y + RELU_OFFSET), 0.0)
-    elif S.FEATURE_MAP == "elu":
-        y = x * gain
-        return tl.where(y > 0, d_exponent / (1.0 + y), d_exponent)
-    else:
-        tl.static_assert(S.FEATURE_MAP == "exponential", "the kernels do not know the slope of this feature map")
-        return d_exponent
 
 
 @triton.jit
