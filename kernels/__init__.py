@@ -1,6 +1,5 @@
 """Linear attention with random features (FAVOR+) and moving-average series decomposition."""
 
-from . import onnx_decompositions as onnx_decompositions  # registers them
 from .decomposition.functions import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
 from .dispatch.implementation import set_impl
 from .favor.functions import (

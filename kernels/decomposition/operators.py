@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ..dispatch.family import schema_of
 from ..dispatch.operator import Operator
 from .reference import (
     decompose_backward_reference,
@@ -32,6 +34,7 @@ from .reference import (
     observed_part,
     seasonal_part,
     upstream_of,
+    window_reach,
 )
 
 
@@ -197,24 +200,13 @@ def _vmap_into_batch(operator: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-_AVERAGE = "Tensor? mask, int kernel_size, bool causal, str impl) -> Tensor"
-_DECOMPOSE = "Tensor? mask, Tensor? weights, int[] kernel_sizes, bool causal"
-
-moving_average_op = Operator("moving_average", f"(Tensor x, {_AVERAGE}", _moving_average, _fake_average)
+moving_average_op = Operator("moving_average", schema_of(_moving_average), _moving_average, _fake_average)
 moving_average_backward_op = Operator(
-    "moving_average_backward", f"(Tensor d_trend, {_AVERAGE}", _moving_average_backward, _fake_average
+    "moving_average_backward", schema_of(_moving_average_backward), _moving_average_backward, _fake_average
 )
-decompose_op = Operator(
-    "series_decomposition",
-    f"(Tensor x, {_DECOMPOSE}, bool trend_only, str impl) -> (Tensor, Tensor)",
-    _decompose,
-    _fake_decompose,
-)
+decompose_op = Operator("series_decomposition", schema_of(_decompose), _decompose, _fake_decompose)
 decompose_backward_op = Operator(
-    "series_decomposition_backward",
-    f"(Tensor? d_seasonal, Tensor? d_trend, Tensor? x, {_DECOMPOSE}, str impl) -> (Tensor, Tensor)",
-    _decompose_backward,
-    _fake_decompose_backward,
+    "series_decomposition_backward", schema_of(_decompose_backward), _decompose_backward, _fake_decompose_backward
 )
 
 moving_average_op.differentiate(_autograd_average, _setup_average)
@@ -223,3 +215,23 @@ decompose_op.differentiate(_autograd_decompose, _setup_decompose)
 decompose_backward_op.differentiate(_autograd_decompose_backward, _setup_decompose_backward)
 for _operator in (moving_average_op, moving_average_backward_op, decompose_op, decompose_backward_op):
     torch.library.register_vmap(_operator.overload, _vmap_into_batch(_operator.overload))
+
+
+@moving_average_op.write_out_for_onnx
+def _written_out_average(x, mask, kernel_size, causal, impl):
+    return _pooled(x, mask, kernel_size, causal)
+
+
+@decompose_op.write_out_for_onnx
+def _written_out_decomposition(x, mask, weights, sizes, causal, trend_only, impl):
+    trends = torch.stack([_pooled(x, mask, size, causal) for size in sizes], -1)
+    trend = trends.mean(-1) if weights is None else (trends * weights).sum(-1)
+    return x - trend, trend
+
+
+def _pooled(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
+    """Return the moving average by operators of aten, all that torch.onnx.export(dynamo=True) knows."""
+    if mask is not None:
+        raise NotImplementedError("moving averages of masked series are not exported: pass mask=None")
+    padded = F.pad(x.transpose(1, 2), window_reach(kernel_size, causal), mode="replicate")
+    return F.avg_pool1d(padded, kernel_size, stride=1).transpose(1, 2)

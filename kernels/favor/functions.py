@@ -33,7 +33,6 @@ from ..dispatch.implementation import Impl, resolve_impl
 from ..random_features import (
     RandomFeatures,
 )
-from . import gradients as gradients  # registers them
 from .arguments import (
     as_state,
     check_attend,
@@ -48,7 +47,16 @@ from .arguments import (
 )
 from .definition import joined_definition, visibility
 from .feature_maps import FeatureMap
-from .operators import attend_op, causal_op, full_op, summarize_op
+from .operators import (
+    AttendInputs,
+    CausalInputs,
+    FullInputs,
+    SummarizeInputs,
+    attend_op,
+    causal_op,
+    full_op,
+    summarize_op,
+)
 
 
 class FavorState(NamedTuple):
@@ -124,9 +132,11 @@ def favor_attention(
     if is_causal:
         query_count = query.shape[-2]
         query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
-        output = causal_op(query, key, value, mask, None, None, *space, schedule, int(tokens_per_step))[0]
-        return output[:, :, :query_count]
-    return full_op(query, key, value, key_padding_mask, *space, schedule)[0]
+        inputs = CausalInputs(
+            query, key, value, mask, None, None, **space._asdict(), impl=schedule, tokens_per_step=int(tokens_per_step)
+        )
+        return causal_op(inputs).output[:, :, :query_count]
+    return full_op(FullInputs(query, key, value, key_padding_mask, **space._asdict(), impl=schedule)).output
 
 
 class Streamed(NamedTuple):
@@ -191,10 +201,22 @@ def stream_attention(
         check_state(*state, space)
         check_batch(query, "state", state.log_normalizer)
         check_opening(state, key, value)
-    initial, states = ((None, None), ()) if state is None else (state, state)
+    log_normalizer, state_value = (None, None) if state is None else state
+    states = () if state is None else state
     schedule = resolve_impl(impl, query, key, value, *space.tensors, *states)
-    results = causal_op(query, key, value, key_padding_mask, *initial, *space, schedule, int(tokens_per_step))
-    return Streamed(results[0], FavorState(*results[1:3]))
+    inputs = CausalInputs(
+        query,
+        key,
+        value,
+        key_padding_mask,
+        log_normalizer,
+        state_value,
+        **space._asdict(),
+        impl=schedule,
+        tokens_per_step=int(tokens_per_step),
+    )
+    results = causal_op(inputs)
+    return Streamed(results.output, FavorState(results.log_normalizer, results.state_value))
 
 
 def summarize(
@@ -225,7 +247,8 @@ def summarize(
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
     schedule = resolve_impl(impl, key, value, *space.tensors)
-    return FavorState(*summarize_op(key, value, key_padding_mask, *space, schedule)[:2])
+    results = summarize_op(SummarizeInputs(key, value, key_padding_mask, **space._asdict(), impl=schedule))
+    return FavorState(results.log_normalizer, results.state_value)
 
 
 def attend(
@@ -257,7 +280,8 @@ def attend(
     check_attend(query, log_normalizer.shape[1], state_value.shape[-1], space)
     check_batch(query, "state", log_normalizer)
     schedule = resolve_impl(impl, query, state_value, *space.tensors)
-    return attend_op(query, log_normalizer, state_value, *space._replace(log_weight=None), schedule)[0]
+    space = space._replace(log_weight=None)
+    return attend_op(AttendInputs(query, log_normalizer, state_value, **space._asdict(), impl=schedule)).output
 
 
 def merge(first: FavorState, second: FavorState) -> FavorState:

@@ -1,8 +1,8 @@
-"""FAVOR attention as torch.library operators: schema, implementation and shapes of `favorcast::*`.
+"""FAVOR attention as torch.library operators `favorcast::*`, each with its backward.
 
 This is the boundary that autograd, torch.compile, torch.export, autocast and vmap see. An operator takes `impl`,
 already resolved by the public functions, and hands over to that schedule: the torch reference, or the GPU kernels.
-Backward passes are operators too; `favor_autograd.py` registers the gradients of all of them.
+Schemas and derivatives follow from the NamedTuples, see `dispatch/family.py`.
 
 Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
 """
@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..dispatch.operator import Operator, vmap_by_loop
-from .reference.blocks import (
-    accumulation_dtype,
-)
-from .reference.causal import (
-    causal_backward_reference,
-    causal_reference,
-)
+from ..dispatch.family import Family
+from .definition import attend_definition, causal_definition, joined_definition, summarize_definition
+from .reference.blocks import accumulation_dtype
+from .reference.causal import causal_backward_reference, causal_reference
 from .reference.full import (
     attend_backward_reference,
     attend_reference,
@@ -31,256 +29,414 @@ from .reference.full import (
 )
 from .types import CausalSummary, CausalTensors, FeatureSpace, attention_output
 
-_OPTIONS = "Tensor projection, Tensor? log_weight, float scale, str feature_map, bool paired, str impl"
-
-INPUTS = {
-    "summarize": f"Tensor key, Tensor value, Tensor? mask, {_OPTIONS}",
-    "attend": f"Tensor query, Tensor log_normalizer, Tensor state_value, {_OPTIONS}",
-    "full_attention": f"Tensor query, Tensor key, Tensor value, Tensor? mask, {_OPTIONS}",
-    "causal_attention": "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? initial_log_normalizer, "
-    f"Tensor? initial_value, {_OPTIONS}, int tokens_per_step",
-}
-"""Inputs of the forward operators; `_OPTIONS` are a FeatureSpace and the schedule."""
-
-SCHEMAS = {
-    "summarize": f"({INPUTS['summarize']}) -> (Tensor, Tensor, Tensor, Tensor)",
-    "summarize_backward": f"(Tensor d_log_normalizer, Tensor d_state_value, {INPUTS['summarize']}, "
-    "Tensor computed_value, Tensor row_max, Tensor row_sum, bool parameter_gradients) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    "attend": f"({INPUTS['attend']}) -> (Tensor, Tensor)",
-    "attend_backward": f"(Tensor d_output, {INPUTS['attend']}, Tensor output, Tensor statistics, "
-    "bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor)",
-    "full_attention": f"({INPUTS['full_attention']}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "full_attention_backward": f"(Tensor d_output, {INPUTS['full_attention']}, Tensor output, Tensor statistics, "
-    "Tensor normalizers, Tensor state_value, Tensor operand, bool parameter_gradients) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "causal_attention": f"({INPUTS['causal_attention']}) -> (Tensor, Tensor, Tensor, Tensor)",
-    "causal_attention_backward": "(Tensor d_output, Tensor? d_log_normalizer, Tensor? d_state_value, "
-    f"{INPUTS['causal_attention']}, Tensor output, Tensor final_log_normalizer, Tensor final_value, Tensor softmax, "
-    "bool parameter_gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-}
-
-OPTION_COUNT = 6
-
-
-def _options(arguments: tuple[Any, ...]) -> tuple[FeatureSpace, str, tuple[Any, ...]]:
-    """Split what follows an operator's tensors into the feature space, the schedule, and the rest."""
-    *space, impl = arguments[:OPTION_COUNT]
-    return FeatureSpace(*space), impl, arguments[OPTION_COUNT:]
+PARAMETERS = ("projection", "log_weight")
 
 
 @cache
-def _triton() -> Any:
-    """Import the GPU schedule on first use: machines without triton never do."""
-    from .triton import full as favor_attention_triton
-
-    return favor_attention_triton
+def _triton(module: str) -> Any:
+    """Import a file of the GPU schedule on first use: machines without triton never do."""
+    return import_module(f".triton.{module}", __package__)
 
 
-@cache
-def _triton_backward() -> Any:
-    from .triton import full_backward as favor_backward_triton
-
-    return favor_backward_triton
+def space_of(inputs: Any) -> FeatureSpace:
+    """Return the feature space among an operator's inputs."""
+    return FeatureSpace(inputs.projection, inputs.log_weight, inputs.scale, inputs.feature_map, inputs.paired)
 
 
-@cache
-def _triton_causal() -> Any:
-    from .triton import causal as favor_causal_triton
-
-    return favor_causal_triton
-
-
-@cache
-def _triton_causal_backward() -> Any:
-    from .triton import causal_backward as favor_causal_backward_triton
-
-    return favor_causal_backward_triton
-
-
-def _summarize(key, value, mask, *arguments):
-    space, impl, _ = _options(arguments)
-    if impl == "reference":
-        return summarize_reference(key, value, mask, space)
-    return _triton().summarize_triton(key, value, mask, space, impl)
-
-
-def _summarize_backward(d_log_normalizer, d_state_value, key, value, mask, *arguments):
-    space, impl, (*results, parameter_gradients) = _options(arguments)
-    if impl == "reference":
-        d_key, d_value, d_parameters = summarize_backward_reference(
-            (d_log_normalizer, d_state_value), key, value, mask, tuple(results), space, parameter_gradients
-        )
-    else:
-        d_key, d_value, d_parameters = _triton_backward().summarize_backward_triton(
-            (d_log_normalizer, d_state_value), key, value, mask, space, impl, tuple(results), parameter_gradients
-        )
-    return d_key, d_value, *d_parameters
-
-
-def _attend(query, log_normalizer, state_value, *arguments):
-    space, impl, _ = _options(arguments)
-    if impl == "reference":
-        return attend_reference(query, (log_normalizer, state_value), space), log_normalizer.new_empty(0)
-    return _triton().attend_triton(query, (log_normalizer, state_value), space, impl)
-
-
-def _attend_backward(d_output, query, log_normalizer, state_value, *arguments):
-    space, impl, (output, statistics, parameter_gradients) = _options(arguments)
-    state = (log_normalizer, state_value)
-    if impl == "reference":
-        *d_inputs, d_parameters = attend_backward_reference(d_output, query, output, state, space, parameter_gradients)
-    else:
-        *d_inputs, d_parameters = _triton_backward().attend_backward_triton(
-            d_output, query, state, space, impl, (output, statistics), parameter_gradients
-        )
-    return *d_inputs, d_parameters.projection
-
-
-def _full(query, key, value, mask, *arguments):
-    space, impl, _ = _options(arguments)
-    if impl == "reference":
-        state = summarize_reference(key, value, mask, space)
-        normalizers = torch.stack((state.log_normalizer, state.highest, state.total))
-        statistics, operand = normalizers.new_empty(0), normalizers.new_empty(0)
-        return attend_reference(query, state[:2], space), statistics, normalizers, state.value, operand
-    return _triton().full_attention_triton(query, key, value, mask, space, impl)
-
-
-def _full_backward(d_output, query, key, value, mask, *arguments):
-    space, impl, (*results, parameter_gradients) = _options(arguments)
-    if impl != "reference":
-        *d_inputs, d_parameters = _triton_backward().full_attention_backward_triton(
-            d_output, query, key, value, mask, space, impl, tuple(results), parameter_gradients
-        )
-        return *d_inputs, *d_parameters
-    output, _, normalizers, state_value, _ = results
-    log_normalizer, row_max, row_sum = normalizers.unbind()
-    d_query, d_log_normalizer, d_state_value, of_queries = attend_backward_reference(
-        d_output, query, output, (log_normalizer, state_value), space, parameter_gradients
-    )
-    d_key, d_value, of_keys = summarize_backward_reference(
-        (d_log_normalizer, d_state_value), key, value, mask, (state_value, row_max, row_sum), space, parameter_gradients
-    )
-    d_projection = of_keys.projection + of_queries.projection
-    return d_query, d_key, d_value, d_projection, of_keys.log_weight
-
-
-def _causal_tensors(query, key, value, mask, initial_log_normalizer, initial_value):
-    initial = None if initial_log_normalizer is None else (initial_log_normalizer, initial_value)
-    return CausalTensors(query, key, value, mask, initial)
-
-
-def _causal(*arguments):
-    tensors = _causal_tensors(*arguments[:6])
-    space, impl, (tokens_per_step,) = _options(arguments[6:])
-    if impl == "reference":
-        return causal_reference(tensors, space, tokens_per_step)
-    return _triton_causal().causal_attention_triton(tensors, space, impl, tokens_per_step)
-
-
-def _causal_backward(d_output, d_log_normalizer, d_state_value, *arguments):
-    tensors = _causal_tensors(*arguments[:6])
-    space, impl, (tokens_per_step, *results, parameter_gradients) = _options(arguments[6:])
-    d_state = None if d_log_normalizer is None else (d_log_normalizer, d_state_value)
-    arguments = (d_output, d_state, tensors, CausalSummary(*results), space, tokens_per_step, parameter_gradients)
-    if impl == "reference":
-        gradients = causal_backward_reference(*arguments)
-    else:
-        gradients = _triton_causal_backward().causal_backward_triton(*arguments, impl)
-    *d_inputs, d_initial, d_parameters = gradients
-    if d_initial is None:
-        d_initial = (results[3].new_empty(0), results[3].new_empty(0))
-    return *d_inputs, *d_initial, *d_parameters
-
-
-def _fake_state(key, value, space, impl):
+def _fake_state(key: Tensor, value: Tensor, projection: Tensor, impl: str) -> SummarizeResults:
     """Return L, V, max and sum as the schedule allocates them."""
-    shape = (*key.shape[:2], space.projection.shape[-2])
-    dtype = torch.float32 if impl != "reference" else accumulation_dtype(key, value, space.projection)
+    shape = (*key.shape[:2], projection.shape[-2])
+    dtype = torch.float32 if impl != "reference" else accumulation_dtype(key, value, projection)
     log_normalizer, row_max, row_sum = (key.new_empty(shape, dtype=dtype) for _ in range(3))
-    return log_normalizer, key.new_empty((*shape, value.shape[-1]), dtype=dtype), row_max, row_sum
+    state_value = key.new_empty((*shape, value.shape[-1]), dtype=dtype)
+    return SummarizeResults(log_normalizer, state_value, row_max, row_sum)
 
 
-def _fake_parameters(projection, log_weight, wanted, dtype):
-    empty = projection.new_empty(0, dtype=dtype)
-    if not wanted:
-        return empty, empty.clone()
-    d_projection = projection.new_empty(projection.shape)
-    return d_projection, empty if log_weight is None else log_weight.new_empty(log_weight.shape)
+def _fake_backward(gradients: Any, contiguous: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """Return the shapes of a backward operator: gradients like their inputs, empty where there is none or none wanted.
+
+    Args:
+        gradients: the class of its results.
+        contiguous: inputs whose gradients do not take over their layout.
+    """
+
+    def fake(upstream: Any, inputs: Any, results: Any, parameter_gradients: bool) -> Any:
+        def gradient(field: str) -> Tensor:
+            x = getattr(inputs, field)
+            if x is None or (field in PARAMETERS and not parameter_gradients):
+                return upstream[0].new_empty(0, dtype=_sum_dtype(inputs))
+            return x.new_empty(x.shape) if field in (*PARAMETERS, *contiguous) else torch.empty_like(x)
+
+        return gradients(*(gradient(field) for field in gradients._fields))
+
+    return fake
 
 
-def _fake_summarize(key, value, mask, *arguments):
-    space, impl, _ = _options(arguments)
-    return _fake_state(key, value, space, impl)
+def _sum_dtype(inputs: Any) -> torch.dtype:
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    return torch.float32 if inputs.impl != "reference" else accumulation_dtype(*tensors)
 
 
-def _fake_summarize_backward(d_log_normalizer, d_state_value, key, value, mask, *arguments):
-    space, _, (*_, wanted) = _options(arguments)
-    gradients = _fake_parameters(space.projection, space.log_weight, wanted, d_state_value.dtype)
-    return torch.empty_like(key), torch.empty_like(value), *gradients
+class SummarizeInputs(NamedTuple):
+    """Keys (b, h, s, d), values (b, h, s, e), padding (b, s), the feature space, and the schedule."""
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    projection: Tensor
+    log_weight: Tensor | None
+    scale: float
+    feature_map: str
+    paired: bool
+    impl: str
 
 
-def _fake_attend(query, log_normalizer, state_value, *arguments):
-    _, impl, _ = _options(arguments)
-    none = log_normalizer.new_empty(0)
-    statistics = none if impl == "reference" else _triton().empty_statistics(query)
-    return attention_output(query, state_value.shape[-1]), statistics
+class SummarizeResults(NamedTuple):
+    """The state (L, V), and the maximum and the sum (b, h, m) of its softmax, for the backward."""
+
+    log_normalizer: Tensor
+    state_value: Tensor
+    row_max: Tensor
+    row_sum: Tensor
 
 
-def _fake_attend_backward(d_output, query, log_normalizer, state_value, *arguments):
-    space, _, (*_, wanted) = _options(arguments)
-    d_projection, _ = _fake_parameters(space.projection, None, wanted, state_value.dtype)
-    d_log_normalizer, d_state_value = (x.new_empty(x.shape) for x in (log_normalizer, state_value))
-    return torch.empty_like(query), d_log_normalizer, d_state_value, d_projection
+class SummarizeUpstream(NamedTuple):
+    """Gradients of the state."""
+
+    log_normalizer: Tensor
+    state_value: Tensor
 
 
-def _fake_full(query, key, value, mask, *arguments):
-    space, impl, _ = _options(arguments)
-    output = attention_output(query, value.shape[-1])
-    if impl != "reference":
-        return output, *_triton().full_auxiliaries(query, key, value, space)
-    log_normalizer, state_value, *_ = _fake_state(key, value, space, impl)
+class SummarizeGradients(NamedTuple):
+    """Gradients of the inputs of these names."""
+
+    key: Tensor
+    value: Tensor
+    projection: Tensor
+    log_weight: Tensor
+
+
+def _summarize(inputs: SummarizeInputs) -> SummarizeResults:
+    tensors, space = (inputs.key, inputs.value, inputs.mask), space_of(inputs)
+    if inputs.impl == "reference":
+        return SummarizeResults(*summarize_reference(*tensors, space))
+    return SummarizeResults(*_triton("full").summarize_triton(*tensors, space, inputs.impl))
+
+
+def _summarize_backward(
+    upstream: SummarizeUpstream, inputs: SummarizeInputs, results: SummarizeResults, parameter_gradients: bool
+) -> SummarizeGradients:
+    tensors, space, d_state = (inputs.key, inputs.value, inputs.mask), space_of(inputs), (upstream[0], upstream[1])
+    kept = (results.state_value, results.row_max, results.row_sum)
+    if inputs.impl == "reference":
+        found = summarize_backward_reference(d_state, *tensors, kept, space, parameter_gradients)
+    else:
+        backward = _triton("full_backward").summarize_backward_triton
+        found = backward(d_state, *tensors, space, inputs.impl, kept, parameter_gradients)
+    d_key, d_value, d_parameters = found
+    return SummarizeGradients(d_key, d_value, *d_parameters)
+
+
+def _define_summarize(inputs: SummarizeInputs) -> tuple[Tensor, Tensor]:
+    return summarize_definition(inputs.key, inputs.value, inputs.mask, space_of(inputs))
+
+
+summarize_op = Family(
+    "summarize",
+    inputs=SummarizeInputs,
+    results=SummarizeResults,
+    upstream=SummarizeUpstream,
+    gradients=SummarizeGradients,
+    parameters=PARAMETERS,
+    forward=_summarize,
+    backward=_summarize_backward,
+    fake=lambda inputs: _fake_state(inputs.key, inputs.value, inputs.projection, inputs.impl),
+    fake_backward=_fake_backward(SummarizeGradients),
+    define=_define_summarize,
+)
+
+
+class AttendInputs(NamedTuple):
+    """Queries (b, h g, t, d), a state ((b, h, m), (b, h, m, e)), the feature space, and the schedule."""
+
+    query: Tensor
+    log_normalizer: Tensor
+    state_value: Tensor
+    projection: Tensor
+    log_weight: Tensor | None
+    scale: float
+    feature_map: str
+    paired: bool
+    impl: str
+
+
+class AttendResults(NamedTuple):
+    """The output (b, h g, t, e), and the statistics of its softmax, empty for the reference."""
+
+    output: Tensor
+    statistics: Tensor
+
+
+class AttendUpstream(NamedTuple):
+    """Gradient of the output."""
+
+    output: Tensor
+
+
+class AttendGradients(NamedTuple):
+    """Gradients of the inputs of these names."""
+
+    query: Tensor
+    log_normalizer: Tensor
+    state_value: Tensor
+    projection: Tensor
+
+
+def _attend(inputs: AttendInputs) -> AttendResults:
+    state, space = (inputs.log_normalizer, inputs.state_value), space_of(inputs)
+    if inputs.impl == "reference":
+        return AttendResults(attend_reference(inputs.query, state, space), inputs.log_normalizer.new_empty(0))
+    return AttendResults(*_triton("full").attend_triton(inputs.query, state, space, inputs.impl))
+
+
+def _attend_backward(
+    upstream: AttendUpstream, inputs: AttendInputs, results: AttendResults, parameter_gradients: bool
+) -> AttendGradients:
+    state, space = (inputs.log_normalizer, inputs.state_value), space_of(inputs)
+    if inputs.impl == "reference":
+        found = attend_backward_reference(
+            upstream.output, inputs.query, results.output, state, space, parameter_gradients
+        )
+    else:
+        found = _triton("full_backward").attend_backward_triton(
+            upstream.output, inputs.query, state, space, inputs.impl, tuple(results), parameter_gradients
+        )
+    d_query, d_log_normalizer, d_state_value, d_parameters = found
+    return AttendGradients(d_query, d_log_normalizer, d_state_value, d_parameters.projection)
+
+
+def _fake_attend(inputs: AttendInputs) -> AttendResults:
+    is_reference = inputs.impl == "reference"
+    statistics = inputs.log_normalizer.new_empty(0) if is_reference else _triton("full").empty_statistics(inputs.query)
+    return AttendResults(attention_output(inputs.query, inputs.state_value.shape[-1]), statistics)
+
+
+def _define_attend(inputs: AttendInputs) -> tuple[Tensor]:
+    output = attend_definition(inputs.query, inputs.log_normalizer, inputs.state_value, space_of(inputs))
+    return (output.to(inputs.query.dtype),)
+
+
+attend_op = Family(
+    "attend",
+    inputs=AttendInputs,
+    results=AttendResults,
+    upstream=AttendUpstream,
+    gradients=AttendGradients,
+    parameters=("projection",),
+    forward=_attend,
+    backward=_attend_backward,
+    fake=_fake_attend,
+    fake_backward=_fake_backward(AttendGradients, contiguous=("log_normalizer", "state_value")),
+    define=_define_attend,
+)
+
+
+class FullInputs(NamedTuple):
+    """Queries (b, h g, t, d), keys and values of `SummarizeInputs`, the feature space, and the schedule."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    projection: Tensor
+    log_weight: Tensor | None
+    scale: float
+    feature_map: str
+    paired: bool
+    impl: str
+
+
+class FullResults(NamedTuple):
+    """The output (b, h g, t, e), and for the backward the statistics of its softmax, L with the maximum and the sum of
+    its softmax (3, b, h, m), V, and V as the schedule multiplies it."""
+
+    output: Tensor
+    statistics: Tensor
+    normalizers: Tensor
+    state_value: Tensor
+    operand: Tensor
+
+
+class FullGradients(NamedTuple):
+    """Gradients of the inputs of these names."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    projection: Tensor
+    log_weight: Tensor
+
+
+def _full(inputs: FullInputs) -> FullResults:
+    tensors, space = (inputs.key, inputs.value, inputs.mask), space_of(inputs)
+    if inputs.impl != "reference":
+        return FullResults(*_triton("full").full_attention_triton(inputs.query, *tensors, space, inputs.impl))
+    state = summarize_reference(*tensors, space)
+    normalizers = torch.stack((state.log_normalizer, state.highest, state.total))
+    output = attend_reference(inputs.query, state[:2], space)
+    return FullResults(output, normalizers.new_empty(0), normalizers, state.value, normalizers.new_empty(0))
+
+
+def _full_backward(
+    upstream: AttendUpstream, inputs: FullInputs, results: FullResults, parameter_gradients: bool
+) -> FullGradients:
+    tensors, space = (inputs.key, inputs.value, inputs.mask), space_of(inputs)
+    if inputs.impl != "reference":
+        *d_inputs, d_parameters = _triton("full_backward").full_attention_backward_triton(
+            upstream.output, inputs.query, *tensors, space, inputs.impl, tuple(results), parameter_gradients
+        )
+        return FullGradients(*d_inputs, *d_parameters)
+    log_normalizer, row_max, row_sum = results.normalizers.unbind()
+    state = (log_normalizer, results.state_value)
+    d_query, d_log_normalizer, d_state_value, of_queries = attend_backward_reference(
+        upstream.output, inputs.query, results.output, state, space, parameter_gradients
+    )
+    kept = (results.state_value, row_max, row_sum)
+    d_key, d_value, of_keys = summarize_backward_reference(
+        (d_log_normalizer, d_state_value), *tensors, kept, space, parameter_gradients
+    )
+    return FullGradients(d_query, d_key, d_value, of_keys.projection + of_queries.projection, of_keys.log_weight)
+
+
+def _fake_full(inputs: FullInputs) -> FullResults:
+    output = attention_output(inputs.query, inputs.value.shape[-1])
+    if inputs.impl != "reference":
+        auxiliaries = _triton("full").full_auxiliaries
+        return FullResults(output, *auxiliaries(inputs.query, inputs.key, inputs.value, space_of(inputs)))
+    log_normalizer, state_value, *_ = _fake_state(inputs.key, inputs.value, inputs.projection, inputs.impl)
     statistics, operand = log_normalizer.new_empty(0), log_normalizer.new_empty(0)
-    return output, statistics, log_normalizer.new_empty((3, *log_normalizer.shape)), state_value, operand
+    return FullResults(output, statistics, log_normalizer.new_empty((3, *log_normalizer.shape)), state_value, operand)
 
 
-def _fake_full_backward(d_output, query, key, value, mask, *arguments):
-    space, _, (*results, wanted) = _options(arguments)
-    gradients = _fake_parameters(space.projection, space.log_weight, wanted, results[2].dtype)
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *gradients
+def _define_full(inputs: FullInputs) -> tuple[Tensor]:
+    space = space_of(inputs)
+    state = summarize_definition(inputs.key, inputs.value, inputs.mask, space)
+    return (attend_definition(inputs.query, *state, space).to(inputs.query.dtype),)
 
 
-def _fake_causal(query, key, value, mask, initial_log_normalizer, initial_value, *arguments):
-    space, impl, _ = _options(arguments)
-    log_normalizer, state_value, *_ = _fake_state(key, value, space, impl)
-    output = attention_output(query, value.shape[-1])
-    softmax = log_normalizer.new_empty((2, *query.shape[:-1]))
-    return output, log_normalizer, state_value, softmax
+full_op = Family(
+    "full_attention",
+    inputs=FullInputs,
+    results=FullResults,
+    upstream=AttendUpstream,
+    gradients=FullGradients,
+    parameters=PARAMETERS,
+    forward=_full,
+    backward=_full_backward,
+    fake=_fake_full,
+    fake_backward=_fake_backward(FullGradients),
+    define=_define_full,
+)
 
 
-def _fake_causal_backward(d_output, d_log_normalizer, d_state_value, query, key, value, mask, initial_log_normalizer,
-                          initial_value, *arguments):  # fmt: skip
-    space, _, (_, *results, wanted) = _options(arguments)
-    gradients = _fake_parameters(space.projection, space.log_weight, wanted, results[3].dtype)
-    none = results[3].new_empty(0)
-    d_initial = (none, none.clone())
-    if initial_log_normalizer is not None:
-        d_initial = tuple(torch.empty_like(x) for x in (initial_log_normalizer, initial_value))
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), *d_initial, *gradients
+class CausalInputs(NamedTuple):
+    """Tensors of `FullInputs`, the state of earlier keys, the feature space, the schedule, and tokens per step."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    initial_log_normalizer: Tensor | None
+    initial_value: Tensor | None
+    projection: Tensor
+    log_weight: Tensor | None
+    scale: float
+    feature_map: str
+    paired: bool
+    impl: str
+    tokens_per_step: int
 
 
-def _operator(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Operator:
-    operator = Operator(name, SCHEMAS[name], implementation, fake)
-    torch.library.register_vmap(operator.overload, vmap_by_loop(operator.overload))
-    return operator
+class CausalUpstream(NamedTuple):
+    """Gradients of the output and, where it goes on, of the state of all keys."""
+
+    output: Tensor
+    log_normalizer: Tensor | None
+    state_value: Tensor | None
 
 
-summarize_op = _operator("summarize", _summarize, _fake_summarize)
-summarize_backward_op = _operator("summarize_backward", _summarize_backward, _fake_summarize_backward)
-attend_op = _operator("attend", _attend, _fake_attend)
-attend_backward_op = _operator("attend_backward", _attend_backward, _fake_attend_backward)
-full_op = _operator("full_attention", _full, _fake_full)
-full_backward_op = _operator("full_attention_backward", _full_backward, _fake_full_backward)
-causal_op = _operator("causal_attention", _causal, _fake_causal)
-causal_backward_op = _operator("causal_attention_backward", _causal_backward, _fake_causal_backward)
+class CausalOperatorGradients(NamedTuple):
+    """Gradients of the inputs of these names."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    initial_log_normalizer: Tensor
+    initial_value: Tensor
+    projection: Tensor
+    log_weight: Tensor
+
+
+def _initial_of(inputs: CausalInputs) -> tuple[Tensor, Tensor] | None:
+    if inputs.initial_log_normalizer is None or inputs.initial_value is None:
+        return None
+    return inputs.initial_log_normalizer, inputs.initial_value
+
+
+def _causal_tensors(inputs: CausalInputs) -> CausalTensors:
+    return CausalTensors(inputs.query, inputs.key, inputs.value, inputs.mask, _initial_of(inputs))
+
+
+def _causal(inputs: CausalInputs) -> CausalSummary:
+    tensors, space = _causal_tensors(inputs), space_of(inputs)
+    if inputs.impl == "reference":
+        return causal_reference(tensors, space, inputs.tokens_per_step)
+    return _triton("causal").causal_attention_triton(tensors, space, inputs.impl, inputs.tokens_per_step)
+
+
+def _causal_backward(
+    upstream: CausalUpstream, inputs: CausalInputs, results: CausalSummary, parameter_gradients: bool
+) -> CausalOperatorGradients:
+    d_state = None if upstream.log_normalizer is None else (upstream.log_normalizer, upstream.state_value)
+    arguments: Any = (
+        *(upstream.output, d_state, _causal_tensors(inputs), results, space_of(inputs)),
+        *(inputs.tokens_per_step, parameter_gradients),
+    )
+    if inputs.impl == "reference":
+        found = causal_backward_reference(*arguments)
+    else:
+        found = _triton("causal_backward").causal_backward_triton(*arguments, inputs.impl)
+    d_initial = found.initial or (results.softmax.new_empty(0), results.softmax.new_empty(0))
+    return CausalOperatorGradients(found.query, found.key, found.value, *d_initial, *found.parameters)
+
+
+def _fake_causal(inputs: CausalInputs) -> CausalSummary:
+    log_normalizer, state_value, *_ = _fake_state(inputs.key, inputs.value, inputs.projection, inputs.impl)
+    output = attention_output(inputs.query, inputs.value.shape[-1])
+    softmax = log_normalizer.new_empty((2, *inputs.query.shape[:-1]))
+    return CausalSummary(output, log_normalizer, state_value, softmax)
+
+
+def _define_causal(inputs: CausalInputs) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, mask, initial = _causal_tensors(inputs)
+    space = space_of(inputs)
+    state = summarize_definition(key, value, mask, space)
+    if initial is not None:
+        state = joined_definition(initial, state)
+    output = causal_definition(query, key, value, mask, initial, space, inputs.tokens_per_step)
+    return output.to(query.dtype), *state
+
+
+causal_op = Family(
+    "causal_attention",
+    inputs=CausalInputs,
+    results=CausalSummary,
+    upstream=CausalUpstream,
+    gradients=CausalOperatorGradients,
+    parameters=PARAMETERS,
+    forward=_causal,
+    backward=_causal_backward,
+    fake=_fake_causal,
+    fake_backward=_fake_backward(CausalOperatorGradients),
+    define=_define_causal,
+)

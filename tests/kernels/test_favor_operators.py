@@ -63,7 +63,7 @@ def test_opcheck_accepts_the_backward_operators(parameter_gradients, impl):
     space = (*FEATURES[:2], 0.5, "exponential", False, impl)
     log_normalizer, state_value, *softmax = OPERATORS.summarize(key, value, MASK, *space)
     upstream = torch.randn_like(log_normalizer), torch.randn_like(state_value)
-    arguments = (*upstream, key, value, MASK, *space, state_value, *softmax, parameter_gradients)
+    arguments = (*upstream, key, value, MASK, *space, log_normalizer, state_value, *softmax, parameter_gradients)
     opcheck(OPERATORS.summarize_backward.default, arguments)
     results = OPERATORS.attend(query, log_normalizer, state_value, *space)
     d_output = torch.randn_like(results[0])

@@ -39,9 +39,9 @@ def decomposition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 CALLS: dict[str, tuple[Callable[..., Tensor], Operator]] = {
-    "full_attention": (full, full_op),
-    "causal_attention": (causal, causal_op),
-    "summarize": (state, summarize_op),
+    "full_attention": (full, full_op.forward_operator),
+    "causal_attention": (causal, causal_op.forward_operator),
+    "summarize": (state, summarize_op.forward_operator),
     "series_decomposition": (decomposition, decompose_op),
 }
 each_call = pytest.mark.parametrize(("call", "operator"), CALLS.values(), ids=CALLS)

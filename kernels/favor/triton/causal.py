@@ -1,4 +1,4 @@
-"""Causal FAVOR attention on the GPU, forward: cuts the tokens, allocates and launches, for `favor_ops.py`.
+"""Causal FAVOR attention on the GPU, forward: cuts the tokens, allocates and launches, for `operators.py`.
 
 Dimension key: b batch, h key heads, g query heads per key head, t tokens, d head dim, e value dim, m features.
 

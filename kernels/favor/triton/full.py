@@ -1,4 +1,4 @@
-"""FAVOR attention on the GPU, forward: allocates, chooses the launch and calls the kernels, for `favor_ops.py`.
+"""FAVOR attention on the GPU, forward: allocates, chooses the launch and calls the kernels, for `operators.py`.
 
 Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
 
