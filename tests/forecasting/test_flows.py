@@ -40,7 +40,7 @@ SENSOR_FILE_KEYS = {
 
 @pytest.fixture(scope="module")
 def embedded() -> dict[str, dict[str, np.ndarray]]:
-    folder = resources.files("favorcast.forecasting.data.embedded")
+    folder = resources.files("favorcast.forecasting.flows.embedded")
     contents = {}
     for name in FLOWS:
         with resources.as_file(folder / f"{name}.npz") as path, np.load(path, allow_pickle=False) as file:

@@ -4,20 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from holey_batches import NAN, errors_of_one_process, holey_batches
 
 from favorcast.forecasting.metrics.forecast_errors import ForecastErrors
-
-NAN = float("nan")
-
-
-def holey_batches() -> list[tuple[Tensor, Tensor]]:
-    torch.manual_seed(0)
-    batches = []
-    for size, missing in ((5, 0.1), (5, 0.9), (1, 0.5)):
-        target = torch.randn(size, 3, 2)
-        batches.append((torch.randn(size, 3, 2), target.masked_fill(torch.rand(size, 3, 2) < missing, NAN)))
-    return batches
 
 
 def test_the_mean_runs_over_all_observed_entries_not_over_batches():
@@ -90,15 +79,6 @@ def test_the_metric_keeps_no_graph():
     errors = ForecastErrors()
     errors.update(torch.ones(1, 1, 1, requires_grad=True), torch.zeros(1, 1, 1))
     assert not errors.compute()["mse"].requires_grad
-
-
-def errors_of_one_process(rank: int, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    errors = ForecastErrors()
-    for batch in holey_batches()[:1] if rank == 0 else holey_batches()[1:]:
-        errors.update(*batch)
-    torch.save((errors.compute(), errors.per_horizon(), errors.per_sensor()), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def run(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
 def is_ours(error: BaseException) -> bool:
     """Whether an error is one of favorcast's own sentences."""
     where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return isinstance(error, ValueError) and where.parent == KERNELS
+    return isinstance(error, ValueError) and KERNELS in where.parents
 
 
 @contextlib.contextmanager
