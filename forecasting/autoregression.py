@@ -120,7 +120,7 @@ def forecast_step_by_step(
     return torch.cat(forecasts, dim=1)
 
 
-def split_drift(offset: Tensor, last: Tensor | None, patch_len: int = 1) -> tuple[Tensor, Tensor]:
+def baseline_increments(offset: Tensor, last: Tensor | None, patch_len: int = 1) -> tuple[Tensor, Tensor]:
     """Return the increments of the baseline and the baseline one step before, both (b, n, d).
 
     The decoder forecasts changes. With o the baseline that its forecast f is added to, and r what it reads,
@@ -142,12 +142,12 @@ def split_drift(offset: Tensor, last: Tensor | None, patch_len: int = 1) -> tupl
     return offset - before, before
 
 
-class Given(NamedTuple):
+class TeacherInputs(NamedTuple):
     """What training adds to a window.
 
     Attributes:
         truth: (b, n, d) the signal that continues the context, NaN where missing.
-        drift: (b, n, d) what a forecast lacks to continue the context, see `split_drift`.
+        drift: (b, n, d) what a forecast lacks to continue the context, see `baseline_increments`.
         ratio: 0-d, how often the truth is read.
     """
 
@@ -157,13 +157,15 @@ class Given(NamedTuple):
 
 
 def teacher_forced_forecast(
-    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: TeacherInputs
 ) -> Tensor:
     """Forecast each step from the truth of the step before, all in parallel."""
     return forecast_given(model, memory, known, given.truth[:, : -known.patch_len])
 
 
-def two_pass_forecast(model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given) -> Tensor:
+def parallel_scheduled_sampling(
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: TeacherInputs
+) -> Tensor:
     """Forecast from the truth, then again from a mixture of truth and first forecasts; gradients flow through both.
 
     Mihaylova & Martins 2019 (Scheduled Sampling for Transformers), section 3, with a draw for each step.
@@ -174,7 +176,9 @@ def two_pass_forecast(model: SpatioTemporalPerformer, memory: Memory, known: Dec
     return forecast_given(model, memory, known, torch.where(is_given, truth, own))
 
 
-def sampled_forecast(model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: Given) -> Tensor:
+def sequential_scheduled_sampling(
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: TeacherInputs
+) -> Tensor:
     """Forecast step by step from the truth or the model's own forecast; gradients flow through the forecasts."""
     patch_len = known.patch_len
     is_given = draw_given(given.truth, given.ratio, patch_len)
@@ -188,6 +192,6 @@ def sampled_forecast(model: SpatioTemporalPerformer, memory: Memory, known: Deco
 
 TRAINING_FORECASTS: dict[ScheduledSampling, Callable[..., Tensor]] = {
     "none": teacher_forced_forecast,
-    "parallel": two_pass_forecast,
-    "sequential": sampled_forecast,
+    "parallel": parallel_scheduled_sampling,
+    "sequential": sequential_scheduled_sampling,
 }

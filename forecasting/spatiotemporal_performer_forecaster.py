@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autoregression import TRAINING_FORECASTS, Given, decoder_input, forecast_step_by_step, split_drift
+from .autoregression import TRAINING_FORECASTS, TeacherInputs, baseline_increments, decoder_input, forecast_step_by_step
 from .closed_form_linear import ClosedFormLinear
 from .forecaster import Forecaster
 from .linear_model import LinearChoice, LinearFit
@@ -120,7 +120,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         torch.Size([2, 20, 49])
     """
 
-    truth_ratio: Tensor
+    teacher_forcing_ratio: Tensor
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         self.scheduled_sampling_k = scheduled_sampling_k
         self.redraw_interval = redraw_interval
         self.register_buffer(
-            "truth_ratio", torch.tensor(inverse_sigmoid_ratio(0, scheduled_sampling_k)), persistent=False
+            "teacher_forcing_ratio", torch.tensor(inverse_sigmoid_ratio(0, scheduled_sampling_k)), persistent=False
         )
         self.model = SpatioTemporalPerformer(
             attention_factory=attention_class_named(attention_class),
@@ -283,13 +283,13 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
             linear_forecast=linear,
         )
         has_baseline = self.linear_model is not None and self.trend_kernel_size is None
-        drift, before = split_drift(signal_offset, known.y[:, -1] if has_baseline else None, patch_len)
+        drift, before = baseline_increments(signal_offset, known.y[:, -1] if has_baseline else None, patch_len)
         if target_y is None:
             drifts = drift.split(patch_len, dim=1)
             signal = forecast_step_by_step(self.model, memory, known, lambda i, value: value + drifts[i])
         else:
             truth = pad_back(target_y, patch_len, torch.nan) + signal_offset.detach()
-            given = Given(truth, drift, self.truth_ratio)
+            given = TeacherInputs(truth, drift, self.teacher_forcing_ratio)
             signal = TRAINING_FORECASTS[self.scheduled_sampling](self.model, memory, known, given)
         return (signal - before)[:, :target_len]
 
@@ -326,5 +326,5 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
                     redraw_if_due(self.global_step)
         if self.model.config.autoregressive_training and self.scheduled_sampling != "none":
             ratio = inverse_sigmoid_ratio(self.global_step, self.scheduled_sampling_k)
-            self.truth_ratio.fill_(ratio)
-            self.log("train/truth_ratio", ratio)
+            self.teacher_forcing_ratio.fill_(ratio)
+            self.log("train/teacher_forcing_ratio", ratio)

@@ -160,7 +160,7 @@ def picoseconds(d: int, m: int) -> dict[str, dict[str, float]]:
 def cost(work: Work, cubin: bytes, arguments: dict[str, Any], d: int, m: int) -> dict[str, float]:
     """Return picoseconds a token and head by resource."""
     spec = arguments["S"]
-    pairs = 2 if spec.PAIRED else 1
+    pairs = 2 if spec.ANTITHETIC else 1
     landmarks = spec.BLOCK_M.value * pairs
     tokens = next(arguments[x] for x in ("BLOCK_T", "BLOCK_S", "BLOCK_N", "BLOCK_C") if x in arguments)
     segment = arguments.get("BLOCK_C", SEGMENT)

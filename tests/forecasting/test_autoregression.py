@@ -122,10 +122,10 @@ def test_the_decoder_reads_the_signal_that_continues_its_context(sampling: str):
     context_x, context_y, target_x, target_y = windows()
     y = torch.cat((context_y[..., :D_TARGET], target_y), dim=1)
     z = (y - model.normalization.mean[:D_TARGET]) / model.normalization.std[:D_TARGET]
-    model.truth_ratio.fill_(1.0)
+    model.teacher_forcing_ratio.fill_(1.0)
     reads = decoder_reads(model, context_x, context_y, target_x, target_y)[:, -TARGET_LEN - 2 :]
     torch.testing.assert_close(reads, z[:, CONTEXT_LEN - 3 : -1])  # the step before each of two start and four targets
-    model.truth_ratio.fill_(0.0)
+    model.teacher_forcing_ratio.fill_(0.0)
     own = decoder_reads(model, context_x, context_y, target_x, target_y)[:, -TARGET_LEN - 2 :]
     torch.testing.assert_close(own[:, :3], z[:, CONTEXT_LEN - 3 : CONTEXT_LEN])
     assert torch.allclose(own, reads) is (sampling == "none")
@@ -181,7 +181,7 @@ def test_all_strategies_are_teacher_forcing_while_the_truth_is_always_shown(vari
     forecasts = []
     for sampling in SAMPLINGS:
         model = build(**(VARIANTS[variant] | {"scheduled_sampling": sampling}))
-        model.truth_ratio.fill_(1.0)
+        model.teacher_forcing_ratio.fill_(1.0)
         forecasts.append(model(*windows()))
     for forecast in forecasts[1:]:
         torch.testing.assert_close(forecast, forecasts[0], rtol=1e-4, atol=1e-4)
@@ -189,13 +189,13 @@ def test_all_strategies_are_teacher_forcing_while_the_truth_is_always_shown(vari
 
 def test_sequential_sampling_without_truth_is_the_forecast():
     model = build(scheduled_sampling="sequential", linear_window=3)
-    model.truth_ratio.fill_(0.0)
+    model.teacher_forcing_ratio.fill_(0.0)
     torch.testing.assert_close(model(*windows()), model.predict(*windows()[:3]))
 
 
 def test_the_second_pass_reads_the_first():
     model = build(scheduled_sampling="parallel", use_revin=False)
-    model.truth_ratio.fill_(0.0)
+    model.teacher_forcing_ratio.fill_(0.0)
     context_x, context_y, target_x, target_y = windows()
     memory = model.model.encode(context_x, context_y)
     known = decoder_input(context_x, context_y, target_x, start_len=0, d_y_target=D_TARGET)
@@ -208,7 +208,7 @@ def test_the_second_pass_reads_the_first():
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_training_reads_the_truth_of_earlier_steps_only(sampling: str):
     model = build(scheduled_sampling=sampling)
-    model.truth_ratio.fill_(1.0)
+    model.teacher_forcing_ratio.fill_(1.0)
     context_x, context_y, target_x, target_y = windows()
     before = model(context_x, context_y, target_x, target_y)
     changed = target_y.clone()
@@ -225,7 +225,7 @@ def test_training_reads_the_truth_of_earlier_steps_only(sampling: str):
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_gradients_flow_through_the_models_own_forecasts(sampling: str, ratio: float):
     model = build(scheduled_sampling=sampling, linear_window=2).double()
-    model.truth_ratio.fill_(ratio)
+    model.teacher_forcing_ratio.fill_(ratio)
     batch = [part.double() for part in windows()]
 
     def last_step() -> Tensor:
@@ -274,7 +274,7 @@ def test_the_truth_is_drawn_for_all_sensors_of_a_step_and_missing_values_are_nev
 @pytest.mark.parametrize("sampling", ["parallel", "sequential"])
 def test_where_the_truth_is_missing_the_decoder_reads_its_own_forecast(sampling: str):
     model = build(scheduled_sampling=sampling)
-    model.truth_ratio.fill_(1.0)
+    model.teacher_forcing_ratio.fill_(1.0)
     reads = decoder_reads(model, *outage("block outage"))[:, -TARGET_LEN:]  # truth of steps 1 and 2 is lost
     assert not reads[0].isnan().any()
     model.scheduled_sampling = "none"
@@ -288,7 +288,7 @@ def test_the_truth_is_withdrawn_by_optimiser_steps(k: float):
 
     class Noted(SpatioTemporalPerformer_Forecaster):
         def training_step(self, batch, batch_idx):
-            ratios.append(self.truth_ratio.item())
+            ratios.append(self.teacher_forcing_ratio.item())
             return super().training_step(batch, batch_idx)
 
     model = Noted(**SMALL, autoregressive_training=True, scheduled_sampling="parallel", scheduled_sampling_k=k)
@@ -296,7 +296,7 @@ def test_the_truth_is_withdrawn_by_optimiser_steps(k: float):
     trainer.fit(model, WindowData())  # 3 batches an epoch, 2 optimiser steps
     expected = [inverse_sigmoid_ratio(step, k) for step in (0, 0, 1, 2, 2, 3)]
     assert ratios == pytest.approx(expected)
-    assert trainer.callback_metrics["train/truth_ratio"] == pytest.approx(expected[-1])
+    assert trainer.callback_metrics["train/teacher_forcing_ratio"] == pytest.approx(expected[-1])
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -323,7 +323,7 @@ def test_no_truth_enters_validation_test_or_prediction(sampling: str):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_missing_values_leave_forecasts_and_gradients_finite(sampling: str, kind: str):
     model = build(scheduled_sampling=sampling, **VARIANTS["decomposed"])
-    model.truth_ratio.fill_(0.5)
+    model.teacher_forcing_ratio.fill_(0.5)
     context_x, context_y, target_x, target_y = outage(kind)
     model(context_x, context_y, target_x, target_y).square().mean().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -333,7 +333,7 @@ def test_missing_values_leave_forecasts_and_gradients_finite(sampling: str, kind
 @pytest.mark.parametrize("sampling", ["sequential"])
 def test_the_training_forward_compiles_to_one_graph(sampling: str):
     model = build(scheduled_sampling=sampling, n_decoder_layers=1)
-    model.truth_ratio.fill_(1.0)
+    model.teacher_forcing_ratio.fill_(1.0)
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*windows()), model(*windows()))
 

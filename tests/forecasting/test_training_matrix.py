@@ -53,7 +53,7 @@ def test_it_trains_and_forecasts_with_every_kind_of_outage(strategy: str, norm: 
     start = {name: value.clone() for name, value in model.state_dict().items()}
     for kind in OUTAGES:
         model.load_state_dict(start)
-        model.truth_ratio.fill_(0.5)
+        model.teacher_forcing_ratio.fill_(0.5)
         batch = outage(kind)
         batch[3][0, 0, 1] = NAN  # an odd number of errors: under mae, whose gradients are signs, they cannot cancel
         optimizer = model.configure_optimizers()["optimizer"]

@@ -50,7 +50,7 @@ from .blocks import (
     store_rows,
 )
 from .causal_chunks import (
-    UNSEEN,
+    NO_MAX,
     CausalInputs,
     Part,
     causal_parts,
@@ -165,7 +165,7 @@ class _BackwardScan:
         self.key_weights = key_weights(inputs.space, inputs.group, inputs.tensors.key, inputs.dtype)
         anchor, state = opening(inputs)
         self.received = torch.zeros_like(state)
-        self.anchor = torch.full_like(anchor, -UNSEEN[inputs.dtype])  # nothing received yet, at any anchor
+        self.anchor = torch.full_like(anchor, -NO_MAX[inputs.dtype])  # nothing received yet, at any anchor
 
     def receive(self, state: tuple[Tensor, Tensor], d_state: tuple[Tensor, Tensor]) -> None:
         """Start R with the gradient of the state of all keys: R = [dV, dL - V . dV] relative to L."""

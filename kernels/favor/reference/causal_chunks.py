@@ -20,7 +20,7 @@ HEADROOM = 40.0
 """A key feature may exceed its anchor by exp(40), about 2e17: sums of 1e6 such terms times |v| < 1e14 fit float32."""
 
 
-UNSEEN = {dtype: -torch.finfo(dtype).max / 2 for dtype in (torch.float32, torch.float64)}
+NO_MAX = {dtype: -torch.finfo(dtype).max / 2 for dtype in (torch.float32, torch.float64)}
 """The anchor before the first key: finite, so that no difference is NaN."""
 
 
@@ -114,7 +114,7 @@ def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
     """Return the anchor (G, m) and the state (G, m, e + 1) of the keys before the first."""
     value, initial = inputs.tensors.value, inputs.tensors.initial
     size, m, e = inputs.group.size, inputs.space.projection.shape[-2], value.shape[-1]
-    anchor = torch.full((size, m), UNSEEN[inputs.dtype], dtype=inputs.dtype, device=value.device)
+    anchor = torch.full((size, m), NO_MAX[inputs.dtype], dtype=inputs.dtype, device=value.device)
     state = torch.zeros((size, m, e + 1), dtype=inputs.dtype, device=value.device)
     if initial is not None:
         log_normalizer, value = (x[inputs.group.batch, inputs.group.heads].flatten(0, 1) for x in initial)

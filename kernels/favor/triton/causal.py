@@ -32,8 +32,8 @@ from .problem import (
     LONGEST_SPLIT,
     Launch,
     ceil_div,
-    gains,
     launch_of,
+    logit_scales,
     operand_dtype,
     processors,
     spec_of,
@@ -78,7 +78,7 @@ class CausalProblem:
         self.segments = ceil_div(self.length, self.segment_length)
 
     @property
-    def planes(self) -> int:
+    def batch_heads(self) -> int:
         return self.batch * self.heads
 
     @property
@@ -99,7 +99,7 @@ class CausalProblem:
     def split(self, tiles: int) -> tuple[int, int]:
         """Return (segments of a split, splits) of a walk by `tiles` programs a head."""
         needed = ceil_div(self.length, LONGEST_SPLIT)
-        each = _split_segments(self.segments, needed, self.planes * tiles, processors(self.tensors.query.device))
+        each = _split_segments(self.segments, needed, self.batch_heads * tiles, processors(self.tensors.query.device))
         return each, max(1, ceil_div(self.segments, each))
 
     def inputs(self) -> tuple[Rows, Rows, Rows, Vectors | None, Rows, Vectors | None]:
@@ -173,7 +173,7 @@ def causal_attention_triton(
             rows_of(output),
             tuple(softmax.unbind()),
             *problem.sizes(),
-            *gains(space),
+            *logit_scales(space),
             **constants,
         )
     return CausalSummary(output, log_normalizer, state_value, softmax)
@@ -182,27 +182,27 @@ def causal_attention_triton(
 def prefix_states(problem: CausalProblem, final: StatePair | None) -> States:
     """Return the states before each segment, with the initial one, and fill (L, V) of all keys if wanted."""
     tensors, space, device = problem.tensors, problem.space, problem.tensors.key.device
-    m, e, planes = problem.num_features, problem.value_dim, problem.planes
+    m, e, batch_heads = problem.num_features, problem.value_dim, problem.batch_heads
     launch = problem.launch("prefix_states")
-    slots = (problem.segments + 1) * planes
+    slots = (problem.segments + 1) * batch_heads
     value = torch.empty((slots, m, e), dtype=operand_dtype(tensors.query.dtype), device=device)
     spare = slots + problem.segments * problem.query_planes * problem.within
     anchors, totals = (torch.empty((spare, m), dtype=torch.float32, device=device) for _ in range(2))
     jumps = None
     if problem.within:
-        jumps = torch.empty((problem.segments * planes, launch.tiles), dtype=torch.int32, device=device)
+        jumps = torch.empty((problem.segments * batch_heads, launch.tiles), dtype=torch.int32, device=device)
     states = States(value, anchors, totals, jumps)
     each, splits = problem.split(launch.tiles)
     parts = None
     if splits > 1:
         parts = tuple(
-            torch.empty((splits * planes, *x), dtype=torch.float32, device=device) for x in ((m, e), (m,), (m,))
+            torch.empty((splits * batch_heads, *x), dtype=torch.float32, device=device) for x in ((m, e), (m,), (m,))
         )
     passes = [(None, splits - 1)] * (parts is not None) + [(states, splits)]
-    for written, walked in passes if planes else ():
+    for written, walked in passes if batch_heads else ():
         launch_kernel(
             _prefix_states_kernel,
-            planes * walked * launch.tiles,
+            batch_heads * walked * launch.tiles,
             rows_of(tensors.key),
             rows_of(tensors.value),
             mask_of(tensors.mask),
@@ -220,8 +220,8 @@ def prefix_states(problem: CausalProblem, final: StatePair | None) -> States:
             walked,
             problem.step,
             problem.heads,
-            planes,
-            *gains(space),
+            batch_heads,
+            *logit_scales(space),
             BLOCK_S=launch.tokens,
             **launch.options,
         )

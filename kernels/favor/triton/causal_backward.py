@@ -29,7 +29,7 @@ from .full import (
     contiguous_pair,
 )
 from .full_backward import no_parameters, to_parameters
-from .problem import ceil_div, gains
+from .problem import ceil_div, logit_scales
 from .tiles import rows_of
 
 
@@ -71,13 +71,13 @@ class _CausalBackward:
         self.problem, self.results, self.d_output = problem, results, d_output
         self.states = prefix_states(problem, None)
         self.statistics = tuple(results.softmax.unbind())
-        self.weighted_output = torch.empty_like(results.softmax[0])
+        self.delta = torch.empty_like(results.softmax[0])
         self.chain = math.sqrt(problem.space.scale)
         self.parameters: tuple[Tensor, ...] | None = None
         if parameter_gradients:  # sums of each program: a program adds to its own once a part
             m, d = problem.space.projection.shape[-2:]
             queries = problem.query_planes * self._programs("causal_query_gradient")
-            keys = problem.planes * self._programs("causal_key_gradient")
+            keys = problem.batch_heads * self._programs("causal_key_gradient")
             shapes = (queries, m, d), (queries, m), (keys, m, d)
             self.parameters = tuple(torch.zeros(x, dtype=torch.float32, device=d_output.device) for x in shapes)
 
@@ -100,11 +100,11 @@ class _CausalBackward:
             rows_of(self.results.output),
             rows_of(self.d_output),
             self.statistics,
-            self.weighted_output,
+            self.delta,
             rows_of(d_query),
             None if self.parameters is None else self.parameters[:2],
             *problem.sizes(),
-            *gains(problem.space),
+            *logit_scales(problem.space),
             self.chain,
             **problem.segment_options("causal_query_gradient"),
         )
@@ -113,26 +113,28 @@ class _CausalBackward:
         """Return R and A behind each segment, like the states, and fill the gradient of the initial state."""
         problem, states = self.problem, self.states.value
         launch = problem.launch("received_walk")
-        m, e, planes = problem.num_features, problem.value_dim, problem.planes
+        m, e, batch_heads = problem.num_features, problem.value_dim, problem.batch_heads
         received = torch.empty_like(states), torch.empty((len(states), m), dtype=torch.float32, device=states.device)
         each, splits = problem.split(launch.tiles)
         parts = None
         if splits > 1:
             shapes = (m, e), (m,), (m,)
-            parts = tuple(torch.empty((splits * planes, *x), dtype=torch.float32, device=states.device) for x in shapes)
+            parts = tuple(
+                torch.empty((splits * batch_heads, *x), dtype=torch.float32, device=states.device) for x in shapes
+            )
         log_normalizer, state_value = self.results[1:3]
         states_in_and_out = (problem.tensors.initial, d_initial, (log_normalizer, state_value), d_state)
         pairs = [contiguous_pair(x) for x in states_in_and_out]
         for written, walked in [(None, splits - 1)] * (parts is not None) + [(received, splits)]:
             launch_kernel(
                 _received_walk_kernel,
-                planes * walked * launch.tiles,
+                batch_heads * walked * launch.tiles,
                 rows_of(problem.tensors.query),
                 rows_of(self.d_output),
                 rows_of(problem.space.projection),
                 problem.log_weight,
                 self.statistics,
-                self.weighted_output,
+                self.delta,
                 self.states[:3],
                 parts,
                 written,
@@ -144,8 +146,8 @@ class _CausalBackward:
                 splits,
                 problem.heads,
                 problem.query_heads // problem.heads,
-                planes,
-                gains(problem.space)[0],
+                batch_heads,
+                logit_scales(problem.space)[0],
                 BLOCK_N=launch.tokens,
                 **problem.options(launch),
             )
@@ -158,19 +160,19 @@ class _CausalBackward:
             return
         launch_kernel(
             _causal_key_gradient_kernel,
-            problem.planes * self._programs("causal_key_gradient"),
+            problem.batch_heads * self._programs("causal_key_gradient"),
             *problem.inputs(),
             self.states[:3],
             self.states.jumps,
             received,
             rows_of(self.d_output),
             self.statistics,
-            self.weighted_output,
+            self.delta,
             rows_of(d_key),
             rows_of(d_value),
             None if self.parameters is None else self.parameters[2],
             *problem.sizes(),
-            *gains(problem.space),
+            *logit_scales(problem.space),
             self.chain,
             **problem.segment_options("causal_key_gradient"),
         )

@@ -43,7 +43,7 @@ from .full_backward_kernels import key_shift, usable_tokens
 from .full_kernels import relative_maximum
 from .tiles import (
     LOG2_E,
-    UNSEEN,
+    NO_MAX,
     cut_entries,
     keep_if,
     load_block,
@@ -86,18 +86,18 @@ def pair_gradient(do, values, weighted, local, tokens_per_step, S: tl.constexpr)
 
 @triton.jit
 def query_gradient_features(
-    of_queries, of_keys, gain, key_bias, do, pairs, weighted, terms, log_weight, states, source, landmark_place, head,
-    features, keep, S: tl.constexpr,
+    of_queries, of_keys, logit_scale, key_bias, do, pairs, weighted, terms, log_weight, states, source,
+    landmark_place, head, features, keep, S: tl.constexpr,
 ):  # fmt: skip
     """Return da [C, M] of the rows of a part."""
     reference, inverse = terms
-    logits, anchor = query_logits(of_queries, gain, log_weight, states, source, head, features, keep, S)
+    logits, anchor = query_logits(of_queries, logit_scale, log_weight, states, source, head, features, keep, S)
     total = load_block_vector(states[2], source, S.ALL, features, keep, 0.0)
     landmarks = load_block(states[0], landmark_place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
     reach = tl.dot(do, tl.trans(landmarks), input_precision=S.PRECISION)  # [C, E] @ [E, M]
     reach = (reach - weighted[:, None]) * total[None, :]
     if S.WITHIN:
-        phi = key_features(of_keys, gain, key_bias, anchor, S).to(S.OPERAND)
+        phi = key_features(of_keys, logit_scale, key_bias, anchor, S).to(S.OPERAND)
         reach = tl.dot(pairs, phi, reach, input_precision=S.PRECISION)  # [C, C] @ [C, M]
     return attention_share(logits, reference[:, None], inverse[:, None]) * reach
 
@@ -105,7 +105,7 @@ def query_gradient_features(
 @triton.jit
 def query_gradient_part(
     q, k, key_bias, do, pairs, weighted, terms, d_q, projection, log_weight, states, source, landmark_place, parameters,
-    parameter_place, batch, head, gain, S: tl.constexpr,
+    parameter_place, batch, head, logit_scale, S: tl.constexpr,
 ):  # fmt: skip
     """Add what all features send to the queries of a part to dq [C, D]."""
     for tile in range(0, S.FEATURES, S.BLOCK_M):
@@ -117,16 +117,16 @@ def query_gradient_part(
         if S.WITHIN:
             of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=S.PRECISION)
         d_logits = query_gradient_features(
-            of_queries, of_keys, gain, key_bias, do, pairs, weighted, terms, log_weight, states, source, landmark_place,
-            head, features, keep, S,
+            of_queries, of_keys, logit_scale, key_bias, do, pairs, weighted, terms, log_weight, states, source,
+            landmark_place, head, features, keep, S,
         )  # fmt: skip
-        d_projected = feature_slope(d_logits, of_queries, gain, S)
-        if S.PAIRED:
+        d_projected = feature_slope(d_logits, of_queries, logit_scale, S)
+        if S.ANTITHETIC:
             d_logits = query_gradient_features(
-                of_queries, of_keys, -gain, key_bias, do, pairs, weighted, terms, log_weight, states, source,
+                of_queries, of_keys, -logit_scale, key_bias, do, pairs, weighted, terms, log_weight, states, source,
                 landmark_place, head, features + S.FEATURES, keep, S,
             )  # fmt: skip
-            d_projected -= feature_slope(d_logits, of_queries, -gain, S)
+            d_projected -= feature_slope(d_logits, of_queries, -logit_scale, S)
         d_q = tl.dot(d_projected.to(S.OPERAND), w.to(S.OPERAND), d_q, input_precision=S.PRECISION)  # [C, M] @ [M, D]
         if parameters is not None:
             add_parameters(parameters, d_projected, d_logits, q, parameter_place, features, keep, S)
@@ -151,34 +151,34 @@ def add_parameters(parameters, d_projected, d_exponent, tokens, place, features,
         store_block_vector(d_log_weight, place, S.FEATURES, features, keep, sums)
 
 
-@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "batch_heads"])
 def _causal_query_gradient_kernel(
-    query, key, value, mask, projection, log_weight, states, jumps, output, d_output, statistics, weighted_output,
-    d_query, parameters, token_count, segment_length, segments, tokens_per_step, query_heads, group, planes, gain,
-    norm_gain, chain, BLOCK_C: tl.constexpr, S: tl.constexpr,
+    query, key, value, mask, projection, log_weight, states, jumps, output, d_output, statistics, delta,
+    d_query, parameters, token_count, segment_length, segments, tokens_per_step, query_heads, group, batch_heads,
+    logit_scale, norm_scale, chain, BLOCK_C: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own C queries of a segment of one query head: dq, and D_i = do_i . o_i for the kernels that follow.
 
     `parameters`, of learnt features, are zeros for sum_i da_ir q_i and sum_i da_ir of each program.
     """
     rows, end, local, segment, batch, query_head, query_plane = segment_of(
-        tl.program_id(0), segment_length, token_count, query_heads, planes, BLOCK_C, S
+        tl.program_id(0), segment_length, token_count, query_heads, batch_heads, BLOCK_C, S
     )
-    head, key_planes = query_head // group, planes // group
+    head, key_planes = query_head // group, batch_heads // group
     plane = batch * (query_heads // group) + head
     exists = rows < end
     do = load_tile(d_output, batch, query_head, rows, exists, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [C, E]
     o = load_tile(output, batch, query_head, rows, exists, S.VALUE_DIM, S.BLOCK_E)
     weighted = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
-    store_block_vector(weighted_output, query_plane, token_count, rows, exists, weighted)
+    store_block_vector(delta, query_plane, token_count, rows, exists, weighted)
     row_max, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
     d_q = tl.zeros([BLOCK_C, S.BLOCK_D], tl.float32)
     parameter_place = tl.program_id(0)
     if S.WITHIN:
-        k, bias, v, q = load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_gain, S)
+        k, bias, v, q = load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_scale, S)
         pairs = pair_gradient(do, v, weighted, local, tokens_per_step, S)
         own = segment * key_planes + plane
-        spare = (segments + 1) * key_planes + segment * planes + query_plane
+        spare = (segments + 1) * key_planes + segment * batch_heads + query_plane
         jumped = segment_jumps(jumps, own, S)
         source = tl.where(jumped, spare, own)
         filled = end - segment * segment_length
@@ -187,12 +187,25 @@ def _causal_query_gradient_kernel(
             part_end = filled
             if jumped:
                 part_end = next_part(
-                    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain, S
+                    k,
+                    bias,
+                    projection,
+                    batch,
+                    head,
+                    own,
+                    spare,
+                    low,
+                    filled,
+                    local,
+                    tokens_per_step,
+                    states,
+                    logit_scale,
+                    S,
                 )
             terms = (tl.where((local >= low) & (local < part_end), row_max, float("inf")), inverse)
             d_q = query_gradient_part(
                 q, k, tl.where(local < part_end, bias, float("-inf")), do, pairs, weighted, terms, d_q, projection,
-                log_weight, states, source, own, parameters, parameter_place, batch, head, gain, S,
+                log_weight, states, source, own, parameters, parameter_place, batch, head, logit_scale, S,
             )  # fmt: skip
             low = part_end
     else:
@@ -200,26 +213,26 @@ def _causal_query_gradient_kernel(
         own = (segment + 1) * key_planes + plane
         d_q = query_gradient_part(
             q, q, weighted, do, do, weighted, (row_max, inverse), d_q, projection, log_weight, states, own, own,
-            parameters, parameter_place, batch, head, gain, S,
+            parameters, parameter_place, batch, head, logit_scale, S,
         )  # fmt: skip
     store_tile(d_query, batch, query_head, rows, exists, d_q * chain, S.DIM, S.BLOCK_D)
 
 
 @triton.jit
 def open_received(
-    final, d_final, parts, log_weight, states, split, splits, segments, plane, planes, head, features, keep,
+    final, d_final, parts, log_weight, states, split, splits, segments, plane, batch_heads, head, features, keep,
     S: tl.constexpr,
 ):  # fmt: skip
     """Return R [M, E], A and anchors [M] of what later splits, and the gradient of the state of all keys, ask."""
     asked = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     shift = tl.zeros([S.BLOCK_M], tl.float32)
-    anchor = load_block_vector(states[1], segments * planes + plane, S.ALL, features, keep, UNSEEN)
+    anchor = load_block_vector(states[1], segments * batch_heads + plane, S.ALL, features, keep, NO_MAX)
     if d_final is not None:
         final_value, final_log_normalizer = final
         d_value, d_log_normalizer = d_final
         logarithm = load_block_vector(final_log_normalizer, plane, S.ALL, features, keep, float("-inf"))
         top = relative_maximum(logarithm, log_weight, head, features, keep)
-        factor = tl.where(logarithm != float("-inf"), tl.exp2(tl.where(top > UNSEEN, anchor - top, 0.0)), 0.0)
+        factor = tl.where(logarithm != float("-inf"), tl.exp2(tl.where(top > NO_MAX, anchor - top, 0.0)), 0.0)
         asked = load_block(d_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
         v = load_block(final_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
         shift = load_block_vector(d_log_normalizer, plane, S.ALL, features, keep, 0.0) - tl.sum(asked * v, 1)
@@ -227,8 +240,8 @@ def open_received(
     if parts is not None:
         part_rows, part_shifts, part_anchors = parts
         for back in range(splits - 1 - split):
-            place = (splits - 1 - back) * planes + plane
-            lower = load_block_vector(part_anchors, place, S.ALL, features, keep, UNSEEN)
+            place = (splits - 1 - back) * batch_heads + plane
+            lower = load_block_vector(part_anchors, place, S.ALL, features, keep, NO_MAX)
             fall = tl.exp2(tl.minimum(lower - anchor, 0.0))
             anchor = lower
             block = load_block(part_rows, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
@@ -251,9 +264,9 @@ def store_received(received, values, state, place, first, features, keep, S: tl.
 
 
 @triton.jit
-def gather(x, gain, anchor, bias, reference, inverse, weighted, do, asked, shift, S: tl.constexpr):
+def gather(x, logit_scale, anchor, bias, reference, inverse, weighted, do, asked, shift, S: tl.constexpr):
     """Add queries with products x [M, N] to R [M, E] and A [M]."""
-    logits = exponent_of(x, gain, (anchor + bias)[:, None], S)
+    logits = exponent_of(x, logit_scale, (anchor + bias)[:, None], S)
     alpha = attention_share(logits, reference[None, :], inverse[None, :]).to(S.OPERAND)  # [M, N]
     asked = tl.dot(alpha, do, asked, input_precision=S.PRECISION)  # [M, N] @ [N, E]
     return asked, shift - tl.sum(alpha.to(tl.float32) * weighted[None, :], 1)  # rounded alike: v . R + A cancels
@@ -276,7 +289,7 @@ def close_received(initial, d_initial, log_weight, state, plane, head, features,
     asked, shift, anchor = state
     logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf"))
     top = relative_maximum(logarithm, log_weight, head, features, keep)
-    share = tl.where(top > UNSEEN, tl.exp2(tl.minimum(top - anchor, 0.0)), 0.0)
+    share = tl.where(top > NO_MAX, tl.exp2(tl.minimum(top - anchor, 0.0)), 0.0)
     v = tl.where((share > 0)[:, None], load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E), 0.0)
     d_log = share * (tl.sum(asked * v, 1) + shift)
     store_block(d_value, plane, S.ALL, features, keep, asked * share[:, None], S.VALUE_DIM, S.BLOCK_E)
@@ -293,11 +306,11 @@ def store_received_part(parts, state, place, features, keep, S: tl.constexpr):
     store_block_vector(part_anchors, place, S.ALL, features, keep, anchor)
 
 
-@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "split_segments", "splits", "planes"])
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "split_segments", "splits", "batch_heads"])
 def _received_walk_kernel(
-    query, d_output, projection, log_weight, statistics, weighted_output, states, parts, received, initial, d_initial,
-    final, d_final, token_count, segment_length, segments, split_segments, splits, heads, group, planes, gain,
-    BLOCK_N: tl.constexpr, S: tl.constexpr,
+    query, d_output, projection, log_weight, statistics, delta, states, parts, received, initial, d_initial,
+    final, d_final, token_count, segment_length, segments, split_segments, splits, heads, group, batch_heads,
+    logit_scale, BLOCK_N: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a feature tile and a split of the segments of one key head: R and A behind each segment.
 
@@ -317,23 +330,49 @@ def _received_walk_kernel(
         query.pointer.dtype.element_ty
     )  # [M, D]
     bias = tl.where(keep, 0.0, float("-inf"))
-    other_bias = bias
+    neg_bias = bias
     if log_weight is not None:
         bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
-        other_bias += load_vector(log_weight, head * 0, head, others, keep & S.PAIRED, 0.0) * LOG2_E
+        neg_bias += load_vector(log_weight, head * 0, head, others, keep & S.ANTITHETIC, 0.0) * LOG2_E
     if received is None:
         asked, shift, anchor = open_received(
-            final, None, None, log_weight, states, split, splits, segments, plane, planes, head, features, keep, S
+            final, None, None, log_weight, states, split, splits, segments, plane, batch_heads, head, features, keep, S
         )
-        other_asked, other_shift, other_anchor = asked, shift, anchor
+        neg_asked, neg_shift, neg_anchor = asked, shift, anchor
     else:
         asked, shift, anchor = open_received(
-            final, d_final, parts, log_weight, states, split, splits, segments, plane, planes, head, features, keep, S
+            final,
+            d_final,
+            parts,
+            log_weight,
+            states,
+            split,
+            splits,
+            segments,
+            plane,
+            batch_heads,
+            head,
+            features,
+            keep,
+            S,
         )
-        other_asked, other_shift, other_anchor = asked, shift, anchor
-        if S.PAIRED:
-            other_asked, other_shift, other_anchor = open_received(
-                final, d_final, parts, log_weight, states, split, splits, segments, plane, planes, head, others, keep, S
+        neg_asked, neg_shift, neg_anchor = asked, shift, anchor
+        if S.ANTITHETIC:
+            neg_asked, neg_shift, neg_anchor = open_received(
+                final,
+                d_final,
+                parts,
+                log_weight,
+                states,
+                split,
+                splits,
+                segments,
+                plane,
+                batch_heads,
+                head,
+                others,
+                keep,
+                S,
             )
     tiles = tl.cdiv(segment_length, BLOCK_N)
     first = split * split_segments
@@ -343,19 +382,19 @@ def _received_walk_kernel(
         segment, visit = last - 1 - position // visits, position % visits
         if visit == 0:
             if received is not None:
-                place = (segment + 1 + AHEAD) * planes + plane
+                place = (segment + 1 + AHEAD) * batch_heads + plane
                 due = keep if S.WITHIN else keep_if(position > 0, keep)
                 store_received(received, states[0], (asked, shift), place, tile * S.BLOCK_M, features, due, S)
-                if S.PAIRED:
+                if S.ANTITHETIC:
                     store_received(
-                        received, states[0], (other_asked, other_shift), place, tile * S.BLOCK_M + S.FEATURES, others,
+                        received, states[0], (neg_asked, neg_shift), place, tile * S.BLOCK_M + S.FEATURES, others,
                         due, S,
                     )  # fmt: skip
-            place = (segment + AHEAD) * planes + plane
+            place = (segment + AHEAD) * batch_heads + plane
             asked, shift, anchor = lower_received((asked, shift, anchor), states, place, features, keep, S)
-            if S.PAIRED:
-                other_asked, other_shift, other_anchor = lower_received(
-                    (other_asked, other_shift, other_anchor), states, place, others, keep, S
+            if S.ANTITHETIC:
+                neg_asked, neg_shift, neg_anchor = lower_received(
+                    (neg_asked, neg_shift, neg_anchor), states, place, others, keep, S
                 )
         query_head = head * group + visit // tiles
         query_plane = plane * group + visit // tiles
@@ -365,39 +404,39 @@ def _received_walk_kernel(
         q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [N, D]
         do = load_tile(d_output, batch, query_head, rows, exists, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [N, E]
         reference, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
-        weighted = load_block_vector(weighted_output, query_plane, token_count, rows, exists, 0.0)
+        weighted = load_block_vector(delta, query_plane, token_count, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=S.PRECISION)  # [M, D] @ [D, N]
-        asked, shift = gather(x, gain, anchor, bias, reference, inverse, weighted, do, asked, shift, S)
-        if S.PAIRED:
-            other_asked, other_shift = gather(
-                x, -gain, other_anchor, other_bias, reference, inverse, weighted, do, other_asked, other_shift, S
+        asked, shift = gather(x, logit_scale, anchor, bias, reference, inverse, weighted, do, asked, shift, S)
+        if S.ANTITHETIC:
+            neg_asked, neg_shift = gather(
+                x, -logit_scale, neg_anchor, neg_bias, reference, inverse, weighted, do, neg_asked, neg_shift, S
             )
-    state, other_state = (asked, shift, anchor), (other_asked, other_shift, other_anchor)
+    state, neg_state = (asked, shift, anchor), (neg_asked, neg_shift, neg_anchor)
     if received is None:
-        place = split * planes + plane
+        place = split * batch_heads + plane
         store_received_part(parts, state, place, features, keep, S)
-        if S.PAIRED:
-            store_received_part(parts, other_state, place, others, keep, S)
+        if S.ANTITHETIC:
+            store_received_part(parts, neg_state, place, others, keep, S)
     else:
         if not S.WITHIN:
-            place = (first + 1) * planes + plane
+            place = (first + 1) * batch_heads + plane
             due = keep_if(last > first, keep)
             store_received(received, states[0], (asked, shift), place, tile * S.BLOCK_M, features, due, S)
-            if S.PAIRED:
+            if S.ANTITHETIC:
                 store_received(
-                    received, states[0], (other_asked, other_shift), place, tile * S.BLOCK_M + S.FEATURES, others, due,
+                    received, states[0], (neg_asked, neg_shift), place, tile * S.BLOCK_M + S.FEATURES, others, due,
                     S,
                 )  # fmt: skip
         if d_initial is not None:
             is_first = keep_if(split == 0, keep)
             close_received(initial, d_initial, log_weight, state, plane, head, features, is_first, S)
-            if S.PAIRED:
-                close_received(initial, d_initial, log_weight, other_state, plane, head, others, is_first, S)
+            if S.ANTITHETIC:
+                close_received(initial, d_initial, log_weight, neg_state, plane, head, others, is_first, S)
 
 
 @triton.jit
 def key_gradient_features(
-    of_keys, of_queries, gain, key_bias, values, do, pairs, terms, d_values, scores, log_weight, states, source,
+    of_keys, of_queries, logit_scale, key_bias, values, do, pairs, terms, d_values, scores, log_weight, states, source,
     received, place, takes, head, features, keep, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Return de [C, M] of the keys of a part, with dv [C, E] and T^T [C, C] added to; R and A stand at `place`."""
@@ -409,10 +448,10 @@ def key_gradient_features(
         reach = tl.dot(values, tl.trans(asked), input_precision=S.PRECISION) + shift[None, :]  # [C, E] @ [E, M]
     if S.WITHIN:
         reference, inverse = terms
-        logits, anchor = query_logits(of_queries, gain, log_weight, states, source, head, features, keep, S)
+        logits, anchor = query_logits(of_queries, logit_scale, log_weight, states, source, head, features, keep, S)
         alpha = attention_share(logits, reference[:, None], inverse[:, None]).to(S.OPERAND)  # [C, M]
     fall = tl.exp2(tl.minimum(anchor - later_anchor, 1.0))  # R is relative to the anchors behind the segment
-    phi = tl.where(keep[None, :], key_features(of_keys, gain, key_bias, anchor, S), 0.0)  # [C, M]
+    phi = tl.where(keep[None, :], key_features(of_keys, logit_scale, key_bias, anchor, S), 0.0)  # [C, M]
     d_exponent = phi
     if D_KEY:
         reach *= fall[None, :]
@@ -429,7 +468,7 @@ def key_gradient_features(
 @triton.jit
 def key_gradient_part(
     k, q, key_bias, values, do, pairs, terms, d_k, d_v, d_sum, scores, projection, log_weight, states, source, received,
-    place, takes, d_projection, batch, head, gain, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
+    place, takes, d_projection, batch, head, logit_scale, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Add what all features send to the keys of a part to dk [C, D], sum_r de_jr [C], dv [C, E] and T^T [C, C]."""
     for tile in range(0, S.FEATURES, S.BLOCK_M):
@@ -441,20 +480,20 @@ def key_gradient_part(
         if S.WITHIN:
             of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=S.PRECISION)
         d_exponent, d_v, scores = key_gradient_features(
-            of_keys, of_queries, gain, key_bias, values, do, pairs, terms, d_v, scores, log_weight, states, source,
-            received, place, takes, head, features, keep, D_KEY, D_VALUE, S,
+            of_keys, of_queries, logit_scale, key_bias, values, do, pairs, terms, d_v, scores, log_weight, states,
+            source, received, place, takes, head, features, keep, D_KEY, D_VALUE, S,
         )  # fmt: skip
         if D_KEY:
             d_sum += tl.sum(d_exponent, 1)
-            d_projected = feature_slope(d_exponent, of_keys, gain, S)
-        if S.PAIRED:
+            d_projected = feature_slope(d_exponent, of_keys, logit_scale, S)
+        if S.ANTITHETIC:
             d_exponent, d_v, scores = key_gradient_features(
-                of_keys, of_queries, -gain, key_bias, values, do, pairs, terms, d_v, scores, log_weight, states, source,
-                received, place, takes, head, features + S.FEATURES, keep, D_KEY, D_VALUE, S,
+                of_keys, of_queries, -logit_scale, key_bias, values, do, pairs, terms, d_v, scores, log_weight,
+                states, source, received, place, takes, head, features + S.FEATURES, keep, D_KEY, D_VALUE, S,
             )  # fmt: skip
             if D_KEY:
                 d_sum += tl.sum(d_exponent, 1)
-                d_projected -= feature_slope(d_exponent, of_keys, -gain, S)
+                d_projected -= feature_slope(d_exponent, of_keys, -logit_scale, S)
         if D_KEY:
             d_k = project_back(d_projected, w, d_k, S)  # [C, M] @ [M, D]
             if d_projection is not None:
@@ -464,9 +503,9 @@ def key_gradient_part(
 
 @triton.jit
 def gather_key_gradients(
-    query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
+    query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, delta,
     d_projection, rows, end, local, segment, batch, head, plane, token_count, segment_length, segments, tokens_per_step,
-    group, key_planes, gain, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
+    group, key_planes, logit_scale, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Return dk [C, D] before its last terms, sum_r de_jr [C] and dv [C, E] of the keys of a segment."""
     BLOCK_C: tl.constexpr = k.shape[0]
@@ -486,7 +525,7 @@ def gather_key_gradients(
             query_head, query_plane = head * group + member, plane * group + member
             q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))
             do = load_tile(d_output, batch, query_head, rows, exists, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [C, E]
-            weighted = load_block_vector(weighted_output, query_plane, token_count, rows, exists, 0.0)
+            weighted = load_block_vector(delta, query_plane, token_count, rows, exists, 0.0)
             row_max, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
             pairs = do
             if D_KEY:  # G^T as a product of its own: Triton before 3.7.1 transposes results wrongly on Hopper
@@ -498,15 +537,15 @@ def gather_key_gradients(
                 part_end = filled
                 if jumped:
                     part_end = next_part(
-                        k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain,
-                        S,
+                        k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states,
+                        logit_scale, S,
                     )  # fmt: skip
                 terms = (tl.where((local >= low) & (local < part_end), row_max, float("inf")), inverse)
                 takes = (member == 0) & (part_end == filled)  # the last anchors are those nearest to R's
                 d_k, d_v, d_sum, scores = key_gradient_part(
                     k, q, tl.where(local < part_end, bias, float("-inf")), v, do, pairs, terms, d_k, d_v, d_sum, scores,
-                    projection, log_weight, states, source, received, later, takes, d_projection, batch, head, gain,
-                    D_KEY, D_VALUE, S,
+                    projection, log_weight, states, source, received, later, takes, d_projection, batch, head,
+                    logit_scale, D_KEY, D_VALUE, S,
                 )  # fmt: skip
                 low = part_end
             if D_VALUE:
@@ -515,16 +554,16 @@ def gather_key_gradients(
     else:
         d_k, d_v, d_sum, _ = key_gradient_part(
             k, k, bias, v, v, v, (d_sum, d_sum), d_k, d_v, d_sum, d_sum, projection, log_weight, states, later,
-            received, later, True, d_projection, batch, head, gain, D_KEY, D_VALUE, S,
+            received, later, True, d_projection, batch, head, logit_scale, D_KEY, D_VALUE, S,
         )  # fmt: skip
     return d_k, d_sum, d_v
 
 
-@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "batch_heads"])
 def _causal_key_gradient_kernel(
-    query, key, value, mask, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
-    d_key, d_value, d_projection, token_count, segment_length, segments, tokens_per_step, query_heads, group, planes,
-    gain, norm_gain, chain, BLOCK_C: tl.constexpr, S: tl.constexpr,
+    query, key, value, mask, projection, log_weight, states, jumps, received, d_output, statistics, delta,
+    d_key, d_value, d_projection, token_count, segment_length, segments, tokens_per_step, query_heads, group,
+    batch_heads, logit_scale, norm_scale, chain, BLOCK_C: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own C keys of a segment of one key head: dk and dv, from the queries of the segment, head by head, and R, A.
 
@@ -534,16 +573,16 @@ def _causal_key_gradient_kernel(
     WIDE: tl.constexpr = (128 if tl.bfloat16 == S.OPERAND else 64) < S.BLOCK_D + S.BLOCK_E
     APART: tl.constexpr = WIDE or d_projection is not None
     rows, end, local, segment, batch, head, plane = segment_of(
-        tl.program_id(0), segment_length, token_count, query_heads // group, planes // group, BLOCK_C, S
+        tl.program_id(0), segment_length, token_count, query_heads // group, batch_heads // group, BLOCK_C, S
     )
     seen = seen_keys(mask, batch, rows, end)
     raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)
-    k, bias = usable_tokens(raw, True, S), key_shift(raw, seen, norm_gain, S)
+    k, bias = usable_tokens(raw, True, S), key_shift(raw, seen, norm_scale, S)
     v = load_tile(value, batch, head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
     d_k, d_sum, d_v = gather_key_gradients(
-        query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
+        query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, delta,
         d_projection, rows, end, local, segment, batch, head, plane, token_count, segment_length, segments,
-        tokens_per_step, group, planes // group, gain, True, not APART, S,
+        tokens_per_step, group, batch_heads // group, logit_scale, True, not APART, S,
     )  # fmt: skip
     d_k *= chain
     if S.HAS_NORM:
@@ -552,8 +591,8 @@ def _causal_key_gradient_kernel(
     store_tile(d_key, batch, head, rows, rows < end, d_k, S.DIM, S.BLOCK_D)
     if APART:
         _, _, d_v = gather_key_gradients(
-            query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, weighted_output,
+            query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, delta,
             d_projection, rows, end, local, segment, batch, head, plane, token_count, segment_length, segments,
-            tokens_per_step, group, planes // group, gain, False, True, S,
+            tokens_per_step, group, batch_heads // group, logit_scale, False, True, S,
         )  # fmt: skip
     store_tile(d_value, batch, head, rows, rows < end, d_v, S.VALUE_DIM, S.BLOCK_E)

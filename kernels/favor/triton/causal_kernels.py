@@ -39,14 +39,14 @@ from .full_kernels import inverse_of, relative_maximum
 from .tiles import (
     LN_2,
     LOG2_E,
-    UNSEEN,
-    absorb,
+    NO_MAX,
     cut_entries,
     keep_if,
     load_block,
     load_block_vector,
     load_tile,
     load_vector,
+    online_softmax_update,
     seen_keys,
     store_block,
     store_block_vector,
@@ -57,41 +57,41 @@ HEADROOM = tl.constexpr(60.0)  # bits a key may exceed its anchor by: 2^20 such 
 
 
 @triton.jit
-def open_walk(initial, log_weight, parts, split, plane, planes, head, features, keep, S: tl.constexpr):
+def open_walk(initial, log_weight, parts, split, plane, batch_heads, head, features, keep, S: tl.constexpr):
     """Return maximum, sum [M] and sum of p v [M, E] of the initial state and of the splits before `split`."""
-    top = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
+    top = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
     total = tl.zeros([S.BLOCK_M], tl.float32)
     sums = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     if initial is not None:
         value, log_normalizer = initial
         logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf"))
         top = relative_maximum(logarithm, log_weight, head, features, keep)
-        total = tl.where(top == UNSEEN, 0.0, 1.0)
+        total = tl.where(top == NO_MAX, 0.0, 1.0)
         average = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
         sums = tl.where((total == 0)[:, None], 0.0, average)
     if parts is not None:
         part_sums, part_max, part_total = parts
         for earlier in range(split):
-            place = earlier * planes + plane
-            part_top = load_block_vector(part_max, place, S.ALL, features, keep, UNSEEN)
-            raised = tl.maximum(top, part_top)
-            shrink, other_shrink = tl.exp2(top - raised), tl.exp2(part_top - raised)
+            place = earlier * batch_heads + plane
+            part_top = load_block_vector(part_max, place, S.ALL, features, keep, NO_MAX)
+            new_max = tl.maximum(top, part_top)
+            rescale, neg_shrink = tl.exp2(top - new_max), tl.exp2(part_top - new_max)
             other = load_block_vector(part_total, place, S.ALL, features, keep, 0.0)
-            total = total * shrink + other * other_shrink
+            total = total * rescale + other * neg_shrink
             block = load_block(part_sums, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
-            sums = sums * shrink[:, None] + block * other_shrink[:, None]
-            top = raised
+            sums = sums * rescale[:, None] + block * neg_shrink[:, None]
+            top = new_max
     return top, total, sums
 
 
 @triton.jit
-def project_keys(key, mask, w, batch, head, rows, end, norm_gain, S: tl.constexpr):
+def project_keys(key, mask, w, batch, head, rows, end, norm_scale, S: tl.constexpr):
     """Return w . k [M, S] and the bias [S] of the keys' exponents, -inf for those that are not seen."""
     keep = seen_keys(mask, batch, rows, end)
     raw = load_tile(key, batch, head, rows, keep, S.DIM, S.BLOCK_D)
     k = usable_tokens(raw, True, S)
     x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S]
-    return x, key_shift(raw, keep, norm_gain, S)
+    return x, key_shift(raw, keep, norm_scale, S)
 
 
 @triton.jit
@@ -138,11 +138,11 @@ def store_part(parts, state, place, features, keep, S: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "split_segments", "splits",
-                               "tokens_per_step", "planes"])  # fmt: skip
+                               "tokens_per_step", "batch_heads"])  # fmt: skip
 def _prefix_states_kernel(
     key, value, mask, projection, log_weight, initial, parts, states, jumps, final, token_count, segment_length,
-    segments, split_segments, splits, tokens_per_step, heads, planes, gain, norm_gain, BLOCK_S: tl.constexpr,
-    S: tl.constexpr,
+    segments, split_segments, splits, tokens_per_step, heads, batch_heads, logit_scale, norm_scale,
+    BLOCK_S: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a feature tile and a split of the segments of one head: the state before each segment, and of all keys.
 
@@ -155,24 +155,26 @@ def _prefix_states_kernel(
     features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
     keep, others = features < S.FEATURES, features + S.FEATURES
     w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
-    opening = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
-    other_opening = opening
+    opening = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
+    neg_opening = opening
     local = tl.arange(0, BLOCK_S)
     if states is None:
-        top, total, sums = open_walk(None, None, None, split, plane, planes, head, features, keep, S)
-        other_top, other_total, other_sums = top, total, sums
+        top, total, sums = open_walk(None, None, None, split, plane, batch_heads, head, features, keep, S)
+        neg_top, neg_total, neg_sums = top, total, sums
     else:
-        top, total, sums = open_walk(initial, log_weight, parts, split, plane, planes, head, features, keep, S)
-        other_top, other_total, other_sums = top, total, sums
-        if S.PAIRED:
-            other_top, other_total, other_sums = open_walk(
-                initial, log_weight, parts, split, plane, planes, head, others, keep, S
+        top, total, sums = open_walk(initial, log_weight, parts, split, plane, batch_heads, head, features, keep, S)
+        neg_top, neg_total, neg_sums = top, total, sums
+        if S.ANTITHETIC:
+            neg_top, neg_total, neg_sums = open_walk(
+                initial, log_weight, parts, split, plane, batch_heads, head, others, keep, S
             )
-        x, bias = project_keys(key, mask, w, batch, head, local, tl.minimum(tokens_per_step, token_count), norm_gain, S)
+        x, bias = project_keys(
+            key, mask, w, batch, head, local, tl.minimum(tokens_per_step, token_count), norm_scale, S
+        )
         if split == 0:
-            opening = anchor_of(exponent_of(x, gain, bias[None, :], S))
-            other_opening = anchor_of(exponent_of(x, -gain, bias[None, :], S))
-    anchor, other_anchor = opening, other_opening
+            opening = anchor_of(exponent_of(x, logit_scale, bias[None, :], S))
+            neg_opening = anchor_of(exponent_of(x, -logit_scale, bias[None, :], S))
+    anchor, neg_anchor = opening, neg_opening
     per_segment = tl.cdiv(segment_length, BLOCK_S)
     first = split * split_segments
     last = tl.minimum(first + split_segments, segments)
@@ -182,57 +184,55 @@ def _prefix_states_kernel(
         end = tl.minimum(start + segment_length, token_count)
         if states is not None and position % per_segment == 0:
             if jumps is not None:
-                jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & S.PAIRED)
-                place = (segment - 1) * planes + plane
+                jumped = exceeds(top, anchor, keep) | exceeds(neg_top, neg_anchor, keep & S.ANTITHETIC)
+                place = (segment - 1) * batch_heads + plane
                 tl.store(jumps + place.to(tl.int64) * S.TILES + tile, jumped, mask=segment > first)
-            place = segment * planes + plane
+            place = segment * batch_heads + plane
             anchor = store_prefix(states, (top, total, sums), opening, place, features, keep, S)
-            if S.PAIRED:
-                other_anchor = store_prefix(
-                    states, (other_top, other_total, other_sums), other_opening, place, others, keep, S
-                )
+            if S.ANTITHETIC:
+                neg_anchor = store_prefix(states, (neg_top, neg_total, neg_sums), neg_opening, place, others, keep, S)
         rows = start + position % per_segment * BLOCK_S + local
-        x, bias = project_keys(key, mask, w, batch, head, rows, end, norm_gain, S)
+        x, bias = project_keys(key, mask, w, batch, head, rows, end, norm_scale, S)
         v = load_tile(value, batch, head, rows, seen_keys(mask, batch, rows, end), S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
-        top, total, sums = absorb(exponent_of(x, gain, bias[None, :], S), v, top, total, sums, S)
-        if S.PAIRED:
-            other_top, other_total, other_sums = absorb(
-                exponent_of(x, -gain, bias[None, :], S), v, other_top, other_total, other_sums, S
+        top, total, sums = online_softmax_update(exponent_of(x, logit_scale, bias[None, :], S), v, top, total, sums, S)
+        if S.ANTITHETIC:
+            neg_top, neg_total, neg_sums = online_softmax_update(
+                exponent_of(x, -logit_scale, bias[None, :], S), v, neg_top, neg_total, neg_sums, S
             )
     if states is None:
-        place = split * planes + plane
+        place = split * batch_heads + plane
         store_part(parts, (top, total, sums), place, features, keep, S)
-        if S.PAIRED:
-            store_part(parts, (other_top, other_total, other_sums), place, others, keep, S)
+        if S.ANTITHETIC:
+            store_part(parts, (neg_top, neg_total, neg_sums), place, others, keep, S)
     else:
         if jumps is not None:
-            jumped = exceeds(top, anchor, keep) | exceeds(other_top, other_anchor, keep & S.PAIRED)
-            place = (last - 1) * planes + plane
+            jumped = exceeds(top, anchor, keep) | exceeds(neg_top, neg_anchor, keep & S.ANTITHETIC)
+            place = (last - 1) * batch_heads + plane
             tl.store(jumps + place.to(tl.int64) * S.TILES + tile, jumped, mask=last > first)
         is_last = keep_if(split == splits - 1, keep)
-        place = segments * planes + plane
-        state, other_state = (top, total, sums), (other_top, other_total, other_sums)
+        place = segments * batch_heads + plane
+        state, neg_state = (top, total, sums), (neg_top, neg_total, neg_sums)
         store_prefix(states, state, opening, place, features, is_last, S)
-        if S.PAIRED:
-            store_prefix(states, other_state, other_opening, place, others, is_last, S)
+        if S.ANTITHETIC:
+            store_prefix(states, neg_state, neg_opening, place, others, is_last, S)
         if final is not None:
             close_walk(final, log_weight, state, plane, head, features, is_last, S)
-            if S.PAIRED:
-                close_walk(final, log_weight, other_state, plane, head, others, is_last, S)
+            if S.ANTITHETIC:
+                close_walk(final, log_weight, neg_state, plane, head, others, is_last, S)
 
 
 @triton.jit
 def anchor_of(exponent):
-    """Return the anchors [M] of a step with exponents [M, S], UNSEEN where none of its keys is seen."""
-    return tl.maximum(tl.ceil(tl.max(exponent, 1)), UNSEEN)
+    """Return the anchors [M] of a step with exponents [M, S], NO_MAX where none of its keys is seen."""
+    return tl.maximum(tl.ceil(tl.max(exponent, 1)), NO_MAX)
 
 
 @triton.jit
-def load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_gain, S: tl.constexpr):
+def load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_scale, S: tl.constexpr):
     """Load keys [C, D] with the bias of their exponents [C], values [C, E] and queries [C, D]."""
     seen = seen_keys(mask, batch, rows, end)
     raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)
-    bias = key_shift(raw, seen, norm_gain, S)
+    bias = key_shift(raw, seen, norm_scale, S)
     v = load_tile(value, batch, head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
     q = cut_entries(load_tile(query, batch, query_head, rows, rows < end, S.DIM, S.BLOCK_D))
     return usable_tokens(raw, True, S), bias, v, q
@@ -252,23 +252,24 @@ def raise_anchors(exponent, source, target, features, keep, low, end, local, tok
     An anchor is raised to the largest exponent of the step at `low`, if that exceeds its headroom.
     """
     _, anchors, totals = states
-    anchor = load_block_vector(anchors, source, S.ALL, features, keep, UNSEEN)
+    anchor = load_block_vector(anchors, source, S.ALL, features, keep, NO_MAX)
     total = load_block_vector(totals, source, S.ALL, features, keep, 0.0)
     in_step = (local >= low) & (local < low + tokens_per_step)
     peak = tl.max(tl.where(in_step[:, None] & keep[None, :], exponent, float("-inf")), 0)  # [M]
-    raised = tl.where(peak > anchor + HEADROOM, tl.ceil(peak), anchor)
-    fall = anchor - raised
+    new_max = tl.where(peak > anchor + HEADROOM, tl.ceil(peak), anchor)
+    fall = anchor - new_max
     tl.debug_barrier()  # all threads have loaded what is overwritten
-    store_block_vector(anchors, target, S.ALL, features, keep, raised)
+    store_block_vector(anchors, target, S.ALL, features, keep, new_max)
     store_block_vector(totals, target, S.ALL, features, keep, tl.where(fall > -100.0, total * tl.exp2(fall), 0.0))
-    jumped = (exponent > (raised + HEADROOM)[None, :]) & (local >= low)[:, None] & keep[None, :]
+    jumped = (exponent > (new_max + HEADROOM)[None, :]) & (local >= low)[:, None] & keep[None, :]
     step_start = local - local % tokens_per_step
     return tl.minimum(end, tl.min(tl.where(jumped, step_start[:, None], end)))
 
 
 @triton.jit
 def next_part(
-    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain, S: tl.constexpr,
+    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, logit_scale,
+    S: tl.constexpr,
 ):  # fmt: skip
     """Find the end of the part that starts at row `low`, and leave its anchors and z at place `spare` of the states.
 
@@ -281,10 +282,10 @@ def next_part(
         keep = features < S.FEATURES
         w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(k.dtype)  # [M, D]
         x = tl.dot(k, tl.trans(w), input_precision=S.PRECISION)  # [C, D] @ [D, M]
-        exponent = exponent_of(x, gain, bias[:, None], S)
+        exponent = exponent_of(x, logit_scale, bias[:, None], S)
         end = raise_anchors(exponent, source, spare, features, keep, low, end, local, tokens_per_step, states, S)
-        if S.PAIRED:
-            exponent = exponent_of(x, -gain, bias[:, None], S)
+        if S.ANTITHETIC:
+            exponent = exponent_of(x, -logit_scale, bias[:, None], S)
             end = raise_anchors(
                 exponent, source, spare, features + S.FEATURES, keep, low, end, local, tokens_per_step, states, S
             )
@@ -300,25 +301,25 @@ def visible_pairs(local, tokens_per_step):
 
 
 @triton.jit
-def query_logits(of_queries, gain, log_weight, states, place, head, features, keep, S: tl.constexpr):
+def query_logits(of_queries, logit_scale, log_weight, states, place, head, features, keep, S: tl.constexpr):
     """Return a + M [C, M] of queries with the anchors M [M] of a state; both are harmless for missing features."""
     anchor = load_block_vector(states[1], place, S.ALL, features, keep, 0.0)
     bias = tl.where(keep, anchor, float("-inf"))
     if log_weight is not None:
         bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
-    return exponent_of(of_queries, gain, bias[None, :], S), anchor
+    return exponent_of(of_queries, logit_scale, bias[None, :], S), anchor
 
 
 @triton.jit
-def key_features(of_keys, gain, bias, anchor, S: tl.constexpr):
+def key_features(of_keys, logit_scale, bias, anchor, S: tl.constexpr):
     """Return phi [C, M] = exp2(c - M)."""
-    return tl.exp2(exponent_of(of_keys, gain, bias[:, None], S) - anchor[None, :])
+    return tl.exp2(exponent_of(of_keys, logit_scale, bias[:, None], S) - anchor[None, :])
 
 
 @triton.jit
 def attend_features(
-    logits, anchor, of_keys, gain, key_bias, states, source, landmark_place, features, keep, reference, row_sum, acc,
-    scores, S: tl.constexpr,
+    logits, anchor, of_keys, logit_scale, key_bias, states, source, landmark_place, features, keep, reference,
+    row_sum, acc, scores, S: tl.constexpr,
 ):  # fmt: skip
     """Add features with logits [C, M], relative to the rows' `reference` [C], to den [C], o [C, E] and T [C, C]."""
     total = load_block_vector(states[2], source, S.ALL, features, keep, 0.0)
@@ -328,7 +329,7 @@ def attend_features(
     row_sum += tl.sum(weight.to(tl.float32), 1)  # of the rounded weights, so that they sum to one
     acc = tl.dot(weight, landmarks, acc, input_precision=S.PRECISION)  # [C, M] @ [M, E]
     if S.WITHIN:
-        phi = key_features(of_keys, gain, key_bias, anchor, S).to(S.OPERAND)
+        phi = key_features(of_keys, logit_scale, key_bias, anchor, S).to(S.OPERAND)
         scores = tl.dot(feature.to(S.OPERAND), tl.trans(phi), scores, input_precision=S.PRECISION)  # [C, M] @ [M, C]
     return row_sum, acc, scores
 
@@ -336,7 +337,7 @@ def attend_features(
 @triton.jit
 def attend_part(
     q, k, key_bias, projection, log_weight, states, source, landmark_place, batch, head, inside, row_max, row_sum, acc,
-    scores, gain, S: tl.constexpr,
+    scores, logit_scale, S: tl.constexpr,
 ):  # fmt: skip
     """Fold all features into x, den [C], o [C, E] and T [C, C] of the rows inside a part; others stay as they are.
 
@@ -350,65 +351,66 @@ def attend_part(
         of_keys = of_queries
         if S.WITHIN:
             of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=S.PRECISION)
-        logits, anchor = query_logits(of_queries, gain, log_weight, states, source, head, features, keep, S)
+        logits, anchor = query_logits(of_queries, logit_scale, log_weight, states, source, head, features, keep, S)
         highest = tl.max(logits, 1)
-        if S.PAIRED:
+        if S.ANTITHETIC:
             others = features + S.FEATURES
-            other_logits, other_anchor = query_logits(
-                of_queries, -gain, log_weight, states, source, head, others, keep, S
+            neg_logits, neg_anchor = query_logits(
+                of_queries, -logit_scale, log_weight, states, source, head, others, keep, S
             )
-            highest = tl.maximum(highest, tl.max(other_logits, 1))
-        new_max = tl.maximum(row_max, tl.where(inside, highest, UNSEEN))
+            highest = tl.maximum(highest, tl.max(neg_logits, 1))
+        new_max = tl.maximum(row_max, tl.where(inside, highest, NO_MAX))
         reference = tl.where(inside, new_max, float("inf"))
         rescale = tl.exp2(row_max - new_max)
         row_max = new_max
         row_sum, acc, scores = row_sum * rescale, acc * rescale[:, None], scores * rescale[:, None]
         row_sum, acc, scores = attend_features(
-            logits, anchor, of_keys, gain, key_bias, states, source, landmark_place, features, keep, reference, row_sum,
-            acc, scores, S,
+            logits, anchor, of_keys, logit_scale, key_bias, states, source, landmark_place, features, keep, reference,
+            row_sum, acc, scores, S,
         )  # fmt: skip
-        if S.PAIRED:
+        if S.ANTITHETIC:
             row_sum, acc, scores = attend_features(
-                other_logits, other_anchor, of_keys, -gain, key_bias, states, source, landmark_place, others, keep,
+                neg_logits, neg_anchor, of_keys, -logit_scale, key_bias, states, source, landmark_place, others, keep,
                 reference, row_sum, acc, scores, S,
             )  # fmt: skip
     return row_max, row_sum, acc, scores
 
 
 @triton.jit
-def segment_of(index, segment_length, token_count, heads, planes, BLOCK_C: tl.constexpr, S: tl.constexpr):
+def segment_of(index, segment_length, token_count, heads, batch_heads, BLOCK_C: tl.constexpr, S: tl.constexpr):
     """Return (rows [C], end, local [C], segment, batch, head, plane) of a program; segments WITHIN are one tile."""
     tiles = tl.cdiv(segment_length, BLOCK_C)
     if S.WITHIN:
         tiles = 1
     tile, index = index % tiles, index // tiles
-    plane, segment = index % planes, index // planes
+    plane, segment = index % batch_heads, index // batch_heads
     local = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     start = segment * segment_length
     end = tl.minimum(start + segment_length, token_count)
     return start + local, end, local, segment, plane // heads, plane % heads, plane
 
 
-@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "planes"])
+@triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "batch_heads"])
 def _causal_attend_kernel(
     query, key, value, mask, projection, log_weight, states, jumps, output, statistics, token_count, segment_length,
-    segments, tokens_per_step, query_heads, group, planes, gain, norm_gain, BLOCK_C: tl.constexpr, S: tl.constexpr,
+    segments, tokens_per_step, query_heads, group, batch_heads, logit_scale, norm_scale, BLOCK_C: tl.constexpr,
+    S: tl.constexpr,
 ):  # fmt: skip
-    """Own C queries of a segment of one query head; `planes` counts batches and query heads."""
+    """Own C queries of a segment of one query head; `batch_heads` counts batches and query heads."""
     rows, end, local, segment, batch, query_head, query_plane = segment_of(
-        tl.program_id(0), segment_length, token_count, query_heads, planes, BLOCK_C, S
+        tl.program_id(0), segment_length, token_count, query_heads, batch_heads, BLOCK_C, S
     )
-    head, key_planes = query_head // group, planes // group
+    head, key_planes = query_head // group, batch_heads // group
     plane = batch * (query_heads // group) + head
     exists = rows < end
-    row_max = tl.full([BLOCK_C], UNSEEN, tl.float32)
+    row_max = tl.full([BLOCK_C], NO_MAX, tl.float32)
     row_sum = tl.zeros([BLOCK_C], tl.float32)
     acc = tl.zeros([BLOCK_C, S.BLOCK_E], tl.float32)
     scores = tl.zeros([BLOCK_C, BLOCK_C if S.WITHIN else 1], tl.float32)
     if S.WITHIN:
-        k, bias, v, q = load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_gain, S)
+        k, bias, v, q = load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_scale, S)
         own = segment * key_planes + plane
-        spare = (segments + 1) * key_planes + segment * planes + query_plane
+        spare = (segments + 1) * key_planes + segment * batch_heads + query_plane
         jumped = segment_jumps(jumps, own, S)
         source = tl.where(jumped, spare, own)
         filled = end - segment * segment_length
@@ -417,11 +419,24 @@ def _causal_attend_kernel(
             part_end = filled
             if jumped:
                 part_end = next_part(
-                    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, gain, S
+                    k,
+                    bias,
+                    projection,
+                    batch,
+                    head,
+                    own,
+                    spare,
+                    low,
+                    filled,
+                    local,
+                    tokens_per_step,
+                    states,
+                    logit_scale,
+                    S,
                 )
             row_max, row_sum, acc, scores = attend_part(
                 q, k, tl.where(local < part_end, bias, float("-inf")), projection, log_weight, states, source, own,
-                batch, head, (local >= low) & (local < part_end), row_max, row_sum, acc, scores, gain, S,
+                batch, head, (local >= low) & (local < part_end), row_max, row_sum, acc, scores, logit_scale, S,
             )  # fmt: skip
             low = part_end
         scores = tl.where(visible_pairs(local, tokens_per_step), scores, 0.0).to(S.OPERAND)
@@ -432,7 +447,7 @@ def _causal_attend_kernel(
         own = (segment + 1) * key_planes + plane
         row_max, row_sum, acc, scores = attend_part(
             q, q, row_sum, projection, log_weight, states, own, own, batch, head, exists, row_max, row_sum, acc, scores,
-            gain, S,
+            logit_scale, S,
         )  # fmt: skip
     inverse = inverse_of(row_sum)
     store_tile(output, batch, query_head, rows, exists, acc * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)

@@ -27,9 +27,9 @@ from ..types import FeatureSpace, KeySummary, attention_output
 from .full_kernels import _attend_kernel, _merge_splits_kernel, _short_kernel, _summarize_kernel
 from .problem import (
     ceil_div,
-    gains,
     landmark_spec,
     launch_of,
+    logit_scales,
     next_power_of_two,
     operand_dtype,
     spec_of,
@@ -110,7 +110,7 @@ def _launch_summarize(
         each * launch.tokens,
         splits,
         h,
-        *gains(space),
+        *logit_scales(space),
         BLOCK_S=launch.tokens,
         **launch.options,
     )
@@ -148,7 +148,7 @@ def launch_attend(
         t,
         heads,
         heads // h,
-        gains(space)[0],
+        logit_scales(space)[0],
         BLOCK_T=launch.tokens,
         **launch.options,
     )
@@ -252,7 +252,7 @@ def short_attention(
         s,
         heads,
         heads // h,
-        *gains(space),
+        *logit_scales(space),
         RELATIVE=relative,
         BLOCK_T=tokens,
         BLOCK_S=min(launch.tokens, next_power_of_two(s)),

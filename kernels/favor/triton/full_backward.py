@@ -25,9 +25,9 @@ from .full_backward_kernels import (
 from .problem import (
     Launch,
     ceil_div,
-    gains,
     landmark_spec,
     launch_of,
+    logit_scales,
     operand_dtype,
     spec_of,
     split_tokens,
@@ -46,15 +46,15 @@ class Hop(NamedTuple):
     log_normalizer: Tensor | None = None
     output: Tensor | None = None
     statistics: Tensor | None = None
-    weighted_output: Tensor | None = None
+    delta: Tensor | None = None
     row_max: Tensor | None = None
     shifts: Tensor | None = None
 
     @classmethod
     def of_queries(cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Tensor) -> Hop:
         log_normalizer, state_value = state
-        weighted_output = statistics.new_empty(*statistics.shape[1:])
-        return cls(state_value, log_normalizer, output, statistics, weighted_output)
+        delta = statistics.new_empty(*statistics.shape[1:])
+        return cls(state_value, log_normalizer, output, statistics, delta)
 
     @classmethod
     def of_keys(cls, state_value: Tensor, row_max: Tensor, operand: torch.dtype) -> Hop:
@@ -170,7 +170,7 @@ def landmark_gradient(
             rows_of(query),
             rows_of(d_output),
             hop.statistics,
-            hop.weighted_output,
+            hop.delta,
             rows_of(space.projection),
             hop.log_normalizer,
             received,
@@ -181,17 +181,17 @@ def landmark_gradient(
             splits,
             h,
             heads // h,
-            gains(space)[0],
+            logit_scales(space)[0],
             BLOCK_N=launch.tokens,
             **launch.options,
         )
     return received, received_weighted
 
 
-def _split_heads(tokens: int, launch: Launch, planes: int, group: int, device: torch.device) -> tuple[int, int]:
+def _split_heads(tokens: int, launch: Launch, batch_heads: int, group: int, device: torch.device) -> tuple[int, int]:
     """Return (splits, token tiles of each) for the tokens of `group` heads that share a state."""
     tiles = ceil_div(tokens, launch.tokens) * group
-    return split_tokens(tiles, launch.tokens, max(1, planes * launch.tiles), device)
+    return split_tokens(tiles, launch.tokens, max(1, batch_heads * launch.tiles), device)
 
 
 def _key_side(
@@ -235,11 +235,11 @@ def token_gradient(
         hop.shifts,
         rows_of(d_tokens),
         _rows(d_token_rows),
-        hop.weighted_output,
+        hop.delta,
         n,
         heads,
         heads // h,
-        *gains(space),
+        *logit_scales(space),
         math.sqrt(space.scale),
         KEYS=is_key_side,
         BLOCK_N=launch.tokens,
@@ -294,7 +294,7 @@ def projection_gradient(
             rows_of(token_rows),
             mask_of(mask),
             hop.statistics,
-            hop.weighted_output,
+            hop.delta,
             rows_of(space.projection),
             hop.landmark_rows,
             hop.log_normalizer,
@@ -307,7 +307,7 @@ def projection_gradient(
             splits,
             h,
             heads // h,
-            *gains(space),
+            *logit_scales(space),
             KEYS=hop.row_max is not None,
             BLOCK_N=launch.tokens,
             **launch.options,

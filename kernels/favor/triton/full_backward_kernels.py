@@ -31,7 +31,7 @@ import triton.language as tl
 from .feature_maps import exponent_of, feature_slope
 from .full_kernels import common_shift, landmark_bias
 from .tiles import (
-    FAR,
+    NORM_DOMINATES,
     cut_entries,
     load_block,
     load_block_vector,
@@ -47,10 +47,10 @@ from .tiles import (
 
 
 @triton.jit
-def key_shift(k, keep, norm_gain, S: tl.constexpr):
+def key_shift(k, keep, norm_scale, S: tl.constexpr):
     """Return -log2(e) |k|^2 / 2 [N] of keys, -inf where they are not seen."""
     if S.HAS_NORM:
-        return tl.where(keep, -norm_gain * square_norm(k), float("-inf"))
+        return tl.where(keep, -norm_scale * square_norm(k), float("-inf"))
     else:
         return tl.where(keep, 0.0, float("-inf"))
 
@@ -59,25 +59,25 @@ def key_shift(k, keep, norm_gain, S: tl.constexpr):
 def usable_tokens(x, KEYS: tl.constexpr, S: tl.constexpr):
     """Return tokens [N, D] as the forward used them: keys so far away that only their norm counts are zero."""
     if KEYS and S.HAS_NORM:
-        return tl.where((square_norm(x) > FAR)[:, None], 0.0, x).to(x.dtype)
+        return tl.where((square_norm(x) > NORM_DOMINATES)[:, None], 0.0, x).to(x.dtype)
     else:
         return cut_entries(x)
 
 
 @triton.jit
-def share(x, gain, inner, outer, S: tl.constexpr):
+def share(x, logit_scale, inner, outer, S: tl.constexpr):
     """Return P [A, B] before its division by a sum: at most 1, and finite even where w . x overflows.
 
     The biases are added in the forward's order, `inner` with the product and `outer` in place of its maximum.
     """
-    exponent = exponent_of(x, gain, inner, S) + outer
+    exponent = exponent_of(x, logit_scale, inner, S) + outer
     return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
-def share_gradient(x, gain, inner, outer, shift, rows, columns, S: tl.constexpr):
+def share_gradient(x, logit_scale, inner, outer, shift, rows, columns, S: tl.constexpr):
     """Return P [A, B] before its division, and d [A, B] of the module docstring with respect to ln phi."""
-    weight = share(x, gain, inner, outer, S)
+    weight = share(x, logit_scale, inner, outer, S)
     reach = tl.dot(rows, tl.trans(columns), input_precision=S.PRECISION)  # [A, E] @ [E, B] -> [A, B]
     return weight, weight * (reach + shift)
 
@@ -96,7 +96,7 @@ def minus_row_max(row_max, plane, features, keep, S: tl.constexpr):
 
 
 @triton.jit
-def hop_gradient(x, gain, tokens, landmarks, rows, columns, KEYS: tl.constexpr, S: tl.constexpr):
+def hop_gradient(x, logit_scale, tokens, landmarks, rows, columns, KEYS: tl.constexpr, S: tl.constexpr):
     """Return P and d [A, B] of either hop; tokens and landmarks are (bias, shift), broadcast to [A, B].
 
     Keys carry their bias into the product's sum and landmarks the shift; of queries it is the other way round.
@@ -104,9 +104,9 @@ def hop_gradient(x, gain, tokens, landmarks, rows, columns, KEYS: tl.constexpr, 
     token_bias, token_shift = tokens
     bias, landmark_shift = landmarks
     if KEYS:
-        return share_gradient(x, gain, token_bias, bias, landmark_shift, rows, columns, S)
+        return share_gradient(x, logit_scale, token_bias, bias, landmark_shift, rows, columns, S)
     else:
-        return share_gradient(x, gain, bias, token_bias, token_shift, rows, columns, S)
+        return share_gradient(x, logit_scale, bias, token_bias, token_shift, rows, columns, S)
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep
 @triton.jit(do_not_specialize=["token_count"])
 def _token_gradient_kernel(
     tokens, token_rows, mask, output, statistics, projection, landmark_rows, log_normalizer, row_max, shifts, d_tokens,
-    d_token_rows, weighted_output, token_count, token_heads, group, gain, norm_gain, chain, KEYS: tl.constexpr,
+    d_token_rows, delta, token_count, token_heads, group, logit_scale, norm_scale, chain, KEYS: tl.constexpr,
     BLOCK_N: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own N tokens and loop over features: dq, or with KEYS dk and dv. Writes D_t = do_t . o_t for the next kernel."""
@@ -135,14 +135,14 @@ def _token_gradient_kernel(
     x = usable_tokens(raw, KEYS, S)  # [N, D]
     u = load_tile(token_rows, batch, token_head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [N, E]
     if KEYS:
-        token_bias = key_shift(raw, seen, norm_gain, S)
+        token_bias = key_shift(raw, seen, norm_scale, S)
         token_shift = tl.zeros([BLOCK_N], tl.float32)
         inverse = token_shift + 1.0
         shift = 0.0
     else:
         o = load_tile(output, batch, token_head, rows, exists, S.VALUE_DIM, S.BLOCK_E)
         weighted = tl.sum(u.to(tl.float32) * o.to(tl.float32), 1)
-        store_block_vector(weighted_output, token_plane, token_count, rows, exists, weighted)
+        store_block_vector(delta, token_plane, token_count, rows, exists, weighted)
         token_planes = tl.num_programs(0) // tl.cdiv(token_count, BLOCK_N)
         token_bias, inverse = query_terms(statistics, token_planes, token_plane, token_count, rows, exists)
         token_shift = -weighted
@@ -159,18 +159,18 @@ def _token_gradient_kernel(
         g = load_block(landmark_rows, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [M, E]
         bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep, KEYS, S)
         landmarks = (bias[None, :], offset[None, :])
-        weight, d_exponent = hop_gradient(y, gain, own, landmarks, u, g, KEYS, S)
-        d_projected = feature_slope(d_exponent, y, gain, S)
+        weight, d_exponent = hop_gradient(y, logit_scale, own, landmarks, u, g, KEYS, S)
+        d_projected = feature_slope(d_exponent, y, logit_scale, S)
         if KEYS:
             d_sum += tl.sum(d_exponent, 1)
             d_u = tl.dot(weight.to(S.OPERAND), g, d_u, input_precision=S.PRECISION)  # [N, M] @ [M, E]
-        if S.PAIRED:
+        if S.ANTITHETIC:
             others = features + S.FEATURES
             g = load_block(landmark_rows, plane, S.ALL, others, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
             bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, others, keep, KEYS, S)
             landmarks = (bias[None, :], offset[None, :])
-            weight, d_exponent = hop_gradient(y, -gain, own, landmarks, u, g, KEYS, S)
-            d_projected -= feature_slope(d_exponent, y, -gain, S)
+            weight, d_exponent = hop_gradient(y, -logit_scale, own, landmarks, u, g, KEYS, S)
+            d_projected -= feature_slope(d_exponent, y, -logit_scale, S)
             if KEYS:
                 d_sum += tl.sum(d_exponent, 1)
                 d_u = tl.dot(weight.to(S.OPERAND), g, d_u, input_precision=S.PRECISION)
@@ -187,10 +187,10 @@ def _token_gradient_kernel(
     store_tile(d_tokens, batch, token_head, rows, exists, d_x, S.DIM, S.BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["planes", "query_count", "split_length", "splits"])
+@triton.jit(do_not_specialize=["batch_heads", "query_count", "split_length", "splits"])
 def _landmark_gradient_kernel(
-    query, d_output, statistics, weighted_output, projection, log_normalizer, received, received_weighted, planes,
-    query_count, split_length, splits, heads, group, gain, BLOCK_N: tl.constexpr, S: tl.constexpr,
+    query, d_output, statistics, delta, projection, log_normalizer, received, received_weighted, batch_heads,
+    query_count, split_length, splits, heads, group, logit_scale, BLOCK_N: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own M features and a split of the query tiles of a key head: R_r and E_r, each split's behind the last one's."""
     index = tl.program_id(0)
@@ -205,10 +205,10 @@ def _landmark_gradient_kernel(
     others = features + S.FEATURES
     shift = common_shift(log_normalizer, plane, S)
     bias = landmark_bias(log_normalizer, shift, plane, features, keep, S)
-    other_bias = landmark_bias(log_normalizer, shift, plane, others, keep & S.PAIRED, S)
+    neg_bias = landmark_bias(log_normalizer, shift, plane, others, keep & S.ANTITHETIC, S)
     rows_sum = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     weighted_sum = tl.zeros([S.BLOCK_M], tl.float32)
-    other_rows_sum, other_weighted_sum = rows_sum, weighted_sum
+    neg_rows_sum, neg_weighted_sum = rows_sum, weighted_sum
     head_tiles = tl.cdiv(query_count, BLOCK_N)
     last = tl.minimum((split + 1) * split_length, head_tiles * group)
     for position in range(split * split_length, last):
@@ -218,29 +218,29 @@ def _landmark_gradient_kernel(
         q = load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D)  # [N, D]
         do = load_tile(d_output, batch, query_head, rows, exists, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [N, E]
         query_plane = plane * group + position // head_tiles
-        token_bias, inverse = query_terms(statistics, planes * group, query_plane, query_count, rows, exists)
-        weighted = load_block_vector(weighted_output, query_plane, query_count, rows, exists, 0.0)
+        token_bias, inverse = query_terms(statistics, batch_heads * group, query_plane, query_count, rows, exists)
+        weighted = load_block_vector(delta, query_plane, query_count, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=S.PRECISION)  # [M, D] @ [D, N] -> [M, N]
-        weight = (share(x, gain, bias[:, None], token_bias[None, :], S) * inverse[None, :]).to(S.OPERAND)
+        weight = (share(x, logit_scale, bias[:, None], token_bias[None, :], S) * inverse[None, :]).to(S.OPERAND)
         rows_sum = tl.dot(weight, do, rows_sum, input_precision=S.PRECISION)  # [M, N] @ [N, E]
         weighted_sum += tl.sum(weight.to(tl.float32) * weighted[None, :], 1)  # rounded alike: V . R - E cancels
-        if S.PAIRED:
-            weight = share(x, -gain, other_bias[:, None], token_bias[None, :], S) * inverse[None, :]
+        if S.ANTITHETIC:
+            weight = share(x, -logit_scale, neg_bias[:, None], token_bias[None, :], S) * inverse[None, :]
             weight = weight.to(S.OPERAND)
-            other_rows_sum = tl.dot(weight, do, other_rows_sum, input_precision=S.PRECISION)
-            other_weighted_sum += tl.sum(weight.to(tl.float32) * weighted[None, :], 1)
-    place = split * planes + plane
+            neg_rows_sum = tl.dot(weight, do, neg_rows_sum, input_precision=S.PRECISION)
+            neg_weighted_sum += tl.sum(weight.to(tl.float32) * weighted[None, :], 1)
+    place = split * batch_heads + plane
     store_block(received, place, S.ALL, features, keep, rows_sum, S.VALUE_DIM, S.BLOCK_E)
     store_block_vector(received_weighted, place, S.ALL, features, keep, weighted_sum)
-    if S.PAIRED:
-        store_block(received, place, S.ALL, others, keep, other_rows_sum, S.VALUE_DIM, S.BLOCK_E)
-        store_block_vector(received_weighted, place, S.ALL, others, keep, other_weighted_sum)
+    if S.ANTITHETIC:
+        store_block(received, place, S.ALL, others, keep, neg_rows_sum, S.VALUE_DIM, S.BLOCK_E)
+        store_block_vector(received_weighted, place, S.ALL, others, keep, neg_weighted_sum)
 
 
-@triton.jit(do_not_specialize=["splits", "planes"])
+@triton.jit(do_not_specialize=["splits", "batch_heads"])
 def _reduce_gradient_kernel(
     received, received_weighted, d_log_normalizer, state_value, row_sum, d_state_value, d_log_result, landmark_rows,
-    shifts, planes, splits, S: tl.constexpr,
+    shifts, batch_heads, splits, S: tl.constexpr,
 ):  # fmt: skip
     """Sum the splits in order into dV and dL (or take dL as given), and write what hop 1 needs: G and A.
 
@@ -252,14 +252,14 @@ def _reduce_gradient_kernel(
     keep = features < S.ALL
     rows_sum = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     for split in range(splits):
-        rows_sum += load_block(received, split * planes + plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
+        rows_sum += load_block(received, split * batch_heads + plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
     v = load_block(state_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)
     if d_log_normalizer is not None:
         d_log = load_block_vector(d_log_normalizer, plane, S.ALL, features, keep, 0.0)
     else:
         d_log = tl.sum(rows_sum * v, 1)
         for split in range(splits):
-            d_log -= load_block_vector(received_weighted, split * planes + plane, S.ALL, features, keep, 0.0)
+            d_log -= load_block_vector(received_weighted, split * batch_heads + plane, S.ALL, features, keep, 0.0)
     if d_state_value is not None:
         store_block(d_state_value, plane, S.ALL, features, keep, rows_sum, S.VALUE_DIM, S.BLOCK_E)
     if d_log_result is not None:
@@ -273,11 +273,11 @@ def _reduce_gradient_kernel(
         store_block_vector(shifts, plane, S.ALL, features, keep, shift)
 
 
-@triton.jit(do_not_specialize=["planes", "token_count", "split_length", "splits"])
+@triton.jit(do_not_specialize=["batch_heads", "token_count", "split_length", "splits"])
 def _projection_gradient_kernel(
-    tokens, token_rows, mask, statistics, weighted_output, projection, landmark_rows, log_normalizer, row_max, shifts,
-    d_projection, planes, token_count, split_length, splits, heads, group, gain, norm_gain, KEYS: tl.constexpr,
-    BLOCK_N: tl.constexpr, S: tl.constexpr,
+    tokens, token_rows, mask, statistics, delta, projection, landmark_rows, log_normalizer, row_max, shifts,
+    d_projection, batch_heads, token_count, split_length, splits, heads, group, logit_scale, norm_scale,
+    KEYS: tl.constexpr, BLOCK_N: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own M features and a split of the token tiles of a key head: sum_n d_nr x_n, for learnt features."""
     index = tl.program_id(0)
@@ -304,16 +304,16 @@ def _projection_gradient_kernel(
         x = usable_tokens(raw, KEYS, S)  # [N, D]
         u = load_tile(token_rows, batch, token_head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [N, E]
         if KEYS:
-            token_bias = key_shift(raw, seen, norm_gain, S)
+            token_bias = key_shift(raw, seen, norm_scale, S)
             token_shift = tl.zeros([BLOCK_N], tl.float32)
             inverse = token_shift + 1.0
         else:
             token_plane = plane * group + position // head_tiles
-            token_bias, inverse = query_terms(statistics, planes * group, token_plane, token_count, rows, seen)
-            token_shift = -load_block_vector(weighted_output, token_plane, token_count, rows, seen, 0.0)
+            token_bias, inverse = query_terms(statistics, batch_heads * group, token_plane, token_count, rows, seen)
+            token_shift = -load_block_vector(delta, token_plane, token_count, rows, seen, 0.0)
         y = tl.dot(w, tl.trans(x), input_precision=S.PRECISION)  # [M, D] @ [D, N] -> [M, N]
         own = (token_bias[None, :], token_shift[None, :])
-        _, d_exponent = hop_gradient(y, gain, own, landmarks, g, u, KEYS, S)
-        d_y = feature_slope(d_exponent * inverse[None, :], y, gain, S)
+        _, d_exponent = hop_gradient(y, logit_scale, own, landmarks, g, u, KEYS, S)
+        d_y = feature_slope(d_exponent * inverse[None, :], y, logit_scale, S)
         d_w = project_back(d_y, x, d_w, S)  # [M, N] @ [N, D]
-    store_block(d_projection, split * planes + plane, S.FEATURES, features, keep, d_w, S.DIM, S.BLOCK_D)
+    store_block(d_projection, split * batch_heads + plane, S.FEATURES, features, keep, d_w, S.DIM, S.BLOCK_D)

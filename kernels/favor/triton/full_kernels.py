@@ -12,7 +12,7 @@ tiles [T] queries, [S] keys, [M] features, [D] and [E] padded head and value dim
 Every hop is an online softmax whose running maximum belongs to its owner (a feature, a query), so nothing overflows
 and no epsilon is needed. Exponents are in base 2; the log-weight c_r is constant in hop 1 and enters L alone.
 
-`PAIRED` features are [H; -H]: w . x is computed for H, and used a second time with the opposite sign.
+`ANTITHETIC` features are [H; -H]: w . x is computed for H, and used a second time with the opposite sign.
 
 Memory traffic: the keys and values are read once a feature tile (from the second-level cache but for the first),
 queries once, the state once a query tile. Splits are merged in a fixed order; there are no atomics, so equal inputs
@@ -26,11 +26,10 @@ import triton.language as tl
 
 from .feature_maps import exponent_of
 from .tiles import (
-    FAR,
     LN_2,
     LOG2_E,
-    UNSEEN,
-    absorb,
+    NO_MAX,
+    NORM_DOMINATES,
     absorb_pair,
     cut_entries,
     keep_if,
@@ -38,6 +37,7 @@ from .tiles import (
     load_block_vector,
     load_tile,
     load_vector,
+    online_softmax_update,
     seen_keys,
     square_norm,
     store_block,
@@ -49,41 +49,41 @@ from .tiles import (
 
 @triton.jit
 def relative_maximum(log_normalizer, log_weight, head, features, keep):
-    """Return log2(e) (L - c) [M] of a state, and UNSEEN where it has seen no key or no key counts (c = -inf)."""
+    """Return log2(e) (L - c) [M] of a state, and NO_MAX where it has seen no key or no key counts (c = -inf)."""
     seen = log_normalizer != float("-inf")
     if log_weight is not None:
         weight = load_vector(log_weight, head * 0, head, features, keep, 0.0)
         seen = seen & (weight != float("-inf"))
         log_normalizer = tl.where(seen, log_normalizer - weight, 0.0)
-    return tl.where(seen, log_normalizer * LOG2_E, UNSEEN)
+    return tl.where(seen, log_normalizer * LOG2_E, NO_MAX)
 
 
 @triton.jit
 def open_state(initial, log_weight, plane, head, features, keep, S: tl.constexpr):
     """Return maximum, sum [M] and average [M, E] of the initial state (V, L), or of no keys where it is None."""
     if initial is None:
-        top = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
+        top = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
         return top, tl.zeros([S.BLOCK_M], tl.float32), tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     else:
         value, log_normalizer = initial
         logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")).to(tl.float32)
         top = relative_maximum(logarithm, log_weight, head, features, keep)
-        total = tl.where(top == UNSEEN, 0.0, 1.0)
+        total = tl.where(top == NO_MAX, 0.0, 1.0)
         average = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)
         return top, total, tl.where((total == 0)[:, None], 0.0, average)
 
 
 @triton.jit
 def summarize_tile(
-    key, value, mask, w, opening, other_opening, batch, head, first, end, gain, norm_gain, BLOCK_S: tl.constexpr,
+    key, value, mask, w, opening, neg_opening, batch, head, first, end, logit_scale, norm_scale, BLOCK_S: tl.constexpr,
     S: tl.constexpr,
 ):  # fmt: skip
-    """Run hop 1 over keys first ... end: maximum, sum [M] and sum of p v [M, E] for w [M, D], and if PAIRED for -w.
+    """Run hop 1 over keys first ... end: maximum, sum [M] and sum of p v [M, E] for w [M, D], and if ANTITHETIC for -w.
 
     It goes on from the same three of earlier keys, `opening` for w and `other_opening` for -w.
     """
     top, total, average = opening
-    other_top, other_total, other_average = other_opening
+    neg_top, neg_total, neg_average = neg_opening
     for start in range(first, end, BLOCK_S):
         rows = start + tl.arange(0, BLOCK_S)
         keep = seen_keys(mask, batch, rows, end)
@@ -92,16 +92,16 @@ def summarize_tile(
         x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S] -> [M, S]
         if S.HAS_NORM:
             norm = square_norm(k)
-            x = tl.where((norm > FAR)[None, :], 0.0, x)
-            shift = tl.where(keep, -norm_gain * norm, float("-inf"))
+            x = tl.where((norm > NORM_DOMINATES)[None, :], 0.0, x)
+            shift = tl.where(keep, -norm_scale * norm, float("-inf"))
         else:
             shift = tl.where(keep, 0.0, float("-inf"))
-        exponent = exponent_of(x, gain, shift[None, :], S)
-        top, total, average = absorb(exponent, v, top, total, average, S)
-        if S.PAIRED:
-            exponent = exponent_of(x, -gain, shift[None, :], S)
-            other_top, other_total, other_average = absorb(exponent, v, other_top, other_total, other_average, S)
-    return top, total, average, other_top, other_total, other_average
+        exponent = exponent_of(x, logit_scale, shift[None, :], S)
+        top, total, average = online_softmax_update(exponent, v, top, total, average, S)
+        if S.ANTITHETIC:
+            exponent = exponent_of(x, -logit_scale, shift[None, :], S)
+            neg_top, neg_total, neg_average = online_softmax_update(exponent, v, neg_top, neg_total, neg_average, S)
+    return top, total, average, neg_top, neg_total, neg_average
 
 
 @triton.jit
@@ -131,10 +131,10 @@ def store_state(state, log_weight, top, total, average, place, head, features, k
     store_block_vector(log_normalizer, place, S.ALL, features, keep, logarithm)
 
 
-@triton.jit(do_not_specialize=["planes", "key_count", "split_length", "splits"])
+@triton.jit(do_not_specialize=["batch_heads", "key_count", "split_length", "splits"])
 def _summarize_kernel(
-    key, value, mask, projection, log_weight, state, projection_copy, planes, key_count, split_length, splits, heads,
-    gain, norm_gain, BLOCK_S: tl.constexpr, S: tl.constexpr,
+    key, value, mask, projection, log_weight, state, projection_copy, batch_heads, key_count, split_length, splits,
+    heads, logit_scale, norm_scale, BLOCK_S: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a feature tile and a split of the keys of one head; states of a split stand behind all of the one before."""
     index = tl.program_id(0)
@@ -150,33 +150,33 @@ def _summarize_kernel(
     first = split * split_length
     end = tl.minimum(first + split_length, key_count)
     nothing = open_state(None, None, plane, head, features, keep, S)
-    top, total, average, other_top, other_total, other_average = summarize_tile(
-        key, value, mask, w, nothing, nothing, batch, head, first, end, gain, norm_gain, BLOCK_S, S
+    top, total, average, neg_top, neg_total, neg_average = summarize_tile(
+        key, value, mask, w, nothing, nothing, batch, head, first, end, logit_scale, norm_scale, BLOCK_S, S
     )
-    place = split * planes + plane
+    place = split * batch_heads + plane
     store_state(state, log_weight, top, total, average, place, head, features, keep, S)
-    if S.PAIRED:
+    if S.ANTITHETIC:
         others = features + S.FEATURES
-        store_state(state, log_weight, other_top, other_total, other_average, place, head, others, keep, S)
+        store_state(state, log_weight, neg_top, neg_total, neg_average, place, head, others, keep, S)
 
 
-@triton.jit(do_not_specialize=["splits", "planes"])
-def _merge_splits_kernel(parts, log_weight, state, planes, splits, heads, S: tl.constexpr):
+@triton.jit(do_not_specialize=["splits", "batch_heads"])
+def _merge_splits_kernel(parts, log_weight, state, batch_heads, splits, heads, S: tl.constexpr):
     """Join the states of the splits, in order: their common maximum first, then the weighted sums."""
     index = tl.program_id(0)
     tile, plane = index % S.TILES, index // S.TILES
     features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
     keep = features < S.ALL
     part_value, _, part_max, part_sum = parts
-    top = tl.full([S.BLOCK_M], UNSEEN, tl.float32)
+    top = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
     for split in range(splits):
-        place = split * planes + plane
-        top = tl.maximum(top, load_block_vector(part_max, place, S.ALL, features, keep, UNSEEN))
+        place = split * batch_heads + plane
+        top = tl.maximum(top, load_block_vector(part_max, place, S.ALL, features, keep, NO_MAX))
     total = tl.zeros([S.BLOCK_M], tl.float32)
     average = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     for split in range(splits):
-        place = split * planes + plane
-        share = tl.exp2(load_block_vector(part_max, place, S.ALL, features, keep, UNSEEN) - top)
+        place = split * batch_heads + plane
+        share = tl.exp2(load_block_vector(part_max, place, S.ALL, features, keep, NO_MAX) - top)
         share *= load_block_vector(part_sum, place, S.ALL, features, keep, 0.0)
         total += share
         average += share[:, None] * load_block(part_value, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
@@ -207,7 +207,7 @@ def store_statistics(statistics, query_planes, query_plane, query_count, rows, e
 
 @triton.jit(do_not_specialize=["query_count"])
 def _attend_kernel(
-    query, projection, log_normalizer, state_value, output, statistics, query_count, query_heads, group, gain,
+    query, projection, log_normalizer, state_value, output, statistics, query_count, query_heads, group, logit_scale,
     BLOCK_T: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
@@ -216,7 +216,7 @@ def _attend_kernel(
     head, plane = query_head // group, query_plane // group
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
     shift = common_shift(log_normalizer, plane, S)
-    top = tl.full([BLOCK_T], UNSEEN, tl.float32)
+    top = tl.full([BLOCK_T], NO_MAX, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     average = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
     for start in range(0, S.FEATURES, S.BLOCK_M):
@@ -228,15 +228,15 @@ def _attend_kernel(
         )  # [M, E]
         bias = landmark_bias(log_normalizer, shift, plane, features, keep, S)
         x = tl.dot(q, tl.trans(w), input_precision=S.PRECISION)  # [T, D] @ [D, M] -> [T, M]
-        logits = exponent_of(x, gain, bias[None, :], S)
-        if S.PAIRED:
+        logits = exponent_of(x, logit_scale, bias[None, :], S)
+        if S.ANTITHETIC:
             others = features + S.FEATURES
-            other_landmarks = load_block(state_value, plane, S.ALL, others, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
+            neg_landmarks = load_block(state_value, plane, S.ALL, others, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
             bias = landmark_bias(log_normalizer, shift, plane, others, keep, S)
-            other_logits = exponent_of(x, -gain, bias[None, :], S)
-            top, total, average = absorb_pair(logits, other_logits, landmarks, other_landmarks, top, total, average, S)
+            neg_logits = exponent_of(x, -logit_scale, bias[None, :], S)
+            top, total, average = absorb_pair(logits, neg_logits, landmarks, neg_landmarks, top, total, average, S)
         else:
-            top, total, average = absorb(logits, landmarks, top, total, average, S)
+            top, total, average = online_softmax_update(logits, landmarks, top, total, average, S)
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
     query_planes = tl.num_programs(0) // tl.cdiv(query_count, BLOCK_T)
@@ -246,7 +246,7 @@ def _attend_kernel(
 @triton.jit(do_not_specialize=["query_count", "key_count"])
 def _short_kernel(
     query, key, value, mask, projection, initial, state, output, statistics, query_count, key_count, query_heads, group,
-    gain, norm_gain, RELATIVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, S: tl.constexpr,
+    logit_scale, norm_scale, RELATIVE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a tile of queries and run both hops: hop 1 is repeated by each tile of a head, and only the first writes it.
 
@@ -263,7 +263,7 @@ def _short_kernel(
     rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     exists = rows < query_count
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
-    top = tl.full([BLOCK_T], UNSEEN, tl.float32)
+    top = tl.full([BLOCK_T], NO_MAX, tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     average = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
     shift = 0.0
@@ -274,11 +274,11 @@ def _short_kernel(
         w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(q.dtype)  # [M, D]
         others = features + S.FEATURES
         opening = open_state(initial, None, plane, head, features, keep, S)
-        other_opening = opening
-        if S.PAIRED:
-            other_opening = open_state(initial, None, plane, head, others, keep, S)
-        hop_top, hop_total, hop_average, other_top, other_total, other_average = summarize_tile(
-            key, value, mask, w, opening, other_opening, batch, head, 0, key_count, gain, norm_gain, BLOCK_S, S
+        neg_opening = opening
+        if S.ANTITHETIC:
+            neg_opening = open_state(initial, None, plane, head, others, keep, S)
+        hop_top, hop_total, hop_average, neg_top, neg_total, neg_average = summarize_tile(
+            key, value, mask, w, opening, neg_opening, batch, head, 0, key_count, logit_scale, norm_scale, BLOCK_S, S
         )
         store_state(state, None, hop_top, hop_total, hop_average, plane, head, features, keep_if(writes, keep), S)
         logarithm = log_normalizer_of(hop_top, hop_total, None, head, features, keep)
@@ -289,20 +289,18 @@ def _short_kernel(
         bias = (logarithm - shift) * LOG2_E
         x = tl.dot(q, tl.trans(w), input_precision=S.PRECISION)  # [T, D] @ [D, M] -> [T, M]
         landmarks = (hop_average * inverse_of(hop_total)[:, None]).to(S.OPERAND)  # [M, E]
-        logits = exponent_of(x, gain, bias[None, :], S)
-        if S.PAIRED:
-            store_state(
-                state, None, other_top, other_total, other_average, plane, head, others, keep_if(writes, keep), S
-            )
-            logarithm = log_normalizer_of(other_top, other_total, None, head, others, keep)
+        logits = exponent_of(x, logit_scale, bias[None, :], S)
+        if S.ANTITHETIC:
+            store_state(state, None, neg_top, neg_total, neg_average, plane, head, others, keep_if(writes, keep), S)
+            logarithm = log_normalizer_of(neg_top, neg_total, None, head, others, keep)
             logarithm = tl.where(keep, logarithm, float("-inf"))
             highest = tl.maximum(highest, tl.max(logarithm, 0))
             bias = (logarithm - shift) * LOG2_E
-            other_landmarks = (other_average * inverse_of(other_total)[:, None]).to(S.OPERAND)
-            other_logits = exponent_of(x, -gain, bias[None, :], S)
-            top, total, average = absorb_pair(logits, other_logits, landmarks, other_landmarks, top, total, average, S)
+            neg_landmarks = (neg_average * inverse_of(neg_total)[:, None]).to(S.OPERAND)
+            neg_logits = exponent_of(x, -logit_scale, bias[None, :], S)
+            top, total, average = absorb_pair(logits, neg_logits, landmarks, neg_landmarks, top, total, average, S)
         else:
-            top, total, average = absorb(logits, landmarks, top, total, average, S)
+            top, total, average = online_softmax_update(logits, landmarks, top, total, average, S)
     inverse = inverse_of(total)
     store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
     if RELATIVE:

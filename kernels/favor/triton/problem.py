@@ -67,7 +67,7 @@ def spec_of(space: FeatureSpace, like: Tensor, m: int, value_dim: int, impl: str
     return _spec(m, like.shape[-1], value_dim, space.feature_map, space.paired, like.dtype, impl)
 
 
-def gains(space: FeatureSpace) -> tuple[float, float]:
+def logit_scales(space: FeatureSpace) -> tuple[float, float]:
     """Return what w . x and |x|^2 are multiplied with: the scale, and log2(e) for the exponential map."""
     base = math.log2(math.e) if space.feature_map == "exponential" else 1.0
     return math.sqrt(space.scale) * base, 0.5 * space.scale * base

@@ -18,8 +18,8 @@ from torch import Tensor
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-UNSEEN = tl.constexpr(-1.7e38)  # a running maximum before its first entry: finite, so that no difference is NaN
-FAR = tl.constexpr(1e30)  # |x|^2 beyond which w . x is less than the rounding of |x|^2 / 2
+NO_MAX = tl.constexpr(-1.7e38)  # a running maximum before its first entry: finite, so that no difference is NaN
+NORM_DOMINATES = tl.constexpr(1e30)  # |x|^2 beyond which w . x is less than the rounding of |x|^2 / 2
 FARTHEST = tl.constexpr(1e36)  # |x|^2 is cut here, so that exponents stay finite
 LARGEST_ENTRY = tl.constexpr(1e18)  # the same cut for single entries
 
@@ -34,7 +34,7 @@ class Spec(NamedTuple):
     VALUE_DIM: int
     FEATURE_MAP: str
     HAS_NORM: bool
-    PAIRED: bool
+    ANTITHETIC: bool
     BLOCK_D: int
     BLOCK_E: int
     OPERAND: tl.dtype
@@ -118,14 +118,14 @@ def load_vector(x, batch, head, rows, keep, other):
 
 @triton.jit
 def block_pointers(pointer, plane, count, rows, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Return pointers [A, BLOCK_DIM] into a contiguous (planes, count, DIM) tensor with planes below 2^31 elements."""
+    """Return pointers [A, BLOCK_DIM] into a contiguous (batch_heads, count, DIM) tensor, each below 2^31 elements."""
     columns = tl.arange(0, BLOCK_DIM)
     return pointer + plane.to(tl.int64) * count * DIM + (rows[:, None] * DIM + columns[None, :])
 
 
 @triton.jit
 def load_block(pointer, plane, count, rows, keep, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Load [A, BLOCK_DIM] of a contiguous (planes, count, DIM) tensor, zero where not kept and from column DIM on."""
+    """Load [A, BLOCK_DIM] of a contiguous (batch_heads, count, DIM) tensor, zero where not kept and from DIM on."""
     pointers = block_pointers(pointer, plane, count, rows, DIM, BLOCK_DIM)
     return tl.load(pointers, mask=keep[:, None] & (tl.arange(0, BLOCK_DIM) < DIM)[None, :], other=0.0)
 
@@ -139,7 +139,7 @@ def store_block(pointer, plane, count, rows, keep, block, DIM: tl.constexpr, BLO
 
 @triton.jit
 def load_block_vector(pointer, plane, count, rows, keep, other):
-    """Load [A] of a contiguous (planes, count) tensor."""
+    """Load [A] of a contiguous (batch_heads, count) tensor."""
     return tl.load(pointer + plane.to(tl.int64) * count + rows, mask=keep, other=other)
 
 
@@ -200,24 +200,24 @@ def project_back(d_projected, rows, total, S: tl.constexpr):
 
 
 @triton.jit
-def absorb(exponent, rows, top, total, average, S: tl.constexpr):
+def online_softmax_update(exponent, rows, top, total, average, S: tl.constexpr):
     """Fold exponents [A, B] of rows [B, E] into an online softmax over B: its maximum, sum and weighted sum of rows."""
-    raised = tl.maximum(top, tl.max(exponent, 1))
-    weight = tl.exp2(exponent - raised[:, None])  # [A, B]
-    shrink = tl.exp2(top - raised)
-    total = total * shrink + tl.sum(weight, 1)
-    average = tl.dot(weight.to(rows.dtype), rows, average * shrink[:, None], input_precision=S.PRECISION)  # [A, E]
-    return raised, total, average
+    new_max = tl.maximum(top, tl.max(exponent, 1))
+    weight = tl.exp2(exponent - new_max[:, None])  # [A, B]
+    rescale = tl.exp2(top - new_max)
+    total = total * rescale + tl.sum(weight, 1)
+    average = tl.dot(weight.to(rows.dtype), rows, average * rescale[:, None], input_precision=S.PRECISION)  # [A, E]
+    return new_max, total, average
 
 
 @triton.jit
-def absorb_pair(one, other, one_rows, other_rows, top, total, average, S: tl.constexpr):
+def absorb_pair(one, other, one_rows, neg_rows, top, total, average, S: tl.constexpr):
     """Fold two tiles at once: the sum of rows is rescaled once for both."""
-    raised = tl.maximum(top, tl.max(tl.maximum(one, other), 1))
-    one_weight = tl.exp2(one - raised[:, None])  # [A, B]
-    other_weight = tl.exp2(other - raised[:, None])
-    shrink = tl.exp2(top - raised)
-    total = total * shrink + tl.sum(one_weight + other_weight, 1)
-    average = tl.dot(one_weight.to(one_rows.dtype), one_rows, average * shrink[:, None], input_precision=S.PRECISION)
-    average = tl.dot(other_weight.to(other_rows.dtype), other_rows, average, input_precision=S.PRECISION)
-    return raised, total, average
+    new_max = tl.maximum(top, tl.max(tl.maximum(one, other), 1))
+    one_weight = tl.exp2(one - new_max[:, None])  # [A, B]
+    neg_weight = tl.exp2(other - new_max[:, None])
+    rescale = tl.exp2(top - new_max)
+    total = total * rescale + tl.sum(one_weight + neg_weight, 1)
+    average = tl.dot(one_weight.to(one_rows.dtype), one_rows, average * rescale[:, None], input_precision=S.PRECISION)
+    average = tl.dot(neg_weight.to(neg_rows.dtype), neg_rows, average, input_precision=S.PRECISION)
+    return new_max, total, average
