@@ -32,7 +32,7 @@ cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-$(command -v python || command -v python3)}
 
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  echo "no CUDA device is there (or $python has no torch): bench/run.py measures a CPU, bench/without_gpu/dry_run.py launches on none"
+  echo "no CUDA device is there (or $python has no torch): bench/run.py measures a CPU, python bench dry_run launches on none"
   exit 2
 fi
 work=$(mktemp -d)
