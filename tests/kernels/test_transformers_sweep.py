@@ -1,7 +1,7 @@
 """Every architecture of the installed transformers: it runs FAVOR attention as the textbook has it, or it is refused.
 
-Nothing third: no other attention under the name, no mask lost, no KeyError, no error about None. `PYTHONPATH=tests/support
-python tests/kernels/test_transformers_sweep.py` prints the counts that stand in kernels/README.md.
+Nothing third: no other attention under the name, no mask lost, no KeyError, no error about None. The counts that stand in
+kernels/README.md: `PYTHONPATH=tests/support python tests/kernels/test_transformers_sweep.py`.
 """
 
 from __future__ import annotations
