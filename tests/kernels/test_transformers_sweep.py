@@ -1,6 +1,6 @@
 """Every architecture of the installed transformers: it runs FAVOR attention as the textbook has it, or it is refused.
 
-Nothing third: no other attention under the name, no mask lost, no KeyError, no error about None. The counts that stand in
+Nothing third: no other attention under the name, no mask lost, no KeyError, no error about None. The counts in
 kernels/README.md: `PYTHONPATH=tests/support python tests/kernels/test_transformers_sweep.py`.
 """
 
