@@ -23,7 +23,7 @@ from kernel_runs import BOUNDS, DEVICE, DTYPE_IDS, LAYOUTS, RUNS_KERNELS, assert
 from torch import Tensor
 
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
-from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
+from favorcast.kernels.favor.feature_maps import FEATURE_MAPS, Map
 from favorcast.kernels.favor.types import FeatureSpace
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -84,7 +84,8 @@ def test_every_feature_set_and_map_has_its_gradients(case, feature_map, learnt, 
     assert_close(*both(inputs, features, feature_map=feature_map, key_padding_mask=mask, scale=0.4), torch.float32, 2)
 
 
-def test_kernels_refuse_a_feature_map_that_they_do_not_know():
+def test_kernels_refuse_a_feature_map_that_they_do_not_know(monkeypatch):
+    monkeypatch.setitem(FEATURE_MAPS, "sigmoid", Map(torch.nn.functional.logsigmoid, None, has_norm=False))
     """The reference may have one more; taken for the exponential map, it would be wrong without a word."""
     query, key, value = (x.to(DEVICE) for x in qkv(t=20, d=16, dtype=torch.float32))
     space = FeatureSpace(draw_features(16, 16, dtype=torch.float32, device=DEVICE).projection, None, 0.25, "sigmoid")
