@@ -6,7 +6,7 @@ from ast import get_docstring, parse
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-IS_COMMAND = '__name__ == "__main__"'
+IS_COMMAND = "def main("
 
 
 def commands() -> dict[str, Path]:

@@ -7,7 +7,7 @@ operator; that of the backward operator differentiates the definition twice, at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -30,17 +30,40 @@ _SCHEMA_TYPES = {
 }
 
 
-def parameters_of(owner: Any, prefix: str = "") -> list[str]:
-    """Return the fields of a NamedTuple, or the arguments of a function, as a schema declares them."""
-    hints = {name: hint for name, hint in get_type_hints(owner).items() if name != "return"}
-    return [f"{_SCHEMA_TYPES[hint]} {prefix}{name}" for name, hint in hints.items()]
+def fields_of(owner: Any) -> dict[str, Any]:
+    """Return the types of the fields of a NamedTuple, or of the arguments of a function; a NamedTuple among them counts
+    by its own fields."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(owner).items():
+        if name != "return":
+            found |= fields_of(hint) if hasattr(hint, "_fields") else {name: hint}
+    return found
+
+
+def _declared(owner: Any, prefix: str = "") -> list[str]:
+    return [f"{_SCHEMA_TYPES[hint]} {prefix}{name}" for name, hint in fields_of(owner).items()]
+
+
+def _flat(bundle: Any) -> Iterator[Any]:
+    """Yield the values of a NamedTuple in the order of `fields_of`."""
+    for x in bundle:
+        if isinstance(x, tuple):
+            yield from _flat(x)
+        else:
+            yield x
+
+
+def _reader(bundle: Any) -> Callable[[Iterator[Any]], Any]:
+    """Return the inverse of `_flat`: a function that takes the values of a NamedTuple from an iterator."""
+    readers = [_reader(hint) if hasattr(hint, "_fields") else next for hint in get_type_hints(bundle).values()]
+    return lambda values: bundle(*(read(values) for read in readers))
 
 
 def schema_of(function: Callable[..., Any]) -> str:
     """Return the schema of an annotated function of tensors and options, which returns one tensor or several."""
     returned = get_type_hints(function)["return"]
     results = get_args(returned) if get_origin(returned) is tuple else (returned,)
-    return _schema(parameters_of(function), len(results), is_tuple=get_origin(returned) is tuple)
+    return _schema(_declared(function), len(results), is_tuple=get_origin(returned) is tuple)
 
 
 def _schema(parameters: list[str], results: int, is_tuple: bool = True) -> str:
@@ -57,7 +80,8 @@ class Family(Generic[Inputs, Results]):
 
     Args:
         name: within the namespace.
-        inputs, results, upstream, gradients: NamedTuple classes; the fields of `gradients` are names of inputs.
+        inputs, results, upstream, gradients: NamedTuple classes; inputs may hold further ones. The fields of
+            `gradients` are names of inputs.
         parameters: those inputs whose gradients are only computed where one of them is asked for.
         forward: from inputs to results.
         backward: from (upstream, inputs, results, whether gradients of parameters are wanted) to gradients.
@@ -80,9 +104,10 @@ class Family(Generic[Inputs, Results]):
         fake_backward: Callable[..., Any],
         define: Callable[[Inputs], Sequence[Tensor]],
     ) -> None:
-        self.inputs, self.results, self.upstream, self.gradients = inputs, results, upstream, gradients
+        self.results, self.upstream, self.gradients = results, upstream, gradients
         self.parameters, self.define = parameters, define
-        self.fields: tuple[str, ...] = inputs._fields  # pyright: ignore[reportAttributeAccessIssue]
+        self.fields = list(fields_of(inputs))
+        self.read = read = _reader(inputs)
         self.differentiable = [self.fields.index(field) for field in gradients._fields]
         hints = get_type_hints(upstream)
         self.optional_upstream = [i for i, field in enumerate(upstream._fields) if hints[field] != Tensor]
@@ -92,15 +117,15 @@ class Family(Generic[Inputs, Results]):
             """Tell the arguments of the backward operator apart."""
             first, last = len(hints), len(hints) + len(self.fields)
             *kept, wanted = arguments[last:]
-            return upstream(*arguments[:first]), inputs(*arguments[first:last]), results(*kept), wanted
+            return upstream(*arguments[:first]), read(iter(arguments[first:last])), results(*kept), wanted
 
         self.forward_operator = Operator(
             name,
-            _schema(parameters_of(inputs), result_count),
-            lambda *arguments: forward(inputs(*arguments)),
-            lambda *arguments: fake(inputs(*arguments)),
+            _schema(_declared(inputs), result_count),
+            lambda *arguments: forward(read(iter(arguments))),
+            lambda *arguments: fake(read(iter(arguments))),
         )
-        declared = [*parameters_of(upstream, "d_"), *parameters_of(inputs), *parameters_of(results, "computed_")]
+        declared = [*_declared(upstream, "d_"), *_declared(inputs), *_declared(results, "computed_")]
         self.backward_operator = Operator(
             f"{name}_backward",
             _schema([*declared, "bool parameter_gradients"], len(gradients._fields)),
@@ -115,7 +140,7 @@ class Family(Generic[Inputs, Results]):
 
         @self.forward_operator.write_out_for_onnx
         def written_out(*arguments: Any) -> tuple[Tensor, ...]:
-            found = tuple(define(inputs(*arguments)))
+            found = tuple(define(read(iter(arguments))))
             return *found, *(found[0].new_zeros(0) for _ in range(auxiliary))
 
     def __call__(self, inputs: Inputs) -> Results:
@@ -124,7 +149,7 @@ class Family(Generic[Inputs, Results]):
         Raises:
             NotImplementedError: under forward-mode differentiation.
         """
-        return self.results(*self.forward_operator(*inputs))
+        return self.results(*self.forward_operator(*_flat(inputs)))
 
     def _gradient(self, ctx: Any, *arriving: Tensor | None) -> tuple[Any, ...]:
         arguments, results = _restore(ctx)
@@ -148,7 +173,7 @@ class Family(Generic[Inputs, Results]):
         return *found, *[None] * (len(arguments) - len(nodes))
 
     def _define_flat(self, *inputs: Any) -> Sequence[Tensor]:
-        return self.define(self.inputs(*inputs))
+        return self.define(self.read(iter(inputs)))
 
 
 def _keep(keeps_results: bool, auxiliary: int) -> Callable[..., None]:

@@ -132,11 +132,9 @@ def favor_attention(
     if is_causal:
         query_count = query.shape[-2]
         query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
-        inputs = CausalInputs(
-            query, key, value, mask, None, None, **space._asdict(), impl=schedule, tokens_per_step=int(tokens_per_step)
-        )
+        inputs = CausalInputs(query, key, value, mask, None, None, space, schedule, int(tokens_per_step))
         return causal_op(inputs).output[:, :, :query_count]
-    return full_op(FullInputs(query, key, value, key_padding_mask, **space._asdict(), impl=schedule)).output
+    return full_op(FullInputs(query, key, value, key_padding_mask, space, schedule)).output
 
 
 class Streamed(NamedTuple):
@@ -211,9 +209,9 @@ def stream_attention(
         key_padding_mask,
         log_normalizer,
         state_value,
-        **space._asdict(),
-        impl=schedule,
-        tokens_per_step=int(tokens_per_step),
+        space,
+        schedule,
+        int(tokens_per_step),
     )
     results = causal_op(inputs)
     return Streamed(results.output, FavorState(results.log_normalizer, results.state_value))
@@ -247,7 +245,7 @@ def summarize(
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
     schedule = resolve_impl(impl, key, value, *space.tensors)
-    results = summarize_op(SummarizeInputs(key, value, key_padding_mask, **space._asdict(), impl=schedule))
+    results = summarize_op(SummarizeInputs(key, value, key_padding_mask, space, schedule))
     return FavorState(results.log_normalizer, results.state_value)
 
 
@@ -281,7 +279,7 @@ def attend(
     check_batch(query, "state", log_normalizer)
     schedule = resolve_impl(impl, query, state_value, *space.tensors)
     space = space._replace(log_weight=None)
-    return attend_op(AttendInputs(query, log_normalizer, state_value, **space._asdict(), impl=schedule)).output
+    return attend_op(AttendInputs(query, log_normalizer, state_value, space, schedule)).output
 
 
 def merge(first: FavorState, second: FavorState) -> FavorState:

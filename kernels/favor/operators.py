@@ -38,15 +38,14 @@ def _triton(module: str) -> Any:
     return import_module(f".triton.{module}", __package__)
 
 
-def space_of(inputs: Any) -> FeatureSpace:
-    """Return the feature space among an operator's inputs."""
-    return FeatureSpace(inputs.projection, inputs.log_weight, inputs.scale, inputs.feature_map, inputs.paired)
+def _sum_dtype(impl: str, *tensors: Tensor) -> torch.dtype:
+    return torch.float32 if impl != "reference" else accumulation_dtype(*tensors)
 
 
 def _fake_state(key: Tensor, value: Tensor, projection: Tensor, impl: str) -> SummarizeResults:
     """Return L, V, max and sum as the schedule allocates them."""
     shape = (*key.shape[:2], projection.shape[-2])
-    dtype = torch.float32 if impl != "reference" else accumulation_dtype(key, value, projection)
+    dtype = _sum_dtype(impl, key, value, projection)
     log_normalizer, row_max, row_sum = (key.new_empty(shape, dtype=dtype) for _ in range(3))
     state_value = key.new_empty((*shape, value.shape[-1]), dtype=dtype)
     return SummarizeResults(log_normalizer, state_value, row_max, row_sum)
@@ -61,20 +60,17 @@ def _fake_backward(gradients: Any, contiguous: tuple[str, ...] = ()) -> Callable
     """
 
     def fake(upstream: Any, inputs: Any, results: Any, parameter_gradients: bool) -> Any:
+        sums = _sum_dtype(inputs.impl, *(x for x in inputs if isinstance(x, Tensor)), inputs.space.projection)
+
         def gradient(field: str) -> Tensor:
-            x = getattr(inputs, field)
+            x = getattr(inputs.space if field in PARAMETERS else inputs, field)
             if x is None or (field in PARAMETERS and not parameter_gradients):
-                return upstream[0].new_empty(0, dtype=_sum_dtype(inputs))
+                return upstream[0].new_empty(0, dtype=sums)
             return x.new_empty(x.shape) if field in (*PARAMETERS, *contiguous) else torch.empty_like(x)
 
         return gradients(*(gradient(field) for field in gradients._fields))
 
     return fake
-
-
-def _sum_dtype(inputs: Any) -> torch.dtype:
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
-    return torch.float32 if inputs.impl != "reference" else accumulation_dtype(*tensors)
 
 
 class SummarizeInputs(NamedTuple):
@@ -83,11 +79,7 @@ class SummarizeInputs(NamedTuple):
     key: Tensor
     value: Tensor
     mask: Tensor | None
-    projection: Tensor
-    log_weight: Tensor | None
-    scale: float
-    feature_map: str
-    paired: bool
+    space: FeatureSpace
     impl: str
 
 
@@ -117,7 +109,7 @@ class SummarizeGradients(NamedTuple):
 
 
 def _summarize(inputs: SummarizeInputs) -> SummarizeResults:
-    tensors, space = (inputs.key, inputs.value, inputs.mask), space_of(inputs)
+    tensors, space = (inputs.key, inputs.value, inputs.mask), inputs.space
     if inputs.impl == "reference":
         return SummarizeResults(*summarize_reference(*tensors, space))
     return SummarizeResults(*_triton("full").summarize_triton(*tensors, space, inputs.impl))
@@ -126,7 +118,7 @@ def _summarize(inputs: SummarizeInputs) -> SummarizeResults:
 def _summarize_backward(
     upstream: SummarizeUpstream, inputs: SummarizeInputs, results: SummarizeResults, parameter_gradients: bool
 ) -> SummarizeGradients:
-    tensors, space, d_state = (inputs.key, inputs.value, inputs.mask), space_of(inputs), (upstream[0], upstream[1])
+    tensors, space, d_state = (inputs.key, inputs.value, inputs.mask), inputs.space, (upstream[0], upstream[1])
     kept = (results.state_value, results.row_max, results.row_sum)
     if inputs.impl == "reference":
         found = summarize_backward_reference(d_state, *tensors, kept, space, parameter_gradients)
@@ -138,7 +130,7 @@ def _summarize_backward(
 
 
 def _define_summarize(inputs: SummarizeInputs) -> tuple[Tensor, Tensor]:
-    return summarize_definition(inputs.key, inputs.value, inputs.mask, space_of(inputs))
+    return summarize_definition(inputs.key, inputs.value, inputs.mask, inputs.space)
 
 
 summarize_op = Family(
@@ -150,7 +142,7 @@ summarize_op = Family(
     parameters=PARAMETERS,
     forward=_summarize,
     backward=_summarize_backward,
-    fake=lambda inputs: _fake_state(inputs.key, inputs.value, inputs.projection, inputs.impl),
+    fake=lambda inputs: _fake_state(inputs.key, inputs.value, inputs.space.projection, inputs.impl),
     fake_backward=_fake_backward(SummarizeGradients),
     define=_define_summarize,
 )
@@ -162,11 +154,7 @@ class AttendInputs(NamedTuple):
     query: Tensor
     log_normalizer: Tensor
     state_value: Tensor
-    projection: Tensor
-    log_weight: Tensor | None
-    scale: float
-    feature_map: str
-    paired: bool
+    space: FeatureSpace
     impl: str
 
 
@@ -193,7 +181,7 @@ class AttendGradients(NamedTuple):
 
 
 def _attend(inputs: AttendInputs) -> AttendResults:
-    state, space = (inputs.log_normalizer, inputs.state_value), space_of(inputs)
+    state, space = (inputs.log_normalizer, inputs.state_value), inputs.space
     if inputs.impl == "reference":
         return AttendResults(attend_reference(inputs.query, state, space), inputs.log_normalizer.new_empty(0))
     return AttendResults(*_triton("full").attend_triton(inputs.query, state, space, inputs.impl))
@@ -202,7 +190,7 @@ def _attend(inputs: AttendInputs) -> AttendResults:
 def _attend_backward(
     upstream: AttendUpstream, inputs: AttendInputs, results: AttendResults, parameter_gradients: bool
 ) -> AttendGradients:
-    state, space = (inputs.log_normalizer, inputs.state_value), space_of(inputs)
+    state, space = (inputs.log_normalizer, inputs.state_value), inputs.space
     if inputs.impl == "reference":
         found = attend_backward_reference(
             upstream.output, inputs.query, results.output, state, space, parameter_gradients
@@ -222,7 +210,7 @@ def _fake_attend(inputs: AttendInputs) -> AttendResults:
 
 
 def _define_attend(inputs: AttendInputs) -> tuple[Tensor]:
-    output = attend_definition(inputs.query, inputs.log_normalizer, inputs.state_value, space_of(inputs))
+    output = attend_definition(inputs.query, inputs.log_normalizer, inputs.state_value, inputs.space)
     return (output.to(inputs.query.dtype),)
 
 
@@ -248,11 +236,7 @@ class FullInputs(NamedTuple):
     key: Tensor
     value: Tensor
     mask: Tensor | None
-    projection: Tensor
-    log_weight: Tensor | None
-    scale: float
-    feature_map: str
-    paired: bool
+    space: FeatureSpace
     impl: str
 
 
@@ -278,7 +262,7 @@ class FullGradients(NamedTuple):
 
 
 def _full(inputs: FullInputs) -> FullResults:
-    tensors, space = (inputs.key, inputs.value, inputs.mask), space_of(inputs)
+    tensors, space = (inputs.key, inputs.value, inputs.mask), inputs.space
     if inputs.impl != "reference":
         return FullResults(*_triton("full").full_attention_triton(inputs.query, *tensors, space, inputs.impl))
     state = summarize_reference(*tensors, space)
@@ -290,7 +274,7 @@ def _full(inputs: FullInputs) -> FullResults:
 def _full_backward(
     upstream: AttendUpstream, inputs: FullInputs, results: FullResults, parameter_gradients: bool
 ) -> FullGradients:
-    tensors, space = (inputs.key, inputs.value, inputs.mask), space_of(inputs)
+    tensors, space = (inputs.key, inputs.value, inputs.mask), inputs.space
     if inputs.impl != "reference":
         *d_inputs, d_parameters = _triton("full_backward").full_attention_backward_triton(
             upstream.output, inputs.query, *tensors, space, inputs.impl, tuple(results), parameter_gradients
@@ -312,14 +296,14 @@ def _fake_full(inputs: FullInputs) -> FullResults:
     output = attention_output(inputs.query, inputs.value.shape[-1])
     if inputs.impl != "reference":
         auxiliaries = _triton("full").full_auxiliaries
-        return FullResults(output, *auxiliaries(inputs.query, inputs.key, inputs.value, space_of(inputs)))
-    log_normalizer, state_value, *_ = _fake_state(inputs.key, inputs.value, inputs.projection, inputs.impl)
+        return FullResults(output, *auxiliaries(inputs.query, inputs.key, inputs.value, inputs.space))
+    log_normalizer, state_value, *_ = _fake_state(inputs.key, inputs.value, inputs.space.projection, inputs.impl)
     statistics, operand = log_normalizer.new_empty(0), log_normalizer.new_empty(0)
     return FullResults(output, statistics, log_normalizer.new_empty((3, *log_normalizer.shape)), state_value, operand)
 
 
 def _define_full(inputs: FullInputs) -> tuple[Tensor]:
-    space = space_of(inputs)
+    space = inputs.space
     state = summarize_definition(inputs.key, inputs.value, inputs.mask, space)
     return (attend_definition(inputs.query, *state, space).to(inputs.query.dtype),)
 
@@ -348,11 +332,7 @@ class CausalInputs(NamedTuple):
     mask: Tensor | None
     initial_log_normalizer: Tensor | None
     initial_value: Tensor | None
-    projection: Tensor
-    log_weight: Tensor | None
-    scale: float
-    feature_map: str
-    paired: bool
+    space: FeatureSpace
     impl: str
     tokens_per_step: int
 
@@ -388,7 +368,7 @@ def _causal_tensors(inputs: CausalInputs) -> CausalTensors:
 
 
 def _causal(inputs: CausalInputs) -> CausalSummary:
-    tensors, space = _causal_tensors(inputs), space_of(inputs)
+    tensors, space = _causal_tensors(inputs), inputs.space
     if inputs.impl == "reference":
         return causal_reference(tensors, space, inputs.tokens_per_step)
     return _triton("causal").causal_attention_triton(tensors, space, inputs.impl, inputs.tokens_per_step)
@@ -399,7 +379,7 @@ def _causal_backward(
 ) -> CausalOperatorGradients:
     d_state = None if upstream.log_normalizer is None else (upstream.log_normalizer, upstream.state_value)
     arguments: Any = (
-        *(upstream.output, d_state, _causal_tensors(inputs), results, space_of(inputs)),
+        *(upstream.output, d_state, _causal_tensors(inputs), results, inputs.space),
         *(inputs.tokens_per_step, parameter_gradients),
     )
     if inputs.impl == "reference":
@@ -411,7 +391,7 @@ def _causal_backward(
 
 
 def _fake_causal(inputs: CausalInputs) -> CausalSummary:
-    log_normalizer, state_value, *_ = _fake_state(inputs.key, inputs.value, inputs.projection, inputs.impl)
+    log_normalizer, state_value, *_ = _fake_state(inputs.key, inputs.value, inputs.space.projection, inputs.impl)
     output = attention_output(inputs.query, inputs.value.shape[-1])
     softmax = log_normalizer.new_empty((2, *inputs.query.shape[:-1]))
     return CausalSummary(output, log_normalizer, state_value, softmax)
@@ -419,7 +399,7 @@ def _fake_causal(inputs: CausalInputs) -> CausalSummary:
 
 def _define_causal(inputs: CausalInputs) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value, mask, initial = _causal_tensors(inputs)
-    space = space_of(inputs)
+    space = inputs.space
     state = summarize_definition(key, value, mask, space)
     if initial is not None:
         state = joined_definition(initial, state)
