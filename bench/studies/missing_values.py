@@ -11,18 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness.saved_run import open_run
 from torch import Tensor
 
-from favorcast.forecasting import (
-    DataModule,
-    ForecastErrors,
-    Persistence,
-    RidgeRegression,
-    SimulationTimeSeries,
-    load_forecaster,
-)
-from favorcast.forecasting.cli.run_folder import resolve_checkpoint
-from favorcast.forecasting.data.data_card import DataCard
+from favorcast.forecasting import ForecastErrors, Persistence, RidgeRegression
 
 EVERY = 7  # test windows: neighbours say the same
 
@@ -68,24 +60,9 @@ LOSSES: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
 
 def measure(run: Path, data_path: str | None, steps: int, every: int = EVERY) -> list[tuple[str, dict[str, float]]]:
     """Return, for each kind of loss, the test error of the forecaster, ridge and persistence in training variances."""
-    model = load_forecaster(resolve_checkpoint(str(run)))
-    card = DataCard.of_dict(model.data_card or {})
-    series = SimulationTimeSeries(
-        data_path or card.source,
-        target_columns=card.target_columns,
-        exogenous_columns=card.exogenous_columns,
-        known_columns=card.known_columns,
-        time_col_name=card.time_column,
-        null_value=card.null_value,
-        table=card.table,
-        gaps=card.gaps,
-    )
-    data = DataModule(series, card.context_len, card.target_len, time_resolution=card.time_resolution)
-    data.adopt(card.to_dict())
-    train = series.splits["train"]
-    sizes = {"context_len": card.context_len, "target_len": card.target_len, "d_y_target": data.d_y_target}
-    rows = torch.from_numpy(series.values[train.start : train.stop : card.time_resolution])
-    yardsticks = {each.name: each.fit(rows, **sizes) for each in (RidgeRegression(), Persistence())}
+    saved = open_run(run, data_path)
+    model, data, _ = saved
+    yardsticks = {each.name: saved.fitted(each) for each in (RidgeRegression(), Persistence())}
     windows = data.windows("test")
     context_x, context_y, target_x, target_y = (
         torch.stack(parts) for parts in zip(*(windows[i] for i in range(0, len(windows), every)), strict=True)
