@@ -1,9 +1,10 @@
-"""forecasting/README.md: its commands and its Python run as written, and each + of its table is a test."""
+"""forecasting/README.md: its commands, configuration and five lines run as written, each + of its table is a test."""
 
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from user_tables import STAMPS, table
@@ -13,8 +14,13 @@ from favorcast.forecasting.cli.main import main
 
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "forecasting" / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
-(SNIPPET,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+OWN_TABLE, LATER, CONFIGURED = (block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
+COMMANDS = [*OWN_TABLE, *LATER]
+SNIPPET = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0]
+(CONFIGURATION,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+LONG = {"--compile": ["--print_config"], "cylinder_wake.yaml": ["--trainer.fast_dev_run", "1"]}
+"""What is added to a command that would take minutes."""
+
 FEATURES = [line.strip("|").split("|") for line in TEXT.partition("| feature |")[2].splitlines()[2:]]
 
 
@@ -62,6 +68,34 @@ def test_commands_run_as_written(folder, capsys):
         elif arguments[0] == "predict":
             future_of(folder / "future.csv", 20)
             assert (folder / "future.png").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_the_configuration_file_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("sensors.npy", np.sin(0.3 * np.arange(400)[:, None] + np.arange(3)).astype(np.float32))
+    Path("my.yaml").write_text(CONFIGURATION)
+    run = "no run yet"
+    for line in CONFIGURED:
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "favorcast"
+        arguments = [argument.replace("RUN", run) for argument in arguments]
+        arguments += [extra for word, extras in LONG.items() if word in arguments for extra in extras]
+        if "--print_config" in arguments:
+            with pytest.raises(SystemExit) as end:
+                main(arguments)
+            assert not end.value.code
+            assert "d_model: 32" in capsys.readouterr().out
+            continue
+        main(arguments)
+        printed = Path(capsys.readouterr().out.strip().splitlines()[-1])
+        if arguments == ["fit", "--config", "my.yaml"]:
+            run = str(printed)
+            assert printed.parent.name == "my_run"
+            assert (printed / "metrics.csv").is_file()
+        elif arguments[0] == "predict":
+            assert len(pd.read_csv(printed / "forecast.csv"))
 
 
 def test_each_plus_of_the_table_is_a_test_and_nothing_else_claims_one():

@@ -1,6 +1,6 @@
 """The project's speed targets, each with what the result files say about it.
 
-    python bench targets                  a Markdown table for the README, from bench/results/
+    python bench targets                  a Markdown table for kernels/README.md, from bench/results/
 
 A number comes from the newest rows of a GPU's file only (of `cpu.csv` where the target says CPU). Without rows there is
 no number: "not yet measured".

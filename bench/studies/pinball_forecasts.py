@@ -1,4 +1,4 @@
-"""Score trained forecasters of the pinball beside yardsticks: the table of the README.
+"""Score trained forecasters of the pinball beside yardsticks: the table of forecasting/README.md.
 
     favorcast fit --config fluidic_pinball_plain.yaml
     python bench pinball_forecasts runs/fluidic_pinball_plain/…  # or several runs

@@ -1,4 +1,4 @@
-"""Tabulate how far FAVOR attention is from softmax attention, for the README.
+"""Tabulate how far FAVOR attention is from softmax attention, for kernels/README.md.
 
     python bench softmax_error
 

@@ -1,6 +1,6 @@
 """Train small causal transformers with softmax attention and with FAVOR+ on tasks that need precise attention.
 
-    python bench trained_tasks            the table of the README, some minutes on one core
+    python bench trained_tasks            the table of kernels/README.md, some minutes on one core
     python bench trained_tasks --steps 0.02
 
 Two tasks, both impossible without looking back at one particular token:

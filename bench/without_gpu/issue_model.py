@@ -116,7 +116,7 @@ def main() -> int:
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64])
     parser.add_argument("--num-features", type=int, default=256)
     parser.add_argument("--window", type=int, default=25, help="of the decomposition, from 16 to 63 steps")
-    parser.add_argument("--markdown", action="store_true", help="print the table of the README instead")
+    parser.add_argument("--markdown", action="store_true", help="print the table of kernels/README.md instead")
     options = parser.parse_args()
     bounds = {}
     for d in options.head_dim:

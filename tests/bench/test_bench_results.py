@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import runpy
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from harness import machine, result_families, result_plots, result_report, resul
 from harness.timing import Latency
 from matplotlib.axes import Axes
 from small_bench import ROW, row
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_row_replaces_the_one_of_the_same_key_only(tmp_path: Path):
@@ -134,10 +138,81 @@ def test_a_target_reads_the_kernels_rows_only(tmp_path: Path):
     assert "not reached (crossover)" in targets.table(tmp_path).splitlines()[3]
 
 
+README, KERNELS_README, BENCH_README = (ROOT / folder / "README.md" for folder in ("", "kernels", "bench"))
+
+
+def table_below(readme: Path, header: str) -> list[list[str]]:
+    """Return the cells of a Markdown table by how its header begins, without bold marks."""
+    lines = readme.read_text(encoding="utf-8").replace("**", "").partition(f"\n{header}")[2].splitlines()[2:]
+    rows = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
+
+
 def test_the_readme_lists_the_targets():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = KERNELS_README.read_text(encoding="utf-8")
     for target in targets.TARGETS:
-        assert target.on_cpu or f"| {target.what} | {target.wanted} |" in readme
+        assert f"| {target.what} | {target.wanted} |" in readme
+    assert targets.table(targets.FOLDER, "^$").splitlines()[-1] in readme  # what a CPU can tell
+
+
+def measured(op: str, shape: str, provider: str, passes: str = "forward+backward") -> float:
+    """Return the newest milliseconds of a row of the CPU's result file."""
+    wanted = {"op": op, "shape": shape, "provider": provider, "pass": passes}
+    rows = results_file.latest(results_file.read(targets.FOLDER / "cpu.csv"))
+    (row,) = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return float(row["p50_ms"] or "nan")
+
+
+def is_rounded(shown: str, exact: float) -> bool:
+    """Whether a cell is a number to the digits it shows; a dash stands for none."""
+    if shown == "—":
+        return math.isnan(exact)
+    number = shown.removesuffix(" ms")
+    digits = len(number.partition(".")[2])
+    unit = 10.0**-digits if digits else 10.0 ** (len(number) - len(number.rstrip("0")))
+    return abs(float(number) - exact) <= 0.501 * unit
+
+
+ATTENTION = (
+    *(("favor full", "favorcast reference"), ("favor full", "performer-pytorch")),
+    *(("favor full", "sdpa"), ("favor causal", "favorcast reference"), ("favor causal", "sdpa")),
+)
+LAYER = ("favorcast reference", "performer-pytorch", "nn.MultiheadAttention")
+
+
+def test_the_attention_times_of_the_readme_are_those_of_the_result_file():
+    rows = table_below(KERNELS_README, "| b, heads, length")
+    assert len(rows) == 8
+    for sizes, ours, theirs, ratio, *others in rows:
+        shape = "b{}-h{}-l{}-d{}-m{}".format(*sizes.split(", "))
+        for (op, provider), shown in zip(ATTENTION, (ours, theirs, *others), strict=True):
+            assert is_rounded(shown, measured(op, shape, provider)), (shape, op, provider)
+        exact = [measured("favor full", shape, provider) for _, provider in ATTENTION[:2]]
+        assert is_rounded(ratio, exact[0] / exact[1])
+
+
+def test_the_layer_times_of_the_readme_are_those_of_the_result_file():
+    rows = table_below(KERNELS_README, "| length | `FavorAttention`")
+    assert len(rows) == 7
+    for length, *cells in rows:
+        for provider, cell in zip(LAYER, cells, strict=True):
+            for passes, shown in zip(("forward", "forward+backward"), cell.split(" / "), strict=cell != "—"):
+                assert is_rounded(shown, measured("layer", f"b1-h8-l{length}-d64-m256", provider, passes))
+
+
+def test_the_first_readme_shows_times_of_the_result_file():
+    text = README.read_text(encoding="utf-8").replace("**", "")
+    for length in (256, 4096):
+        (line,) = [line for line in text.splitlines() if line.startswith("|") and f" {length} tokens" in line]
+        ours, softmax, performer = re.findall(r"([\d.]+) ms", line)
+        exact = {"sdpa": softmax, "performer-pytorch": performer, "favorcast reference": ours}
+        for provider, shown in exact.items():
+            assert is_rounded(shown, measured("favor full", f"b1-h8-l{length}-d64-m256", provider))
+
+
+def test_the_bench_readme_says_what_each_command_measures():
+    listed = [row[0].strip("`") for row in table_below(BENCH_README, "| command | what it tells")]
+    assert sorted(listed) == sorted(runpy.run_path(str(ROOT / "bench" / "__main__.py"), run_name="bench")["commands"]())
 
 
 def test_a_difference_counts_where_both_quantiles_show_it():

@@ -1,4 +1,4 @@
-"""The small trained tasks of the README ask what they say, and their table comes out."""
+"""The small trained tasks of kernels/README.md ask what they say, and their table comes out."""
 
 from __future__ import annotations
 
