@@ -53,7 +53,7 @@ class FavorAttention(StateModule):
         device, dtype: of the parameters; the projection stays float32 in half-precision modules.
         num_features: m, by default 4 d: complete blocks of every kind of feature.
         features: kind of random features, see `draw_features`.
-        feature_map: "exponential", "relu" or "elu".
+        feature_map: a name of `FeatureMap`, "exponential" for FAVOR+.
         qk_norm: normalise queries and keys to |x|^2 = temperature after scaling, learnable per head, 1 at the start.
         is_causal: causal in every call, whatever the call says.
         tokens_per_step: tokens that see each other in causal calls (time-major sequences: sensors a time step).

@@ -85,10 +85,10 @@ def test_every_feature_set_and_map_has_its_gradients(case, feature_map, learnt, 
 
 
 def test_kernels_refuse_a_feature_map_that_they_do_not_know(monkeypatch):
-    monkeypatch.setitem(FEATURE_MAPS, "sigmoid", Map(torch.nn.functional.logsigmoid, None, has_norm=False))
+    monkeypatch.setitem(FEATURE_MAPS, "unknown", Map(torch.nn.functional.logsigmoid, None, has_norm=False))
     """The reference may have one more; taken for the exponential map, it would be wrong without a word."""
     query, key, value = (x.to(DEVICE) for x in qkv(t=20, d=16, dtype=torch.float32))
-    space = FeatureSpace(draw_features(16, 16, dtype=torch.float32, device=DEVICE).projection, None, 0.25, "sigmoid")
+    space = FeatureSpace(draw_features(16, 16, dtype=torch.float32, device=DEVICE).projection, None, 0.25, "unknown")
     with pytest.raises(Exception, match="do not know this feature map"):
         favor_attention_triton.full_attention_triton(query, key, value, None, space, "triton")
 

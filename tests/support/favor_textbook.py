@@ -6,21 +6,26 @@ Dimension key: b batch, h key heads, t queries, s keys, d head dim, e value dim,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from favorcast.kernels import RandomFeatures
 
+PLAIN_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda projected: torch.relu(projected) + 1e-3,
+    "elu": lambda projected: torch.nn.functional.elu(projected) + 1,
+}
+"""Features of w . x, map by map, without the logarithms and stabilisers of the package."""
+
 
 def phi(x: Tensor, projection: Tensor, feature_map: str, scale: float) -> Tensor:
     """Return the features (..., m) of x (..., d), unstabilised."""
     x = x * math.sqrt(scale)
     projected = torch.einsum("bhtd,hmd->bhtm", x, projection)
-    if feature_map == "relu":
-        return torch.relu(projected) + 1e-3
-    if feature_map == "elu":
-        return torch.nn.functional.elu(projected) + 1
+    if feature_map != "exponential":
+        return PLAIN_MAPS[feature_map](projected)
     return torch.exp(projected - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(projection.shape[-2])
 
 
