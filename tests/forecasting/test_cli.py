@@ -85,7 +85,7 @@ def test_test_repeats_the_scores_of_fit_from_the_checkpoint_alone(fitted, capsys
     assert tested.parent == run_folder.parent
     assert metrics(tested) == pytest.approx(metrics(run_folder), rel=0, abs=0, nan_ok=True)
     assert re.search(r"forecaster\s+┃\s+skill ┃\s+MAE \[m\] ┃\s+MSE \[m²\]", output)
-    assert re.search(r"SpatioTemporalPerformer_Forecaster\s+│.*\n.*\n.*persistence\s+│ 0.00000", output)
+    assert re.search(r"SpatioTemporalPerformer_Forecaster\s+│.*\n.*\n.*persistence\s+│\s+0.00000", output)
     assert {path.name for path in tested.iterdir()} == {"metrics.csv", "forecast.png", "errors.png", "model_card.md"}
 
 
