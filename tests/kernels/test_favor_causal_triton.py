@@ -198,6 +198,14 @@ def test_adversarial_inputs_stay_within_the_error_budget(case, tokens_per_step, 
     assert_within_budget(result, plain, exact, Gradients(*(x * moved for x in natural_scales(inputs))))
 
 
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 20])
+def test_padded_output_and_gradients_equal_the_float64_reference(tokens_per_step):
+    inputs = qkv(t=50, d=16, query_heads=4, dtype=torch.float32)
+    mask = torch.rand(2, 50, generator=torch.Generator().manual_seed(3)) < 0.5
+    options = {"is_causal": True, "tokens_per_step": tokens_per_step, "key_padding_mask": mask}
+    assert_close(*both(inputs, draw_features(32, 16), **options), torch.float32)
+
+
 @pytest.mark.parametrize("tokens_per_step", [1, 20])
 def test_padding_may_hold_anything_and_blind_queries_get_zeros(tokens_per_step):
     query, key, value = qkv(t=50, d=16, dtype=torch.float32)

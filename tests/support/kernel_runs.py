@@ -33,6 +33,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # float16 are TF32. `test_kernel_precision.py` compares with what plain torch makes of the same inputs.
 BOUNDS = {torch.float32: (5e-6, 2e-5), torch.float16: (2e-3, 3e-3), torch.bfloat16: (6e-3, 1.2e-2)}
 DTYPE_IDS = ["fp32", "fp16", "bf16"]
+RESULTS = ("output", "d_query", "d_key", "d_value", "d_projection", "d_log_weight")
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -66,7 +67,7 @@ def both(
 def assert_close(got: list[Tensor], want: list[Tensor], dtype: torch.dtype, factor: float = 1.0) -> None:
     for index, (one, other) in enumerate(zip(got, want, strict=True)):
         bound = BOUNDS[dtype][index > 0] * factor
-        assert error(one, other) <= bound, f"result {index}: {error(one, other):.2e} > {bound:.2e}"
+        assert error(one, other) <= bound, f"{RESULTS[index]}: {error(one, other):.2e} > {bound:.2e}"
 
 
 def transposed(x: Tensor) -> Tensor:
