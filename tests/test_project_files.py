@@ -103,6 +103,26 @@ def test_the_pull_request_template_names_commands_that_exist() -> None:
     assert not [found for command in commands for found in missing(command)]
 
 
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+RECIPES = re.findall(r"^\*\*([^*]+)\*\* \((\d)[^)]*\)(.*?)(?=^\*\*|^## )", CONTRIBUTING, re.MULTILINE | re.DOTALL)
+
+
+def test_every_path_of_contributing_exists() -> None:
+    assert not [found for found in PATH.findall(CONTRIBUTING) if not exists(found.rstrip("."))]
+
+
+@pytest.mark.parametrize(("name", "most", "text"), RECIPES, ids=[name for name, _, _ in RECIPES])
+def test_a_recipe_names_as_many_source_files_as_it_says(name: str, most: str, text: str) -> None:
+    assert len({path for path in PATH.findall(text) if path.startswith(("kernels/", "forecasting/"))}) == int(most)
+
+
+def test_there_is_a_recipe_for_each_task_of_a_newcomer() -> None:
+    limits = {"A feature map": 2, "A kernel variant": 3, "A data source": 2, "A baseline": 1}
+    limits["A wrong gradient of padded causal attention"] = 4
+    found = {name: int(most) for name, most, _ in RECIPES}
+    assert all(found[name] <= limit for name, limit in limits.items())
+
+
 def test_pre_commit_runs_the_ruff_of_the_dev_extra() -> None:
     (pinned,) = [x.partition("==")[2] for x in PROJECT["optional-dependencies"]["dev"] if x.startswith("ruff==")]
     (repository,) = parsed(ROOT / ".pre-commit-config.yaml")["repos"]

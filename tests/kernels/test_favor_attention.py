@@ -13,6 +13,7 @@ from adversarial_keys import (
     natural_scales,
 )
 from favor_textbook import qkv, textbook_attention, visible_pairs
+from kernel_runs import RESULTS
 
 from favorcast.kernels import (
     RandomFeatures,
@@ -84,10 +85,9 @@ def test_output_and_gradients_are_those_of_the_textbook_quotient(case):
     assert output.shape == expected.shape
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     upstream = torch.randn_like(expected)
-    for got, want in zip(
-        torch.autograd.grad(output, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
-    ):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
+    gradients = (torch.autograd.grad(x, leaves, upstream) for x in (output, expected))
+    for name, got, want in zip(RESULTS[1 : 1 + len(leaves)], *gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11, msg=lambda said, name=name: f"{name}: {said}")
 
 
 @pytest.mark.parametrize(
