@@ -7,6 +7,7 @@ This module is importable without transformers.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any, Literal, Self
@@ -26,7 +27,7 @@ from ..random_features import (
     RandomFeatures,
     draw_features,
 )
-from .cache import FavorCacheState
+from .holders import Holder, holder_of
 from .masks import LinearMask, read_mask
 
 LocalLayers = Literal["mixed", "softmax", "refuse"]
@@ -68,6 +69,11 @@ class FavorForTransformers:
         """Return what a configuration remembers: the name of the attn_implementation, and the options."""
         return {"name": name, **asdict(self)}
 
+    def _is_recorded(self, record: dict[str, Any]) -> bool:
+        """Whether a record is of these very options; asked in every call, so without making another."""
+        names = type(self).__dataclass_fields__
+        return len(record) == len(names) + 1 and all(getattr(self, name) == record.get(name) for name in names)
+
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
         """Return the attention that a configuration remembers.
@@ -94,7 +100,7 @@ class FavorForTransformers:
         dropout: float = 0.0,
         scaling: float | None = None,
         is_causal: bool | None = None,
-        favor_cache_state: FavorCacheState | None = None,
+        favor_cache_state: Holder | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
         """Attend, as transformers' AttentionInterface asks; the names are its own.
@@ -108,7 +114,8 @@ class FavorForTransformers:
             dropout: applied to the heads' output, in training only: there are no attention weights to drop.
             scaling: of q . k; d ** -0.5 by default.
             is_causal: instead of the layer's own.
-            favor_cache_state: of a `favor_cache`, which puts it here; key and value are then the new ones only.
+            favor_cache_state: of a `favor_cache`, which puts it here; key and value are then the new ones only. Keys
+                that a cache is known to have handed out (`holders`) are attended to through it as well.
             options: other keywords of the model.
 
         Returns:
@@ -118,11 +125,12 @@ class FavorForTransformers:
             ValueError: something that linear attention cannot do.
         """
         saved = getattr(getattr(module, "config", None), RECORD, None)
-        if saved is not None and saved != self.record(saved["name"]):
+        if saved is not None and not self._is_recorded(saved):
             self = FavorForTransformers.from_record(saved)
         _check_options(options)
         is_causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-        keys = key.shape[-2] if favor_cache_state is None else favor_cache_state.length
+        held = holder_of(key) if favor_cache_state is None else favor_cache_state
+        keys = key.shape[-2] if held is None else held.length
         window = options.pop("sliding_window", None)
         if window is None and isinstance(attention_mask, LinearMask):
             window = attention_mask.window
@@ -131,11 +139,15 @@ class FavorForTransformers:
             return self._attend_locally(module, query, key, value, attention_mask, window, softmax)
         visible = read_mask(attention_mask, query.shape[-2], keys, is_causal)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        if self.qk_norm:
-            query, key = with_norm(query, scale**-0.5), with_norm(key, scale**-0.5)
-        features = self._features(query, layer_number(module))
-        attend = attend_last if favor_cache_state is None else favor_cache_state.attend
-        output = attend(query, key, value, features, visible, feature_map=self.feature_map, scale=scale)
+        layer = layer_number(module)
+        features, output = self._features(query, layer), None
+        prepared = functools.partial(with_norm, radius=scale**-0.5) if self.qk_norm else _as_it_is
+        query, shared = prepared(query), {"feature_map": self.feature_map, "scale": scale}
+        if held is not None:
+            reader = (self, layer, scale)
+            output = held.attend(query, key, value, features, visible, reader=reader, prepared=prepared, **shared)
+        if output is None:
+            output = attend_last(query, prepared(key), value, features, visible, **shared)
         return F.dropout(output, dropout, module.training).transpose(1, 2).contiguous(), None
 
     def _attend_locally(
@@ -179,6 +191,10 @@ class FavorForTransformers:
             projection, log_weight = (x if x is None else query.fake_mode.from_tensor(x) for x in drawn[:2])
             drawn = drawn._replace(projection=projection, log_weight=log_weight)
         return drawn
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def layer_number(module: nn.Module) -> int:

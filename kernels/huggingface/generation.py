@@ -10,25 +10,28 @@ from .cache import FavorCacheState
 
 
 def favor_cache(model: Any) -> Any:
-    """Return an empty cache of FavorStates for a causal language model of transformers, one a layer.
+    """Return an empty cache of FavorStates for a model of transformers that generates, one a layer, and no keys.
 
         register_with_transformers()
         model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="favor")
         model.generate(ids, cache=favor_cache(model))
 
-    Beam search, padding on the left, chunked prefill and several turns work; assisted decoding needs a cache that can
-    forget and is refused by transformers.
+    Memory for a token does not grow, which is what this cache is for: time for a token does not grow either with the
+    DynamicCache that `generate()` makes by itself. Beam search, padding on the left, chunked prefill and several turns
+    work; assisted decoding needs a cache that can forget and is refused by transformers. In an encoder-decoder it is
+    the decoder's own tokens that no keys are kept of; those of the encoder's stay, as they do not grow.
 
     Args:
         model: a `transformers.PreTrainedModel` that runs an attention of `register_with_transformers`.
 
     Returns:
-        A `transformers.Cache`.
+        A `transformers.Cache`, or an `EncoderDecoderCache` with one.
 
     Raises:
-        ValueError: another attention, an encoder-decoder, or layers that do not see all keys.
+        ValueError: another attention, or layers that do not see all keys. Later, in a forward pass: a mask that hides
+            other tokens than it did when they were seen.
     """
-    from transformers import Cache
+    from transformers import Cache, DynamicCache, EncoderDecoderCache
     from transformers.cache_utils import get_layer_types_and_kwargs
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -39,8 +42,6 @@ def favor_cache(model: Any) -> Any:
             f'the model must run FAVOR attention: expected attn_implementation="favor", got {implementation!r}; call '
             'register_with_transformers() and model.set_attn_implementation("favor")'
         )
-    if model.config.is_encoder_decoder:
-        raise ValueError("expected a decoder, got an encoder-decoder, whose caches transformers makes in pairs")
     kinds, _ = get_layer_types_and_kwargs(config)
     others = sorted(set(kinds) - {"full_attention"})
     if others:
@@ -49,7 +50,8 @@ def favor_cache(model: Any) -> Any:
             "transformers"
         )
     layer_class: Any = _layer_class()
-    return Cache(layers=[layer_class() for _ in kinds])
+    states = Cache(layers=[layer_class() for _ in kinds])
+    return EncoderDecoderCache(states, DynamicCache(config=config)) if model.config.is_encoder_decoder else states
 
 
 @cache

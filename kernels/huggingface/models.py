@@ -153,6 +153,11 @@ def _number_layers(model: nn.Module) -> None:
         waiting += reversed(list(module.children()))
 
 
+def is_registered(name: Any) -> bool:
+    """Whether the name of an attn_implementation is one of ours."""
+    return _registered(name) is not None
+
+
 def _registered(name: Any) -> FavorForTransformers | None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

@@ -10,7 +10,7 @@ from ..random_features import (
 )
 from .attention import FavorForTransformers, LocalLayers
 from .masks import linear_mask
-from .models import watch
+from .models import is_registered, watch
 
 
 def register_with_transformers(
@@ -29,12 +29,13 @@ def register_with_transformers(
         model = AutoModel.from_pretrained(name, attn_implementation="favor")
         model.set_attn_implementation("sdpa")     # and back
 
-    Encoders, decoders (causal, grouped queries, caches: DynamicCache, or `favor_cache` at constant memory) and vision
-    models; bool and float masks that are causal, full or padding. A model is refused when it is made if any of its
-    layers computes softmax attention itself instead of asking the AttentionInterface: attn_implementation would not
-    reach it, and its masks would be lost. What linear attention cannot do raises in the forward pass: packed sequences,
-    biases and caps on the logits, sinks, StaticCache, output_attentions. Layers with a sliding window: see
-    `local_layers`.
+    Encoders, decoders (causal, grouped queries, caches) and vision models; bool and float masks that are causal, full
+    or padding. A DynamicCache made for such a model, by `generate()` or by the model, keeps a FavorState beside its
+    keys, so that a token costs the same however many came before it; `favor_cache` keeps no keys. A model is refused
+    when it is made if any of its layers computes softmax attention itself instead of asking the AttentionInterface:
+    attn_implementation would not reach it, and its masks would be lost. What linear attention cannot do raises in the
+    forward pass: packed sequences, biases and caps on the logits, sinks, StaticCache, output_attentions. Layers with a
+    sliding window: see `local_layers`.
 
     The options are part of the model: they are saved in its configuration, as `favor`, and hold wherever it is loaded,
     whatever the name is registered with there (a warning says so where they differ); without a registration the model
@@ -74,4 +75,7 @@ def register_with_transformers(
         name, FavorForTransformers(num_features, features, feature_map, qk_norm, seed, local_layers)
     )
     AttentionMaskInterface.register(name, linear_mask)
+    from .keyed_states import keep_states  # imports transformers
+
     watch()
+    keep_states(lambda config: is_registered(config._attn_implementation))
