@@ -240,7 +240,7 @@ class FavorAttention(StateModule):
 
     @classmethod
     def from_multihead_attention(cls, attention: nn.MultiheadAttention, **favor: Any) -> Self:
-        """Return a layer with a copy of the weights of a softmax attention; see `attention_replacement.py`.
+        """Return a layer with a copy of the weights of a softmax attention; see `replacement.py`.
 
         Args:
             attention: the layer to take weights, sizes, layout, dropout, device, dtype and mode from.

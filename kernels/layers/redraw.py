@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from .multihead import FavorAttention
+from .features import FeatureModule
 
 
 def redraw_features(model: nn.Module, optimizer_step: int) -> tuple[str, ...]:
-    """Redraw the projection of every FavorAttention in a model whose `redraw_interval` is over.
+    """Redraw the projection of every layer of FAVOR attention in a model whose `redraw_interval` is over.
 
         for step, batch in enumerate(batches, start=1):
             loss(model, batch).backward()
@@ -30,5 +30,5 @@ def redraw_features(model: nn.Module, optimizer_step: int) -> tuple[str, ...]:
     Returns:
         Names of the layers that were redrawn.
     """
-    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, FavorAttention)]
+    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, FeatureModule)]
     return tuple(name for name, layer in found if layer.redraw_if_due(optimizer_step))

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .conversion import convert, obstacle
+from .features import FeatureModule
 from .multihead import FavorAttention
 from .own_attention import attends_by_itself
+from .self_attention import FavorSelfAttention, is_timm_attention, timm_obstacle, why_left
 
 
 class AttentionLeft(NamedTuple):
@@ -27,7 +29,7 @@ class AttentionReplacement(NamedTuple):
     """What `replace_attention` did, by the names of the modules in the model.
 
     Attributes:
-        replaced: names of the layers that are FavorAttention now.
+        replaced: names of the layers that are FavorAttention, or FavorSelfAttention, now.
         left: the softmax attentions that are still there, of other classes too.
     """
 
@@ -45,9 +47,12 @@ class AttentionReplacement(NamedTuple):
 
 
 def replace_attention(
-    model: nn.Module, *, filter: Callable[[str, nn.MultiheadAttention], bool] | None = None, **favor: Any
+    model: nn.Module, *, filter: Callable[[str, nn.Module], bool] | None = None, **favor: Any
 ) -> AttentionReplacement:
     """Replace every `nn.MultiheadAttention` in a model by a FavorAttention with its parameters, in place.
+
+    timm's `Attention` (of its vision transformers: ViT, DeiT, and others that use it) likewise becomes a
+    FavorSelfAttention, which has its modules.
 
     The parameters themselves move over: an optimiser made before goes on with them. A layer that stands in two places
     is replaced by one layer in both. Layer i gets the projection of seed + i. `nn.TransformerEncoder`s around replaced
@@ -57,7 +62,8 @@ def replace_attention(
         print(report)
 
     Args:
-        model: changed in place. Layers that compute attention themselves, such as timm's, are left, and said.
+        model: changed in place. Layers of other classes that attend in their own way, such as the windows of a Swin
+            transformer with their relative position bias, are left, and said.
         filter: takes a layer's name and the layer; False leaves it.
         favor: keywords of FavorAttention (num_features, features, qk_norm, seed, …) for all layers. `is_causal=True`
             makes cross-attention causal as well, where a filter does not leave it out.
@@ -68,28 +74,31 @@ def replace_attention(
     Raises:
         ValueError: model is itself the layer, or options that do not fit.
     """
-    if isinstance(model, nn.MultiheadAttention):
+    if isinstance(model, nn.MultiheadAttention) or is_timm_attention(model):
         raise ValueError(
-            "the model is itself an nn.MultiheadAttention, which cannot be replaced in place; use "
-            "FavorAttention.from_multihead_attention"
+            f"the model is itself an attention ({type(model).__qualname__}), which cannot be replaced in place; use "
+            "FavorAttention.from_multihead_attention, or replace_attention on a module that holds it"
         )
-    converted: dict[nn.Module, FavorAttention] = {}
+    converted: dict[nn.Module, FeatureModule] = {}
     replaced, left = [], []
     seed = favor.pop("seed", 0)
     for name, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, nn.MultiheadAttention):
-            if not isinstance(module, FavorAttention) and attends_by_itself(type(module)):
-                kind = f"{type(module).__module__}.{type(module).__qualname__}"
-                left.append(AttentionLeft(name, f"it is no nn.MultiheadAttention, but attends in its own way ({kind})"))
+        if not isinstance(module, nn.MultiheadAttention) and not is_timm_attention(module):
+            if not isinstance(module, FeatureModule) and attends_by_itself(type(module)):
+                left.append(AttentionLeft(name, why_left(module)))
             continue
-        reason = obstacle(module)
+        reason = obstacle(module) if isinstance(module, nn.MultiheadAttention) else timm_obstacle(module)
         if reason is None and filter is not None and not filter(name, module):
             reason = "the filter says no"
         if reason is not None:
             left.append(AttentionLeft(name, reason))
             continue
         if module not in converted:
-            converted[module] = convert(module, FavorAttention, {"seed": seed + len(converted), **favor})
+            options = {"seed": seed + len(converted), **favor}
+            is_multihead = isinstance(module, nn.MultiheadAttention)
+            converted[module] = (
+                convert(module, FavorAttention, options) if is_multihead else FavorSelfAttention(module, **options)
+            )
         replaced.append((name, converted[module]))
     for name, layer in replaced:
         parent, _, child = name.rpartition(".")
@@ -110,7 +119,7 @@ def multihead_state_dict(model: nn.Module) -> dict[str, Tensor]:
         nn.MultiheadAttention(512, 8).load_state_dict(multihead_state_dict(layer))
 
     Args:
-        model: a FavorAttention, or a model with some in it.
+        model: a FavorAttention, or a model with some in it, or with layers taken over from timm.
 
     Returns:
         Name to tensor, sharing memory with the model.
@@ -120,15 +129,18 @@ def multihead_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """
     state = model.state_dict()
     for name, layer in model.named_modules(remove_duplicate=False):
-        if not isinstance(layer, FavorAttention):
+        if not isinstance(layer, (FavorAttention, FavorSelfAttention)):
             continue
         prefix = f"{name}." if name else ""
+        softmax = "nn.MultiheadAttention" if isinstance(layer, FavorAttention) else "timm's Attention"
         if layer.log_temperature is not None:
             raise ValueError(
-                f"{name or 'the layer'} has qk_norm=True, which nn.MultiheadAttention cannot hold: expected a layer "
+                f"{name or 'the layer'} has qk_norm=True, which {softmax} cannot hold: expected a layer "
                 "without it; use state_dict() for a checkpoint of the same model"
             )
-        if {layer.head_dim, layer.value_head_dim} != {layer.embed_dim / layer.num_heads}:
+        if isinstance(layer, FavorAttention) and {layer.head_dim, layer.value_head_dim} != {
+            layer.embed_dim / layer.num_heads
+        }:
             raise ValueError(
                 f"{name or 'the layer'} has head dims {layer.head_dim} and {layer.value_head_dim}, which "
                 f"nn.MultiheadAttention cannot hold: expected {layer.embed_dim / layer.num_heads:g}"
