@@ -14,6 +14,7 @@ from .favor.functions import (
 )
 from .huggingface.generation import favor_cache
 from .huggingface.register import register_with_transformers
+from .layers.lora import register_with_peft
 from .layers.multihead import FavorAttention
 from .layers.redraw import redraw_features
 from .layers.replacement import AttentionLeft, AttentionReplacement, multihead_state_dict, replace_attention
@@ -36,6 +37,7 @@ __all__ = [
     "moving_average",
     "multihead_state_dict",
     "redraw_features",
+    "register_with_peft",
     "register_with_transformers",
     "replace_attention",
     "series_decomposition",

@@ -6,6 +6,7 @@ they were. What it computes is another attention: see `FavorAttention` for what 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .conversion import convert, obstacle
 from .features import FeatureModule
+from .lora import register_with_peft
 from .multihead import FavorAttention
 from .own_attention import attends_by_itself
 from .self_attention import FavorSelfAttention, is_timm_attention, timm_obstacle, why_left
@@ -106,6 +108,8 @@ def replace_attention(
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(x, FavorAttention) for x in module.modules()):
             module.use_nested_tensor = False
+    if "peft" in sys.modules:
+        register_with_peft()
     return AttentionReplacement(tuple(name for name, _ in replaced), tuple(left))
 
 
