@@ -27,15 +27,11 @@ from without_gpu.offline_compile import CompiledLaunch, compiled_launches, main_
 
 from favorcast.kernels import draw_features
 from favorcast.kernels.decomposition.triton.launches import decompose_backward_triton, decompose_triton
-from favorcast.kernels.favor.triton.causal import (
-    causal_attention_triton,
-)
+from favorcast.kernels.favor.triton.causal import causal_triton
 from favorcast.kernels.favor.triton.causal_backward import causal_backward_triton
-from favorcast.kernels.favor.triton.full import (
-    full_attention_triton,
-)
-from favorcast.kernels.favor.triton.full_backward import full_attention_backward_triton
-from favorcast.kernels.favor.types import CausalTensors, FeatureSpace
+from favorcast.kernels.favor.triton.full import full_triton
+from favorcast.kernels.favor.triton.full_backward import full_backward_triton
+from favorcast.kernels.favor.types import CausalInputs, CausalUpstream, FavorState, FeatureSpace, FullInputs
 
 ARCHITECTURES = (80, 90, 100, 120)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -131,10 +127,10 @@ def launch_favor(case: Case) -> None:
     short, long = (torch.zeros(1, 1, length, head_dim, dtype=dtype) for length in (SHORT, LONG))
     drawn = draw_features(num_features, head_dim, kind=kind)
     space = FeatureSpace(drawn.projection, drawn.log_weight, head_dim**-0.5, "exponential", drawn.paired)
-    full_attention_triton(short, short, short, None, space, "triton")
-    results = full_attention_triton(long, long, long, None, space, "triton")
+    full_triton(FullInputs(short, short, short, None, space, "triton"))
+    inputs = FullInputs(long, long, long, None, space, "triton")
     learnt = not space.paired  # the projection's gradient has a kernel of its own, which is not for pairs
-    full_attention_backward_triton(long, long, long, long, None, space, "triton", results, learnt)
+    full_backward_triton(long, inputs, full_triton(inputs), learnt)
 
 
 def launch_causal(case: Case) -> None:
@@ -142,14 +138,14 @@ def launch_causal(case: Case) -> None:
     head_dim, num_features, kind = case.problem
     drawn = draw_features(num_features, head_dim, kind=kind)
     space = FeatureSpace(drawn.projection, drawn.log_weight, head_dim**-0.5, "exponential", drawn.paired)
-    state = torch.zeros(1, 1, num_features), torch.zeros(1, 1, num_features, head_dim)
+    state = FavorState(torch.zeros(1, 1, num_features), torch.zeros(1, 1, num_features, head_dim))
     for length, tokens_per_step in ((LONG, 1), (LONG, LONG // 8), (1, 1)):
         x = torch.zeros(1, 1, length, head_dim, dtype=getattr(torch, case.dtype))
-        tensors = CausalTensors(x, x, x, None, state)
-        results = causal_attention_triton(tensors, space, "triton", tokens_per_step)
+        inputs = CausalInputs(x, x, x, None, state, space, "triton", tokens_per_step)
+        results = causal_triton(inputs)
         if length > 1:
             learnt = not space.paired
-            causal_backward_triton(x, state, tensors, results, space, tokens_per_step, learnt, "triton")
+            causal_backward_triton(CausalUpstream(x, state), inputs, results, learnt)
 
 
 def launch_decomposition(case: Case) -> None:

@@ -7,7 +7,8 @@ operator; that of the backward operator differentiates the definition twice, at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -18,6 +19,7 @@ from .operator import Operator, vmap_by_loop
 
 Inputs = TypeVar("Inputs", bound=tuple)
 Results = TypeVar("Results", bound=tuple)
+Bundle = TypeVar("Bundle", bound=tuple)
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -30,40 +32,65 @@ _SCHEMA_TYPES = {
 }
 
 
-def fields_of(owner: Any) -> dict[str, Any]:
-    """Return the types of the fields of a NamedTuple, or of the arguments of a function; a NamedTuple among them counts
-    by its own fields."""
-    found: dict[str, Any] = {}
-    for name, hint in get_type_hints(owner).items():
-        if name != "return":
-            found |= fields_of(hint) if hasattr(hint, "_fields") else {name: hint}
-    return found
+class Layout(Generic[Bundle]):
+    """How a NamedTuple lies among the arguments of an operator, which knows no tuples.
 
+    A field that is a NamedTuple itself lies there by its own fields, `field_inner`; one that may be None is None in
+    all of them.
+    """
 
-def _declared(owner: Any, prefix: str = "") -> list[str]:
-    return [f"{_SCHEMA_TYPES[hint]} {prefix}{name}" for name, hint in fields_of(owner).items()]
+    def __init__(self, bundle: type[Bundle]) -> None:
+        self.bundle: Any = bundle
+        self.types: dict[str, Any] = {}
+        self.spans: dict[str, range] = {}
+        self._parts: list[tuple[Any, bool, int, int]] = []
+        for field, hint in get_type_hints(bundle).items():
+            options = [x for x in get_args(hint) if x is not NoneType] or [hint]
+            inner = options[0] if hasattr(options[0], "_fields") else None
+            is_optional = NoneType in get_args(hint)
+            first = len(self.types)
+            for name, inner_hint in get_type_hints(inner).items() if inner else ():
+                self.types[f"{field}_{name}"] = inner_hint | None if is_optional else inner_hint
+            if inner is None:
+                self.types[field] = hint
+            self.spans[field] = range(first, len(self.types))
+            self._parts.append((inner, is_optional, first, len(self.types)))
 
+    def __len__(self) -> int:
+        return len(self.types)
 
-def _flat(bundle: Any) -> Iterator[Any]:
-    """Yield the values of a NamedTuple in the order of `fields_of`."""
-    for x in bundle:
-        if isinstance(x, tuple):
-            yield from _flat(x)
-        else:
-            yield x
+    def declared(self, prefix: str = "") -> list[str]:
+        """Return the parameters of a schema."""
+        return [f"{_SCHEMA_TYPES[hint]} {prefix}{name}" for name, hint in self.types.items()]
 
+    def flatten(self, bundle: Bundle) -> list[Any]:
+        """Return the values of a NamedTuple in order."""
+        values: list[Any] = []
+        for x, (inner, _, first, last) in zip(bundle, self._parts, strict=True):
+            if inner is None:
+                values.append(x)
+            else:
+                values.extend([None] * (last - first) if x is None else x)
+        return values
 
-def _reader(bundle: Any) -> Callable[[Iterator[Any]], Any]:
-    """Return the inverse of `_flat`: a function that takes the values of a NamedTuple from an iterator."""
-    readers = [_reader(hint) if hasattr(hint, "_fields") else next for hint in get_type_hints(bundle).values()]
-    return lambda values: bundle(*(read(values) for read in readers))
+    def read(self, values: Sequence[Any]) -> Bundle:
+        """Return the NamedTuple of values that lie in order."""
+        fields = []
+        for inner, is_optional, first, last in self._parts:
+            if inner is None:
+                fields.append(values[first])
+            else:
+                fields.append(None if is_optional and values[first] is None else inner._make(values[first:last]))
+        return self.bundle._make(fields)
 
 
 def schema_of(function: Callable[..., Any]) -> str:
     """Return the schema of an annotated function of tensors and options, which returns one tensor or several."""
-    returned = get_type_hints(function)["return"]
+    hints = get_type_hints(function)
+    returned = hints.pop("return")
     results = get_args(returned) if get_origin(returned) is tuple else (returned,)
-    return _schema(_declared(function), len(results), is_tuple=get_origin(returned) is tuple)
+    parameters = [f"{_SCHEMA_TYPES[hint]} {name}" for name, hint in hints.items()]
+    return _schema(parameters, len(results), is_tuple=get_origin(returned) is tuple)
 
 
 def _schema(parameters: list[str], results: int, is_tuple: bool = True) -> str:
@@ -76,16 +103,16 @@ class Family(Generic[Inputs, Results]):
 
     The first results are those that have upstream gradients, in the order of the fields of `upstream`; others are
     what only the backward reads. An upstream gradient that may be None is given with all others of its kind or not at
-    all.
+    all. The gradients of a plain field have the layout of its tensor, those of a tuple's fields are contiguous.
 
     Args:
         name: within the namespace.
-        inputs, results, upstream, gradients: NamedTuple classes; inputs may hold further ones. The fields of
-            `gradients` are names of inputs.
-        parameters: those inputs whose gradients are only computed where one of them is asked for.
+        inputs, results, upstream, gradients: NamedTuple classes; a field of `gradients` is a field of the inputs.
+        parameters: the field of inputs whose gradients are only computed where one of them is asked for.
         forward: from inputs to results.
-        backward: from (upstream, inputs, results, whether gradients of parameters are wanted) to gradients.
-        fake, fake_backward: the same, to tensors of the same shapes, strides and dtypes.
+        backward: from (upstream, inputs, results, whether gradients of parameters are wanted) to gradients, with None
+            for those that there are not.
+        fake: from inputs to results of the same shapes, strides and dtypes.
         define: from inputs to the results that have gradients, in plain torch.
     """
 
@@ -97,50 +124,63 @@ class Family(Generic[Inputs, Results]):
         results: type[Results],
         upstream: Any,
         gradients: Any,
-        parameters: Sequence[str],
+        parameters: str,
         forward: Callable[[Inputs], Results],
         backward: Callable[..., Any],
         fake: Callable[[Inputs], Results],
-        fake_backward: Callable[..., Any],
         define: Callable[[Inputs], Sequence[Tensor]],
     ) -> None:
-        self.results, self.upstream, self.gradients = results, upstream, gradients
-        self.parameters, self.define = parameters, define
-        self.fields = list(fields_of(inputs))
-        self.read = read = _reader(inputs)
-        self.differentiable = [self.fields.index(field) for field in gradients._fields]
-        hints = get_type_hints(upstream)
-        self.optional_upstream = [i for i, field in enumerate(upstream._fields) if hints[field] != Tensor]
-        result_count = len(get_type_hints(results))
+        self.inputs, self.results = Layout(inputs), Layout(results)
+        self.upstream, self.gradients = Layout(upstream), Layout(gradients)
+        self.define = define
+        self.parameters = self.inputs.spans[parameters]
+        fields = list(self.inputs.types)
+        self.differentiable = [fields.index(name) for name in self.gradients.types]
+        self.optional_upstream = [i for i, hint in enumerate(self.upstream.types.values()) if hint != Tensor]
+        contiguous = [i for span in self.inputs.spans.values() if len(span) > 1 for i in span]
+        read_inputs, flatten_results = self.inputs.read, self.results.flatten
+        first, last = len(self.upstream), len(self.upstream) + len(self.inputs)
 
-        def split(arguments: Sequence[Any]) -> tuple[Any, Inputs, Results, bool]:
-            """Tell the arguments of the backward operator apart."""
-            first, last = len(hints), len(hints) + len(self.fields)
-            *kept, wanted = arguments[last:]
-            return upstream(*arguments[:first]), read(iter(arguments[first:last])), results(*kept), wanted
+        def run_backward(*arguments: Any) -> tuple[Tensor, ...]:
+            found = backward(
+                self.upstream.read(arguments[:first]),
+                read_inputs(arguments[first:last]),
+                self.results.read(arguments[last:-1]),
+                arguments[-1],
+            )
+            return tuple(arguments[0].new_empty(0) if x is None else x for x in self.gradients.flatten(found))
+
+        def fake_gradient(i: int, like: Tensor, x: Tensor | None, parameter_gradients: bool) -> Tensor:
+            if x is None or (i in self.parameters and not parameter_gradients):
+                return like.new_empty(0)
+            return x.new_empty(x.shape) if i in contiguous else torch.empty_like(x)
+
+        def fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+            like, wanted = arguments[0], arguments[-1]
+            return tuple(fake_gradient(i, like, arguments[first + i], wanted) for i in self.differentiable)
 
         self.forward_operator = Operator(
             name,
-            _schema(_declared(inputs), result_count),
-            lambda *arguments: forward(read(iter(arguments))),
-            lambda *arguments: fake(read(iter(arguments))),
+            _schema(self.inputs.declared(), len(self.results)),
+            lambda *arguments: tuple(flatten_results(forward(read_inputs(arguments)))),
+            lambda *arguments: tuple(flatten_results(fake(read_inputs(arguments)))),
         )
-        declared = [*_declared(upstream, "d_"), *_declared(inputs), *_declared(results, "computed_")]
+        declared = [*self.upstream.declared("d_"), *self.inputs.declared(), *self.results.declared("computed_")]
         self.backward_operator = Operator(
             f"{name}_backward",
-            _schema([*declared, "bool parameter_gradients"], len(gradients._fields)),
-            lambda *arguments: backward(*split(arguments)),
-            lambda *arguments: fake_backward(*split(arguments)),
+            _schema([*declared, "bool parameter_gradients"], len(self.gradients)),
+            run_backward,
+            fake_backward,
         )
         for operator in (self.forward_operator, self.backward_operator):
             torch.library.register_vmap(operator.overload, vmap_by_loop(operator.overload))
-        auxiliary = result_count - len(hints)
+        auxiliary = len(self.results) - len(self.upstream)
         self.forward_operator.differentiate(self._gradient, _keep(keeps_results=True, auxiliary=auxiliary))
         self.backward_operator.differentiate(self._second_gradient, _keep(keeps_results=False, auxiliary=0))
 
         @self.forward_operator.write_out_for_onnx
         def written_out(*arguments: Any) -> tuple[Tensor, ...]:
-            found = tuple(define(read(iter(arguments))))
+            found = self._define_flat(*arguments)
             return *found, *(found[0].new_zeros(0) for _ in range(auxiliary))
 
     def __call__(self, inputs: Inputs) -> Results:
@@ -149,31 +189,31 @@ class Family(Generic[Inputs, Results]):
         Raises:
             NotImplementedError: under forward-mode differentiation.
         """
-        return self.results(*self.forward_operator(*_flat(inputs)))
+        return self.results.read(self.forward_operator(*self.inputs.flatten(inputs)))
 
     def _gradient(self, ctx: Any, *arriving: Tensor | None) -> tuple[Any, ...]:
         arguments, results = _restore(ctx)
-        upstream = list(arriving[: len(self.upstream._fields)])
+        upstream = list(arriving[: len(self.upstream)])
         is_given = any(upstream[i] is not None for i in self.optional_upstream)
         for i, d_result in enumerate(upstream):
             if d_result is None and (i not in self.optional_upstream or is_given):
                 upstream[i] = torch.zeros_like(results[i])
-        needs = dict(zip(self.fields, ctx.needs_input_grad, strict=True))
-        wanted = any(needs[field] for field in self.parameters)
+        wanted = any(ctx.needs_input_grad[i] for i in self.parameters)
         found = self.backward_operator(*upstream, *arguments, *results, wanted)
-        by_field = dict(zip(self.gradients._fields, found, strict=True))
-        return tuple(by_field.get(field) if needs[field] else None for field in self.fields)
+        gradients: list[Tensor | None] = [None] * len(arguments)
+        for i, gradient in zip(self.differentiable, found, strict=True):
+            gradients[i] = gradient if ctx.needs_input_grad[i] else None
+        return tuple(gradients)
 
     def _second_gradient(self, ctx: Any, *d_gradients: Tensor | None) -> tuple[Any, ...]:
         arguments, _ = _restore(ctx)
-        upstream_count = len(self.upstream._fields)
-        nodes = arguments[: upstream_count + len(self.fields)]
+        nodes = arguments[: len(self.upstream) + len(self.inputs)]
         find = _second_in_transform if maybe_current_level() is not None else _second
-        found = find(self._define_flat, nodes, upstream_count, self.differentiable, d_gradients)
+        found = find(self._define_flat, nodes, len(self.upstream), self.differentiable, d_gradients)
         return *found, *[None] * (len(arguments) - len(nodes))
 
     def _define_flat(self, *inputs: Any) -> Sequence[Tensor]:
-        return self.define(self.read(iter(inputs)))
+        return self.define(self.inputs.read(inputs))
 
 
 def _keep(keeps_results: bool, auxiliary: int) -> Callable[..., None]:
@@ -211,9 +251,9 @@ def _second(
     Args:
         define: of all inputs.
         arguments: upstream gradients, then the inputs.
-        upstream_count: how many are the former.
-        differentiable: places among the inputs that have gradients.
-        d_gradients: what arrives at those.
+        upstream_count: how many upstream gradients there are.
+        differentiable: indices of the inputs that have gradients.
+        d_gradients: what arrives at the gradients of those.
     """
     create_graph = torch.is_grad_enabled()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..dispatch.checks import DTYPES, check_count
 from ..random_features import RandomFeatures
 from .feature_maps import FEATURE_MAPS
-from .types import FeatureSpace
+from .types import FavorState, FeatureSpace
 
 
 def feature_space(
@@ -66,7 +66,7 @@ def check_feature_map(feature_map: str) -> None:
         raise ValueError(f"unknown feature_map: expected one of {', '.join(FEATURE_MAPS)}, got {feature_map!r}")
 
 
-def check_states(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> None:
+def check_states(first: FavorState, second: FavorState) -> None:
     """Check that two states can be joined."""
     for name, one, other in zip(("log_normalizer", "value"), first, second, strict=True):
         if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
@@ -114,18 +114,19 @@ def check_attend(query: Tensor, heads: int, value_dim: int, space: FeatureSpace)
         )
 
 
-def as_state(state: object) -> tuple[Tensor, Tensor]:
-    """Return (log_normalizer, value) of a state."""
+def as_state(state: object) -> FavorState:
+    """Return a state, which may have come as a bare tuple."""
     if isinstance(state, tuple) and len(state) == 2 and all(isinstance(x, Tensor) for x in state):
-        return state
+        return FavorState(*state)
     raise ValueError(
         "the state must be a FavorState, as summarize, merge and stream_attention return it, got "
         f"{type(state).__name__}"
     )
 
 
-def check_state(log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace) -> None:
+def check_state(state: FavorState, space: FeatureSpace) -> None:
     """Check a state against the features."""
+    log_normalizer, state_value = state
     m = space.projection.shape[-2]
     if log_normalizer.ndim != 3 or log_normalizer.shape[-1] != m:
         raise ValueError(
@@ -156,20 +157,20 @@ def check_steps(tokens_per_step: int) -> None:
     check_count("tokens_per_step", tokens_per_step)
 
 
-def check_stretch(query: Tensor, key: Tensor, tokens_per_step: int) -> None:
+def check_chunk(query: Tensor, key: Tensor, tokens_per_step: int) -> None:
     """Check that queries and keys are those of the same whole steps."""
     check_steps(tokens_per_step)
     t, s = query.shape[-2], key.shape[-2]
     if t != s:
-        raise ValueError(f"query and key of a stretch must be of the same tokens: got {t} queries and {s} keys")
+        raise ValueError(f"query and key of a chunk must be of the same tokens: got {t} queries and {s} keys")
     if t % int(tokens_per_step):
         raise ValueError(
-            f"a stretch must hold whole steps: expected a multiple of tokens_per_step = {tokens_per_step}, "
+            f"a chunk must hold whole steps: expected a multiple of tokens_per_step = {tokens_per_step}, "
             f"got {t} tokens; keep the tokens of an unfinished step for the next call"
         )
 
 
-def check_opening(state: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> None:
+def check_initial(state: FavorState, key: Tensor, value: Tensor) -> None:
     """Check that a state can go on with these keys and values."""
     log_normalizer, state_value = state
     b, h, _, e = value.shape

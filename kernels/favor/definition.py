@@ -3,7 +3,7 @@
 Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
 
 These functions say what is computed. They hold every exponent in memory, so they serve the tests as an oracle and
-autograd for second derivatives; `favor_reference.py` and `favor_causal_reference.py` compute the same in blocks.
+autograd for second derivatives; `reference/` and `triton/` compute the same in blocks.
 
 With x scaled by `scale ** 0.5` (d ** -0.25 unless told otherwise), projection rows w_r and log-weights c_r:
 
@@ -28,7 +28,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .feature_maps import FEATURE_MAPS
-from .types import FeatureSpace
+from .types import FavorState, FeatureSpace
 
 
 def key_exponents(key: Tensor, mask: Tensor | None, space: FeatureSpace) -> Tensor:
@@ -53,8 +53,8 @@ def query_exponents(query: Tensor, heads: int, space: FeatureSpace) -> Tensor:
     return FEATURE_MAPS[space.feature_map].log_feature(query @ projection.transpose(-1, -2).unsqueeze(-3))
 
 
-def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> tuple[Tensor, Tensor]:
-    """Return (L (b, h, m), V (b, h, m, e)) of hop 1."""
+def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> FavorState:
+    """Return the state (L, V) of hop 1."""
     exponents = key_exponents(key, mask, space)
     value = value.to(exponents.dtype)
     if mask is not None:
@@ -63,7 +63,7 @@ def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space:
     exponents = torch.where(seen, exponents, 0.0)
     weights = torch.where(seen, exponents.softmax(-2), 0.0)
     log_normalizer = torch.where(seen.squeeze(-2), exponents.logsumexp(-2), -torch.inf)
-    return log_normalizer, weights.transpose(-1, -2) @ value
+    return FavorState(log_normalizer, weights.transpose(-1, -2) @ value)
 
 
 def attend_definition(query: Tensor, log_normalizer: Tensor, state_value: Tensor, space: FeatureSpace) -> Tensor:
@@ -80,7 +80,7 @@ def causal_definition(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    initial: tuple[Tensor, Tensor] | None,
+    initial: FavorState | None,
     space: FeatureSpace,
     tokens_per_step: int,
 ) -> Tensor:
@@ -112,7 +112,7 @@ def causal_definition(
     return rearrange(weights @ value, "b h g t e -> b (h g) t e")
 
 
-def joined_definition(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def joined_definition(first: FavorState, second: FavorState) -> FavorState:
     """Return the state (L, V) of two disjoint sets of keys: L = logaddexp(L1, L2), V = sum_i V_i exp(L_i - L)."""
     highest = torch.maximum(first[0], second[0]).detach()
     seen = highest != -torch.inf
@@ -120,7 +120,7 @@ def joined_definition(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor
     one, other = ((log_normalizer - shift).exp() for log_normalizer, _ in (first, second))
     total = torch.where(seen, one + other, 1.0)
     value = first[1] * (one / total).unsqueeze(-1) + second[1] * (other / total).unsqueeze(-1)
-    return torch.where(seen, shift + total.log(), -torch.inf), value
+    return FavorState(torch.where(seen, shift + total.log(), -torch.inf), value)
 
 
 def visibility(queries: int, keys: int, tokens_per_step: int, device: torch.device) -> Tensor:

@@ -3,13 +3,13 @@
 Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
 
 Attention with random features is two softmax attentions through m landmarks (the projection rows): the landmarks attend
-to the keys, which gives a state of fixed size, and the queries attend to the landmarks. `favor_definition.py` states
+to the keys, which gives a state of fixed size, and the queries attend to the landmarks. `definition.py` states
 the formulas; `summarize` and `attend` are the two hops, `merge` joins states of disjoint key sets, and
 
     favor_attention(q, k, v, f) == attend(q, summarize(k, v, f), f)
     summarize(cat(k1, k2), cat(v1, v2), f) == merge(summarize(k1, v1, f), summarize(k2, v2, f)).
 
-`stream_attention` is the causal form stretch by stretch, with a state in and out.
+`stream_attention` is the causal form chunk by chunk, with a state in and out.
 
 What it estimates: softmax attention, well only while |x|^2 <~ 1 for the scaled queries and keys x (d = 64, m = 256);
 for N(0, 1) entries at d >= 32 it is further from softmax attention than the plain mean of v. Use it as an attention
@@ -37,40 +37,18 @@ from .arguments import (
     as_state,
     check_attend,
     check_batch,
+    check_chunk,
+    check_initial,
     check_keys,
-    check_opening,
     check_state,
     check_states,
     check_steps,
-    check_stretch,
     feature_space,
 )
 from .definition import joined_definition, visibility
 from .feature_maps import FeatureMap
-from .operators import (
-    AttendInputs,
-    CausalInputs,
-    FullInputs,
-    SummarizeInputs,
-    attend_op,
-    causal_op,
-    full_op,
-    summarize_op,
-)
-
-
-class FavorState(NamedTuple):
-    """A set of keys and values as its m landmarks see it; of fixed size whatever the number of keys.
-
-    Attributes:
-        log_normalizer: L_r = logsumexp_s e_sr, (b, h, m), float32; -inf where no key has been seen.
-        value: V_r = sum_s softmax_s(e_sr) v_s, (b, h, m, e), float32; zero where no key has been seen, and without
-            meaning where the log-weight is -inf.
-    """
-
-    log_normalizer: Tensor
-    value: Tensor
-
+from .operators import attend_op, causal_op, full_op, summarize_op
+from .types import AttendInputs, CausalInputs, FavorState, FullInputs, SummarizeInputs
 
 torch.serialization.add_safe_globals([FavorState, RandomFeatures])  # saved ones load with weights_only=True
 
@@ -128,17 +106,17 @@ def favor_attention(
     check_steps(tokens_per_step)
     if tokens_per_step > 1 and not is_causal:
         raise ValueError("tokens_per_step applies to causal attention: pass is_causal=True as well, or leave it at 1")
-    schedule = resolve_impl(impl, query, key, value, *space.tensors)
+    chosen = resolve_impl(impl, query, key, value, *space.tensors)
     if is_causal:
         query_count = query.shape[-2]
         query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
-        inputs = CausalInputs(query, key, value, mask, None, None, space, schedule, int(tokens_per_step))
+        inputs = CausalInputs(query, key, value, mask, None, space, chosen, int(tokens_per_step))
         return causal_op(inputs).output[:, :, :query_count]
-    return full_op(FullInputs(query, key, value, key_padding_mask, space, schedule)).output
+    return full_op(FullInputs(query, key, value, key_padding_mask, space, chosen)).output
 
 
 class Streamed(NamedTuple):
-    """What a stretch of a causal sequence yields.
+    """What a chunk of a causal sequence yields.
 
     Attributes:
         output: (b, h g, t, e) in query's dtype.
@@ -164,9 +142,9 @@ def stream_attention(
 ) -> Streamed:
     """Go on with causal attention: tokens see those before them and, through its state, all that came earlier.
 
-    Stretch by stretch this equals `favor_attention(..., is_causal=True)` of the whole sequence, up to rounding, with
-    memory and time a token that do not depend on what came before. A prompt is one stretch, decoding goes on token by
-    token (or step by step), training by truncated stretches may carry or detach the state:
+    Chunk by chunk this equals `favor_attention(..., is_causal=True)` of the whole sequence, up to rounding, with
+    memory and time a token that do not depend on what came before. A prompt is one chunk, decoding goes on token by
+    token (or step by step), training by truncated chunks may carry or detach the state:
 
         output, state = stream_attention(q_prompt, k_prompt, v_prompt, None, features)
         output, state = stream_attention(q_next, k_next, v_next, state, features)
@@ -177,8 +155,8 @@ def stream_attention(
         query: (b, h g, t, d).
         key, value: (b, h, t, d) and (b, h, t, e), of the same tokens.
         state: of everything before, from an earlier call, `summarize` or `merge`; None at the start.
-        features, feature_map, scale, impl: as in `favor_attention`, the same for all stretches.
-        tokens_per_step: as in `favor_attention`; a stretch holds whole steps.
+        features, feature_map, scale, impl: as in `favor_attention`, the same for all chunks.
+        tokens_per_step: as in `favor_attention`; a chunk holds whole steps.
         key_padding_mask: (b, t) bool, True = ignore.
 
     Returns:
@@ -193,28 +171,16 @@ def stream_attention(
     check_keys(key, value, key_padding_mask, space)
     check_attend(query, key.shape[1], value.shape[-1], space)
     check_batch(query, "key", key)
-    check_stretch(query, key, tokens_per_step)
+    check_chunk(query, key, tokens_per_step)
     if state is not None:
-        state = FavorState(*as_state(state))
-        check_state(*state, space)
+        state = as_state(state)
+        check_state(state, space)
         check_batch(query, "state", state.log_normalizer)
-        check_opening(state, key, value)
-    log_normalizer, state_value = (None, None) if state is None else state
-    states = () if state is None else state
-    schedule = resolve_impl(impl, query, key, value, *space.tensors, *states)
-    inputs = CausalInputs(
-        query,
-        key,
-        value,
-        key_padding_mask,
-        log_normalizer,
-        state_value,
-        space,
-        schedule,
-        int(tokens_per_step),
-    )
-    results = causal_op(inputs)
-    return Streamed(results.output, FavorState(results.log_normalizer, results.state_value))
+        check_initial(state, key, value)
+    chosen = resolve_impl(impl, query, key, value, *space.tensors, *(state or ()))
+    inputs = CausalInputs(query, key, value, key_padding_mask, state, space, chosen, int(tokens_per_step))
+    output, final, _ = causal_op(inputs)
+    return Streamed(output, final)
 
 
 def summarize(
@@ -244,9 +210,8 @@ def summarize(
     key, value = _autocast(key, value)
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
-    schedule = resolve_impl(impl, key, value, *space.tensors)
-    results = summarize_op(SummarizeInputs(key, value, key_padding_mask, space, schedule))
-    return FavorState(results.log_normalizer, results.state_value)
+    chosen = resolve_impl(impl, key, value, *space.tensors)
+    return summarize_op(SummarizeInputs(key, value, key_padding_mask, space, chosen)).state
 
 
 def attend(
@@ -272,14 +237,13 @@ def attend(
         ValueError: as in `favor_attention`, or a state that does not fit the features.
     """
     (query,) = _autocast(query)
-    log_normalizer, state_value = as_state(state)
-    space = feature_space(features, feature_map, scale, query, log_normalizer)
-    check_state(log_normalizer, state_value, space)
-    check_attend(query, log_normalizer.shape[1], state_value.shape[-1], space)
-    check_batch(query, "state", log_normalizer)
-    schedule = resolve_impl(impl, query, state_value, *space.tensors)
-    space = space._replace(log_weight=None)
-    return attend_op(AttendInputs(query, log_normalizer, state_value, space, schedule)).output
+    state = as_state(state)
+    space = feature_space(features, feature_map, scale, query, state.log_normalizer)
+    check_state(state, space)
+    check_attend(query, state.log_normalizer.shape[1], state.value.shape[-1], space)
+    check_batch(query, "state", state.log_normalizer)
+    chosen = resolve_impl(impl, query, state.value, *space.tensors)
+    return attend_op(AttendInputs(query, state, space._replace(log_weight=None), chosen)).output
 
 
 def merge(first: FavorState, second: FavorState) -> FavorState:
@@ -296,8 +260,9 @@ def merge(first: FavorState, second: FavorState) -> FavorState:
     Raises:
         ValueError: shapes, dtypes or devices differ.
     """
-    check_states(as_state(first), as_state(second))
-    return FavorState(*joined_definition(first, second))
+    first, second = as_state(first), as_state(second)
+    check_states(first, second)
+    return joined_definition(first, second)
 
 
 def softmax_error(

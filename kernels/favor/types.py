@@ -1,6 +1,9 @@
 """What the operators hand to their implementations and get back, whichever runs.
 
-Dimension key: b batch, h heads, t queries, s keys, d head dim, e value dim, m features.
+A state is always (log_normalizer, value), a softmax always (maximum, sum). Inputs, results and gradients of an operator
+are NamedTuples; `dispatch/family.py` makes schemas of them.
+
+Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features.
 """
 
 from __future__ import annotations
@@ -9,6 +12,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class FavorState(NamedTuple):
+    """A set of keys and values as its m landmarks see it; of fixed size whatever the number of keys.
+
+    Attributes:
+        log_normalizer: L_r = logsumexp_s e_sr, (b, h, m), float32; -inf where no key has been seen.
+        value: V_r = sum_s softmax_s(e_sr) v_s, (b, h, m, e), float32; zero where no key has been seen, and without
+            meaning where the log-weight is -inf.
+    """
+
+    log_normalizer: Tensor
+    value: Tensor
 
 
 class FeatureSpace(NamedTuple):
@@ -36,49 +52,142 @@ class FeatureSpace(NamedTuple):
         return self.projection + (exact.to(tokens.dtype).to(exact.dtype) - exact)
 
 
-class KeySummary(NamedTuple):
-    """Hop 1: the state (L, V), and the maximum x (b, h, m) and sum z (b, h, m) of its softmax, for the backward."""
+class FeatureGradients(NamedTuple):
+    """Gradients of the features."""
 
-    log_normalizer: Tensor
+    projection: Tensor
+    log_weight: Tensor | None
+
+
+class SummarizeInputs(NamedTuple):
+    """Keys (b, h, s, d), values (b, h, s, e), padding (b, s) where True is ignored, features, implementation."""
+
+    key: Tensor
     value: Tensor
-    highest: Tensor
-    total: Tensor
+    mask: Tensor | None
+    space: FeatureSpace
+    impl: str
 
 
-class CausalTensors(NamedTuple):
-    """What causal attention reads: queries (b, h g, t, d), keys, values, padding, and the state of earlier keys."""
+class SummarizeResults(NamedTuple):
+    """The state, and for the backward the maximum and the sum (b, h, m) of its softmax over keys.
+
+    The maximum is in nats, of the kernels in bits.
+    """
+
+    state: FavorState
+    row_max: Tensor
+    row_sum: Tensor
+
+
+class SummarizeGradients(NamedTuple):
+    """Gradients of `SummarizeInputs`; those of the features are None where none was asked for."""
+
+    key: Tensor
+    value: Tensor
+    space: FeatureGradients | None
+
+
+class AttendInputs(NamedTuple):
+    """Queries (b, h g, t, d), a state, features, implementation."""
+
+    query: Tensor
+    state: FavorState
+    space: FeatureSpace
+    impl: str
+
+
+class AttendResults(NamedTuple):
+    """The output (b, h g, t, e), and the statistics of its softmax over landmarks, empty for the reference."""
+
+    output: Tensor
+    statistics: Tensor
+
+
+class AttendUpstream(NamedTuple):
+    """Gradient of the output."""
+
+    output: Tensor
+
+
+class AttendGradients(NamedTuple):
+    """Gradients of `AttendInputs`."""
+
+    query: Tensor
+    state: FavorState
+    space: FeatureGradients | None
+
+
+class FullInputs(NamedTuple):
+    """Queries of `AttendInputs` and keys, values, padding of `SummarizeInputs`."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     mask: Tensor | None
-    initial: tuple[Tensor, Tensor] | None
+    space: FeatureSpace
+    impl: str
 
 
-class CausalSummary(NamedTuple):
-    """Output o, the state (L, V) of all keys, and x and den of the rows, stacked in (2, b, h g, t)."""
+class FullResults(NamedTuple):
+    """The output; for the backward, statistics of hop 2, the results of hop 1, and a copy of the projection.
+
+    V and the copy have the dtype in which hop 2 reads them; the copy is empty where it reads the original.
+    """
 
     output: Tensor
-    log_normalizer: Tensor
-    state_value: Tensor
-    softmax: Tensor
-
-
-class ParameterGradients(NamedTuple):
-    """Gradients of the projection and the log-weight; empty tensors where none was asked for."""
-
+    statistics: Tensor
+    state: FavorState
+    row_max: Tensor
+    row_sum: Tensor
     projection: Tensor
-    log_weight: Tensor
 
 
-class CausalGradients(NamedTuple):
-    """Gradients of causal attention; `initial` is None where there is no initial state."""
+class FullGradients(NamedTuple):
+    """Gradients of `FullInputs`."""
 
     query: Tensor
     key: Tensor
     value: Tensor
-    initial: tuple[Tensor, Tensor] | None
-    parameters: ParameterGradients
+    space: FeatureGradients | None
+
+
+class CausalInputs(NamedTuple):
+    """Queries (b, h g, t, d), keys and values of as many tokens, padding, and the state of earlier keys."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    initial: FavorState | None
+    space: FeatureSpace
+    impl: str
+    tokens_per_step: int
+
+
+class CausalResults(NamedTuple):
+    """Output, the state of all keys, and for the backward the maximum x and sum den of each row, (2, b, h g, t)."""
+
+    output: Tensor
+    state: FavorState
+    statistics: Tensor
+
+
+class CausalUpstream(NamedTuple):
+    """Gradients of the output and, where it goes on, of the state of all keys."""
+
+    output: Tensor
+    state: FavorState | None
+
+
+class CausalGradients(NamedTuple):
+    """Gradients of `CausalInputs`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    initial: FavorState | None
+    space: FeatureGradients | None
 
 
 def attention_output(query: Tensor, value_dim: int) -> Tensor:

@@ -22,7 +22,7 @@ from favorcast.kernels.favor.reference.causal import (
     causal_backward_reference,
     causal_reference,
 )
-from favorcast.kernels.favor.types import CausalTensors, FeatureSpace
+from favorcast.kernels.favor.types import CausalInputs, CausalUpstream, FeatureSpace
 
 pytestmark = pytest.mark.usefixtures("poisoned_allocations")
 
@@ -172,7 +172,7 @@ def test_no_tensor_grows_with_the_square_of_the_length_or_of_a_step(tokens_per_s
     q, k, v = qkv(b=1, h=1, t=length, d=8, dtype=torch.float32)
     space = FeatureSpace(draw_features(m, 8).projection, None, 8**-0.5, "exponential")
     with LargestTensor() as largest:
-        tensors = CausalTensors(q, k, v, None, None)
-        results = causal_reference(tensors, space, tokens_per_step)
-        causal_backward_reference(v, None, tensors, results, space, tokens_per_step, True)
+        inputs = CausalInputs(q, k, v, None, None, space, "reference", tokens_per_step)
+        results = causal_reference(inputs)
+        causal_backward_reference(CausalUpstream(v, None), inputs, results, True)
     assert largest.elements <= max(64, tokens_per_step) * m + length * (8 + 2)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from favorcast.kernels import RandomFeatures, draw_features, favor_attention, summarize
 from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
+from favorcast.kernels.favor.types import CausalInputs, FeatureSpace
 
 pytest.importorskip("triton", reason="triton is not installed")
 favor_causal_triton = importlib.import_module("favorcast.kernels.favor.triton.causal")
@@ -47,14 +48,14 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def problem_of(inputs: tuple[Tensor, ...], tokens_per_step: int):
     """Return how a launch would cut these tokens."""
-    space = favor_causal_triton.FeatureSpace(DRAWN.projection, None, 0.25, "exponential", True)
-    tensors = favor_causal_triton.CausalTensors(*(x.to(DEVICE) for x in inputs), None, None)
-    return favor_causal_triton.CausalProblem(tensors, space, "triton", tokens_per_step)
+    space = FeatureSpace(DRAWN.projection, None, 0.25, "exponential", True)
+    tensors = (x.to(DEVICE) for x in inputs)
+    return favor_causal_triton.CausalProblem.of(CausalInputs(*tensors, None, None, space, "triton", tokens_per_step))
 
 
 def splits_of(inputs: tuple[Tensor, ...], tokens_per_step: int) -> int:
     problem = problem_of(inputs, tokens_per_step)
-    return problem.split(problem.launch("prefix_states").tiles)[1]
+    return problem.split(problem.queries.launch("prefix_states").tiles)[1]
 
 
 SHAPES = {

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from favorcast.kernels import FavorState, RandomFeatures, attend, draw_features, favor_attention, merge, summarize
 from favorcast.kernels.favor.feature_maps import FEATURE_MAPS, Map
-from favorcast.kernels.favor.types import FeatureSpace
+from favorcast.kernels.favor.types import FeatureSpace, FullInputs
 
 pytest.importorskip("triton", reason="triton is not installed")
 favor_attention_triton = importlib.import_module("favorcast.kernels.favor.triton.full")
@@ -90,7 +90,7 @@ def test_kernels_refuse_a_feature_map_that_they_do_not_know(monkeypatch):
     query, key, value = (x.to(DEVICE) for x in qkv(t=20, d=16, dtype=torch.float32))
     space = FeatureSpace(draw_features(16, 16, dtype=torch.float32, device=DEVICE).projection, None, 0.25, "unknown")
     with pytest.raises(Exception, match="do not know this feature map"):
-        favor_attention_triton.full_attention_triton(query, key, value, None, space, "triton")
+        favor_attention_triton.full_triton(FullInputs(query, key, value, None, space, "triton"))
 
 
 @pytest.mark.parametrize("low", [-300.0, -2e4, -torch.inf])

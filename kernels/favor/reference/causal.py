@@ -37,7 +37,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..types import CausalGradients, CausalSummary, CausalTensors, FeatureSpace, attention_output
+from ..types import (
+    CausalGradients,
+    CausalInputs,
+    CausalResults,
+    CausalUpstream,
+    FavorState,
+    attention_output,
+)
 from .blocks import (
     HeadGroup,
     accumulation_dtype,
@@ -51,12 +58,12 @@ from .blocks import (
 )
 from .causal_chunks import (
     NO_MAX,
-    CausalInputs,
+    CausalGroup,
     Part,
     causal_parts,
-    closing,
-    opening,
+    initial_sums,
     rebuild_part,
+    state_of_sums,
 )
 from .full import (
     key_gradient,
@@ -67,109 +74,101 @@ from .full import (
 )
 
 
-def causal_reference(tensors: CausalTensors, space: FeatureSpace, tokens_per_step: int) -> CausalSummary:
+def causal_reference(inputs: CausalInputs) -> CausalResults:
     """Attend to the keys of the own and of earlier steps, and to the initial state; o has query's dtype."""
-    query, key, value, _, _ = tensors
+    query, key, value, space = inputs.query, inputs.key, inputs.value, inputs.space
     (b, h, t, d), e = key.shape, value.shape[-1]
     m = space.projection.shape[-2]
     dtype = accumulation_dtype(query, key, value, space.projection)
     output = attention_output(query, e)
-    softmax = torch.empty((2, *query.shape[:-1]), dtype=dtype, device=query.device)
+    statistics = torch.empty((2, *query.shape[:-1]), dtype=dtype, device=query.device)
     log_normalizer = torch.empty((b, h, m), dtype=dtype, device=query.device)
-    state_value = torch.empty((b, h, m, e), dtype=dtype, device=query.device)
-    queries, outputs, maxima, sums = (x.unflatten(1, (h, -1)) for x in (query, output, softmax[0], softmax[1]))
+    state = FavorState(log_normalizer, torch.empty((b, h, m, e), dtype=dtype, device=query.device))
+    queries, outputs, maxima, sums = (x.unflatten(1, (h, -1)) for x in (query, output, *statistics))
     heads_per_key = queries.shape[2]
-    for group in head_groups(b, h, t * (1 + heads_per_key), m):
-        inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
+    for heads in head_groups(b, h, t * (1 + heads_per_key), m):
+        group = CausalGroup(inputs, heads, dtype)
         last: Part | None = None
-        weights = query_weights(space, None, group, queries, dtype)
-        for part in causal_parts(inputs):
-            block = load_queries(queries, group, part.rows, space, dtype)
+        weights = query_weights(space, None, heads, queries, dtype)
+        for part in causal_parts(group):
+            block = load_queries(queries, heads, part.rows, space, dtype)
             logits, _ = exponents(block, weights, d, space.feature_map)
             logits += part.anchor.unsqueeze(1)
             highest = logits.amax(-1, keepdim=True)
             phi_query = logits.sub_(highest).exp_()
             total = torch.bmm(phi_query, part.state)
-            if not inputs.chunk_is_one_step:
-                scores = torch.bmm(phi_query, part.phi.transpose(1, 2)).mul_(inputs.visible(part, heads_per_key))
+            if not group.chunk_is_one_step:
+                scores = torch.bmm(phi_query, part.phi.transpose(1, 2)).mul_(group.visible(part, heads_per_key))
                 total.baddbmm_(scores, part.values)
             denominator = total[..., e:]
             rows = torch.cat(
                 [total[..., :e] / torch.where(denominator > 0, denominator, 1.0), highest, denominator], -1
             )
             for target, columns in ((outputs, rows[..., :e]), (maxima, rows[..., e]), (sums, rows[..., e + 1])):
-                _store_inside(target, group, part, columns)
+                _store_inside(target, heads, part, columns)
             last = part
-        final = opening(inputs) if last is None else (last.anchor, last.after)
-        for target, result in zip((log_normalizer, state_value), closing(*final), strict=True):
-            target[group.batch, group.heads] = result.view(target[group.batch, group.heads].shape)
-    return CausalSummary(output, log_normalizer, state_value, softmax)
+        final = initial_sums(group) if last is None else (last.anchor, last.after)
+        _store_state(state, heads, state_of_sums(*final))
+    return CausalResults(output, state, statistics)
 
 
 def causal_backward_reference(
-    d_output: Tensor,
-    d_state: tuple[Tensor, Tensor] | None,
-    tensors: CausalTensors,
-    results: CausalSummary,
-    space: FeatureSpace,
-    tokens_per_step: int,
-    parameter_gradients: bool,
+    upstream: CausalUpstream, inputs: CausalInputs, results: CausalResults, parameter_gradients: bool
 ) -> CausalGradients:
-    """Differentiate `causal_reference`, whose results are given; d_state is the gradient of (L, V), None for zeros."""
-    query, key, value, _, initial = tensors
+    """Differentiate `causal_reference`; a state without an upstream gradient has zeros."""
+    query, key, value, initial, space = inputs.query, inputs.key, inputs.value, inputs.initial, inputs.space
     b, h, t, d = key.shape
     m = space.projection.shape[-2]
-    dtype = results.softmax.dtype
-    d_initial = None if initial is None else (torch.empty_like(initial[0]), torch.empty_like(initial[1]))
+    dtype = results.statistics.dtype
+    d_initial = None if initial is None else FavorState(*(x.new_empty(x.shape) for x in initial))
     d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
-    by_key_head = tuple(x.unflatten(1, (h, -1)) for x in (query, d_output, results.output, *results.softmax))
+    by_key_head = tuple(x.unflatten(1, (h, -1)) for x in (query, upstream.output, results.output, *results.statistics))
     d_queries = d_query.unflatten(1, (h, -1))
-    for group in head_groups(b, h, t * (1 + by_key_head[0].shape[2]), m):
-        inputs = CausalInputs(tensors, space, group, tokens_per_step, dtype)
-        scan = _BackwardScan(inputs, by_key_head)
-        if d_state is not None:
-            scan.receive((results.log_normalizer, results.state_value), d_state)
+    for heads in head_groups(b, h, t * (1 + by_key_head[0].shape[2]), m):
+        group = CausalGroup(inputs, heads, dtype)
+        scan = _BackwardScan(group, by_key_head)
+        if upstream.state is not None:
+            scan.receive(results.state, upstream.state)
         parts = []
-        for part in causal_parts(inputs):
+        for part in causal_parts(group):
             d_logits, slope, block = scan.query_side(part)
             d_block = query_gradient(d_logits, slope, scan.query_weights, d, space.scale)
-            _store_inside(d_queries, group, part, d_block)
+            _store_inside(d_queries, heads, part, d_block)
             parts.append((part.rows, part.inside, part.anchor))
             if parameter_gradients:
                 d_projection = weight_gradient(d_logits, slope, block, d)
-                add_to(d_weights[..., :d], group, d_projection[..., :d])
+                add_to(d_weights[..., :d], heads, d_projection[..., :d])
         for rows, inside, anchor in reversed(parts):
             d_exponent, slope, keys, d_part_value = scan.key_side(rows, inside, anchor)
-            add_to(d_value[:, :, rows], group, d_part_value.to(value.dtype))
+            add_to(d_value[:, :, rows], heads, d_part_value.to(value.dtype))
             d_part_key = key_gradient(d_exponent, slope, keys, scan.key_weights, space)
-            add_to(d_key[:, :, rows], group, d_part_key.to(key.dtype))
+            add_to(d_key[:, :, rows], heads, d_part_key.to(key.dtype))
             if parameter_gradients:
-                add_to(d_weights, group, weight_gradient(d_exponent, slope, keys, d))
+                add_to(d_weights, heads, weight_gradient(d_exponent, slope, keys, d))
         if d_initial is not None:
-            for target, gradient in zip(d_initial, scan.initial_gradient(), strict=True):
-                target[group.batch, group.heads] = gradient.view(target[group.batch, group.heads].shape)
-    parameters = reduce_to_parameters(d_weights, space, parameter_gradients)
-    return CausalGradients(d_query, d_key, d_value, d_initial, parameters)
+            _store_state(d_initial, heads, scan.initial_gradient())
+    features = reduce_to_parameters(d_weights, space) if parameter_gradients else None
+    return CausalGradients(d_query, d_key, d_value, d_initial, features)
 
 
 class _BackwardScan:
     """The two scans of one group of heads; `received` is R, carried by the reverse scan in units of its anchor."""
 
-    def __init__(self, inputs: CausalInputs, by_key_head: tuple[Tensor, ...]) -> None:
-        self.inputs = inputs
+    def __init__(self, group: CausalGroup, by_key_head: tuple[Tensor, ...]) -> None:
+        self.group = group
         self.queries, self.d_outputs, self.outputs, self.maxima, self.sums = by_key_head
         self.heads_per_key = self.queries.shape[2]
         self.head_dim = self.queries.shape[-1]
-        self.query_weights = query_weights(inputs.space, None, inputs.group, self.queries, inputs.dtype)
-        self.key_weights = key_weights(inputs.space, inputs.group, inputs.tensors.key, inputs.dtype)
-        anchor, state = opening(inputs)
+        self.query_weights = query_weights(group.inputs.space, None, group.heads, self.queries, group.dtype)
+        self.key_weights = key_weights(group.inputs.space, group.heads, group.inputs.key, group.dtype)
+        anchor, state = initial_sums(group)
         self.received = torch.zeros_like(state)
-        self.anchor = torch.full_like(anchor, -NO_MAX[inputs.dtype])  # nothing received yet, at any anchor
+        self.anchor = torch.full_like(anchor, -NO_MAX[group.dtype])  # nothing received yet, at any anchor
 
-    def receive(self, state: tuple[Tensor, Tensor], d_state: tuple[Tensor, Tensor]) -> None:
+    def receive(self, state: FavorState, d_state: FavorState) -> None:
         """Start R with the gradient of the state of all keys: R = [dV, dL - V . dV] relative to L."""
-        group, dtype = self.inputs.group, self.inputs.dtype
+        group, dtype = self.group.heads, self.group.dtype
         (log_normalizer, value), (d_log_normalizer, d_value) = (
             [x[group.batch, group.heads].flatten(0, 1).to(dtype) for x in pair] for pair in (state, d_state)
         )
@@ -179,18 +178,18 @@ class _BackwardScan:
         self.received = torch.where(known.unsqueeze(-1), received, 0.0)
         self.anchor = torch.where(known, log_normalizer, self.anchor)
 
-    def initial_gradient(self) -> tuple[Tensor, Tensor]:
-        """Return (dL0 (G, m), dV0 (G, m, e)) of the initial state: R, which all later rows have added to, from L0."""
-        start, state = opening(self.inputs)
+    def initial_gradient(self) -> FavorState:
+        """Return the gradient (dL0 (G, m), dV0 (G, m, e)) of the initial state: R, of all later rows, from L0."""
+        start, state = initial_sums(self.group)
         received = self.received * ((start - self.anchor).exp() * state[..., -1]).unsqueeze(-1)
-        return (state * received).sum(-1), received[..., :-1]
+        return FavorState((state * received).sum(-1), received[..., :-1])
 
     def query_side(self, part: Part) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (dlogit (G, g n, m), slope, augmented queries) of a part, zero for rows outside it."""
         alpha, slope, block, upstream = self._alpha(part.rows, part.inside, part.anchor)
         d_logits = torch.bmm(upstream, part.state.transpose(1, 2))
-        if not self.inputs.chunk_is_one_step:
-            visible = self.inputs.visible(part, self.heads_per_key)
+        if not self.group.chunk_is_one_step:
+            visible = self.group.visible(part, self.heads_per_key)
             pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(visible)
             d_logits.baddbmm_(pairs, part.phi)
         return d_logits.mul_(alpha), slope, block
@@ -200,14 +199,14 @@ class _BackwardScan:
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Return (de (G, n, m), slope, augmented keys, dv) of a part and add its rows to R."""
         alpha, _, _, upstream = self._alpha(rows, inside, anchor)
-        part = rebuild_part(self.inputs, rows, inside, anchor, self.key_weights)
+        part = rebuild_part(self.group, rows, inside, anchor, self.key_weights)
         received = self.received * (anchor - self.anchor).exp().unsqueeze(-1)
         after = received + torch.bmm(alpha.transpose(1, 2), upstream)
-        reach = after if self.inputs.chunk_is_one_step else received
-        d_value = torch.bmm(part.phi, reach[..., :-1])
-        d_exponent = torch.bmm(part.values, reach.transpose(1, 2))
-        if not self.inputs.chunk_is_one_step:
-            visible = self.inputs.visible(part, self.heads_per_key)
+        d_sums = after if self.group.chunk_is_one_step else received
+        d_value = torch.bmm(part.phi, d_sums[..., :-1])
+        d_exponent = torch.bmm(part.values, d_sums.transpose(1, 2))
+        if not self.group.chunk_is_one_step:
+            visible = self.group.visible(part, self.heads_per_key)
             scores = torch.bmm(alpha, part.phi.transpose(1, 2)).mul_(visible)
             d_value.baddbmm_(scores.transpose(1, 2), upstream[..., :-1])
             pairs = torch.bmm(upstream, part.values.transpose(1, 2)).mul_(visible)
@@ -218,7 +217,7 @@ class _BackwardScan:
     def _alpha(
         self, rows: slice, inside: Tensor | None, anchor: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        group, dtype, space = self.inputs.group, self.inputs.dtype, self.inputs.space
+        group, dtype, space = self.group.heads, self.group.dtype, self.group.inputs.space
         block = load_queries(self.queries, group, rows, space, dtype)
         logits, slope = exponents(block, self.query_weights, self.head_dim, space.feature_map)
         logits += anchor.unsqueeze(1)
@@ -240,3 +239,10 @@ def _store_inside(target: Tensor, group: HeadGroup, part: Part, block: Tensor) -
     inside = part.inside.view(view.shape[0], view.shape[1], 1, -1)
     inside = inside if view.ndim == 4 else inside.unsqueeze(-1)
     view.copy_(torch.where(inside, block.reshape(view.shape).to(view.dtype), view))
+
+
+def _store_state(target: FavorState, heads: HeadGroup, state: FavorState) -> None:
+    """Write (G, m) and (G, m, e) back into a state of all heads."""
+    for x, block in zip(target, state, strict=True):
+        view = x[heads.batch, heads.heads]
+        view.copy_(block.view(view.shape))

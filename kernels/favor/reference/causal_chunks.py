@@ -1,7 +1,7 @@
 """Chunks of a causal sequence, their anchors and the state carried between them.
 
 Dimension key: b batch, h key heads, t tokens, d head dim, e value dim, m features, G heads of a block, n tokens of a
-chunk. `favor_causal_reference.py` says what the parts are for.
+chunk. `causal.py` says what the parts are for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..definition import visibility
-from ..types import CausalTensors, FeatureSpace
+from ..types import CausalInputs, FavorState
 from .blocks import MIN_TOKENS, HeadGroup, exponents, key_weights, load_keys, load_values
 
 HEADROOM = 40.0
@@ -44,14 +44,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class CausalInputs:
-    """The keys of one group of heads, and how they are cut into chunks."""
+class CausalGroup:
+    """One group of heads of a causal problem, and how its keys are cut into chunks."""
 
-    tensors: CausalTensors
-    space: FeatureSpace
-    group: HeadGroup
-    tokens_per_step: int
+    inputs: CausalInputs
+    heads: HeadGroup
     dtype: torch.dtype
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.inputs.tokens_per_step
 
     @property
     def chunk_tokens(self) -> int:
@@ -60,7 +62,7 @@ class CausalInputs:
     @property
     def chunk_is_one_step(self) -> bool:
         """Whether all tokens of a chunk see each other: they then need no (n, n) product, however long the step."""
-        return self.tokens_per_step >= min(self.chunk_tokens, self.tensors.key.shape[-2])
+        return self.tokens_per_step >= min(self.chunk_tokens, self.inputs.key.shape[-2])
 
     def visible(self, part: Part, heads_per_key: int) -> Tensor:
         """Return the (g n, n) mask of a chunk, 1 where the key is visible to the row."""
@@ -68,28 +70,35 @@ class CausalInputs:
         return visibility(n, n, self.tokens_per_step, part.phi.device).to(self.dtype).repeat(heads_per_key, 1)
 
 
-def causal_parts(inputs: CausalInputs) -> Iterator[Part]:
+def causal_parts(group: CausalGroup) -> Iterator[Part]:
     """Walk over the chunks of a group, splitting where an anchor must be raised, and carry the state along."""
-    weights = key_weights(inputs.space, inputs.group, inputs.tensors.key, inputs.dtype)
-    anchor, state = opening(inputs)
-    key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
-    length, chunk = key.shape[-2], inputs.chunk_tokens
+    weights = key_weights(group.inputs.space, group.heads, group.inputs.key, group.dtype)
+    anchor, state = initial_sums(group)
+    length, chunk = group.inputs.key.shape[-2], group.chunk_tokens
     for start in range(0, length, chunk):
         rows = slice(start, min(start + chunk, length))
-        keys = load_keys(key, mask, inputs.group, rows, inputs.space, inputs.dtype)
-        exponent, slope = exponents(keys, weights, key.shape[-1], inputs.space.feature_map)
-        values = load_values(value, mask, inputs.group, rows, inputs.dtype)
-        for inside, raised, phi in _shares(exponent, anchor, inputs.tokens_per_step):
-            if raised is not anchor:
-                state = state * (anchor - raised).exp().unsqueeze(-1)
-                anchor = raised
+        keys, exponent, slope, values = _load(group, rows, weights)
+        for inside, new_anchor, phi in _key_features(exponent, anchor, group.tokens_per_step):
+            if new_anchor is not anchor:
+                state = state * (anchor - new_anchor).exp().unsqueeze(-1)
+                anchor = new_anchor
             after = state + torch.bmm(phi.transpose(1, 2), values)  # baddbmm adds token by token, and drifts
-            visible = after if inputs.chunk_is_one_step else state
+            visible = after if group.chunk_is_one_step else state
             yield Part(rows, inside, anchor, keys, phi, slope, values, visible, after)
             state = after
 
 
-def _shares(exponent: Tensor, anchor: Tensor, tokens_per_step: int) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]:
+def _load(group: CausalGroup, rows: slice, weights: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Return augmented keys (G, n, d + 2), their exponents (G, n, m) with the slope, and [v, 1] of a chunk."""
+    key, value, mask, space = group.inputs.key, group.inputs.value, group.inputs.mask, group.inputs.space
+    keys = load_keys(key, mask, group.heads, rows, space, group.dtype)
+    exponent, slope = exponents(keys, weights, key.shape[-1], space.feature_map)
+    return keys, exponent, slope, load_values(value, mask, group.heads, rows, group.dtype)
+
+
+def _key_features(
+    exponent: Tensor, anchor: Tensor, tokens_per_step: int
+) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]:
     """Split a chunk of exponents (G, n, m) where the anchor must be raised; yields (inside, anchor, phi) of each part.
 
     A chunk that raises nothing is one part, whose `inside` is None and whose anchor is the one that was given.
@@ -110,16 +119,16 @@ def _shares(exponent: Tensor, anchor: Tensor, tokens_per_step: int) -> Iterator[
         first = last
 
 
-def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
-    """Return the anchor (G, m) and the state (G, m, e + 1) of the keys before the first."""
-    value, initial = inputs.tensors.value, inputs.tensors.initial
-    size, m, e = inputs.group.size, inputs.space.projection.shape[-2], value.shape[-1]
-    anchor = torch.full((size, m), NO_MAX[inputs.dtype], dtype=inputs.dtype, device=value.device)
-    state = torch.zeros((size, m, e + 1), dtype=inputs.dtype, device=value.device)
+def initial_sums(group: CausalGroup) -> tuple[Tensor, Tensor]:
+    """Return the anchor (G, m) and the sums (G, m, e + 1) of the keys before the first."""
+    value, initial, dtype = group.inputs.value, group.inputs.initial, group.dtype
+    size, m, e = group.heads.size, group.inputs.space.projection.shape[-2], value.shape[-1]
+    anchor = torch.full((size, m), NO_MAX[dtype], dtype=dtype, device=value.device)
+    state = torch.zeros((size, m, e + 1), dtype=dtype, device=value.device)
     if initial is not None:
-        log_normalizer, value = (x[inputs.group.batch, inputs.group.heads].flatten(0, 1) for x in initial)
+        log_normalizer, value = (x[group.heads.batch, group.heads.heads].flatten(0, 1) for x in initial)
         known = log_normalizer != -torch.inf  # NaN is a state that has seen a NaN
-        anchor = torch.where(known, log_normalizer.to(inputs.dtype), anchor)
+        anchor = torch.where(known, log_normalizer.to(dtype), anchor)
         state[..., :e] = value
         if not bool(known.all()):  # where all are, a decoding step is spared a pass over the state
             state[..., :e].masked_fill_(~known.unsqueeze(-1), 0.0)
@@ -127,12 +136,12 @@ def opening(inputs: CausalInputs) -> tuple[Tensor, Tensor]:
     return anchor, state
 
 
-def closing(anchor: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (L (G, m), V (G, m, e)) of sums relative to an anchor; (-inf, 0) where no key was seen."""
-    total = state[..., -1]
+def state_of_sums(anchor: Tensor, sums: Tensor) -> FavorState:
+    """Return the state (L (G, m), V (G, m, e)) of sums relative to an anchor; (-inf, 0) where no key was seen."""
+    total = sums[..., -1]
     seen = total != 0
     log_normalizer = torch.where(seen, anchor + torch.where(seen, total, 1.0).log(), -torch.inf)
-    return log_normalizer, state[..., :-1] / torch.where(seen, total, 1.0).unsqueeze(-1)
+    return FavorState(log_normalizer, sums[..., :-1] / torch.where(seen, total, 1.0).unsqueeze(-1))
 
 
 def _next_part(exponent: Tensor, anchor: Tensor, steps: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,20 +164,17 @@ def _next_part(exponent: Tensor, anchor: Tensor, steps: Tensor, first: Tensor) -
     own = (steps == first.unsqueeze(1)).unsqueeze(-1)
     own_highest = exponent.masked_fill(~own, -torch.inf).amax(1)
     must_raise = (jumps(anchor) & (numbers == first.unsqueeze(1))).any(1, keepdim=True)
-    raised = torch.where(must_raise, torch.maximum(anchor, own_highest), anchor)
-    later = jumps(raised) & (numbers > first.unsqueeze(1))
+    new_anchor = torch.where(must_raise, torch.maximum(anchor, own_highest), anchor)
+    later = jumps(new_anchor) & (numbers > first.unsqueeze(1))
     last = torch.where(later.any(1), later.int().argmax(1), len(numbers))
-    return raised, last
+    return new_anchor, last
 
 
-def rebuild_part(inputs: CausalInputs, rows: slice, inside: Tensor | None, anchor: Tensor, weights: Tensor) -> Part:
+def rebuild_part(group: CausalGroup, rows: slice, inside: Tensor | None, anchor: Tensor, weights: Tensor) -> Part:
     """Rebuild a part for the reverse scan; its states are not needed there and left empty."""
-    key, value, mask = inputs.tensors.key, inputs.tensors.value, inputs.tensors.mask
-    keys = load_keys(key, mask, inputs.group, rows, inputs.space, inputs.dtype)
-    exponent, slope = exponents(keys, weights, key.shape[-1], inputs.space.feature_map)
+    keys, exponent, slope, values = _load(group, rows, weights)
     exponent -= anchor.unsqueeze(1)
     if inside is not None:
         exponent.masked_fill_(~inside.unsqueeze(-1), -torch.inf)
-    values = load_values(value, mask, inputs.group, rows, inputs.dtype)
     none = anchor.new_empty(0)
     return Part(rows, inside, anchor, keys, exponent.exp_(), slope, values, none, none)

@@ -3,7 +3,7 @@
 Dimension key: b batch, h key heads, g query heads per key head, t queries, s keys, d head dim, e value dim, m features,
 G heads of a block, n tokens of a block.
 
-Forward (the formulas of `favor_definition.py`): hop 1 runs over key blocks with an online maximum per feature, so it is
+Forward (the formulas of `definition.py`): hop 1 runs over key blocks with an online maximum per feature, so it is
 exact whatever the norms (entries are clamped near 1e18, where |k|^2 would overflow); hop 2 has all m logits of a query
 at hand and takes their softmax.
 
@@ -27,7 +27,21 @@ import math
 import torch
 from torch import Tensor
 
-from ..types import FeatureSpace, KeySummary, ParameterGradients, attention_output
+from ..types import (
+    AttendGradients,
+    AttendInputs,
+    AttendResults,
+    FavorState,
+    FeatureGradients,
+    FeatureSpace,
+    FullGradients,
+    FullInputs,
+    FullResults,
+    SummarizeGradients,
+    SummarizeInputs,
+    SummarizeResults,
+    attention_output,
+)
 from .blocks import (
     HeadGroup,
     accumulation_dtype,
@@ -46,8 +60,31 @@ from .blocks import (
 )
 
 
-def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> KeySummary:
+def full_reference(inputs: FullInputs) -> FullResults:
+    """Run both hops."""
+    hop = summarize_reference(SummarizeInputs(*inputs[1:]))
+    output, statistics = attend_reference(AttendInputs(inputs.query, hop.state, inputs.space, inputs.impl))
+    return FullResults(output, statistics, *hop, projection=hop.row_max.new_empty(0))
+
+
+def full_backward_reference(
+    d_output: Tensor, inputs: FullInputs, results: FullResults, parameter_gradients: bool
+) -> FullGradients:
+    """Differentiate `full_reference`."""
+    queries = AttendInputs(inputs.query, results.state, inputs.space, inputs.impl)
+    attended = AttendResults(results.output, results.statistics)
+    d_query, d_state, of_queries = attend_backward_reference(d_output, queries, attended, parameter_gradients)
+    hop = SummarizeResults(results.state, results.row_max, results.row_sum)
+    keys = SummarizeInputs(*inputs[1:])
+    d_key, d_value, of_keys = summarize_backward_reference(d_state, keys, hop, parameter_gradients)
+    if of_keys is not None and of_queries is not None:
+        of_keys = FeatureGradients(of_keys.projection + of_queries.projection, of_keys.log_weight)
+    return FullGradients(d_query, d_key, d_value, of_keys)
+
+
+def summarize_reference(inputs: SummarizeInputs) -> SummarizeResults:
     """Summarize keys (b, h, s, d) and values (b, h, s, e)."""
+    key, value, mask, space, _ = inputs
     b, h, s, d = key.shape
     m, e = space.projection.shape[-2], value.shape[-1]
     dtype = accumulation_dtype(key, value, space.projection)
@@ -60,55 +97,52 @@ def summarize_reference(key: Tensor, value: Tensor, mask: Tensor | None, space: 
         for rows in chunks(s, group.size, m):
             keys = load_keys(key, mask, group, rows, space, dtype)
             exponent, _ = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
-            raised = torch.maximum(highest, exponent.amax(-1, keepdim=True))
-            sums *= (highest - raised).exp_()
-            share = exponent.sub_(raised).exp_()
-            sums += torch.bmm(share, load_values(value, mask, group, rows, dtype))
-            highest = raised
+            new_max = torch.maximum(highest, exponent.amax(-1, keepdim=True))
+            sums *= (highest - new_max).exp_()
+            weight = exponent.sub_(new_max).exp_()
+            sums += torch.bmm(weight, load_values(value, mask, group, rows, dtype))
+            highest = new_max
         total = sums[..., e:]
         store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total == 0, 1.0, total))
         for target, column in ((log_normalizer, highest + total.log()), (row_max, highest), (row_sum, total)):
             store_tokens(target.unsqueeze(-1), group, slice(None), column)
-    return KeySummary(log_normalizer, state_value, row_max, row_sum)
+    return SummarizeResults(FavorState(log_normalizer, state_value), row_max, row_sum)
 
 
 def summarize_backward_reference(
-    d_state: tuple[Tensor, Tensor],
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    results: tuple[Tensor, Tensor, Tensor],
-    space: FeatureSpace,
-    parameter_gradients: bool,
-) -> tuple[Tensor, Tensor, ParameterGradients]:
-    """Return (d_key, d_value, parameter gradients) from the gradient of the state (L, V); `results` is (V, x, z)."""
+    d_state: FavorState, inputs: SummarizeInputs, results: SummarizeResults, parameter_gradients: bool
+) -> SummarizeGradients:
+    """Differentiate `summarize_reference`."""
+    key, value, mask, space, _ = inputs
+    (_, state_value), row_max, row_sum = results
     b, h, s, d = key.shape
-    state_value, row_max, row_sum = results
     m, e = state_value.shape[-2:]
     dtype = state_value.dtype
     d_key, d_value = torch.empty_like(key), torch.empty_like(value)
     d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
-    d_sum = d_state[0] - (d_state[1] * state_value).sum(-1)
-    upstream = torch.cat([d_state[1], d_sum.unsqueeze(-1)], -1) / torch.where(row_sum > 0, row_sum, 1.0).unsqueeze(-1)
+    d_sum = d_state.log_normalizer - (d_state.value * state_value).sum(-1)
+    upstream = torch.cat([d_state.value, d_sum.unsqueeze(-1)], -1)
+    upstream /= torch.where(row_sum > 0, row_sum, 1.0).unsqueeze(-1)
     for group in head_groups(b, h, s, m):
         weights = key_weights(space, group, key, dtype)
-        highest, reach = (x[group.batch, group.heads].flatten(0, 1) for x in (row_max.unsqueeze(-1), upstream))
+        highest, d_sums = (x[group.batch, group.heads].flatten(0, 1) for x in (row_max.unsqueeze(-1), upstream))
         for rows in chunks(s, group.size, m):
             keys = load_keys(key, mask, group, rows, space, dtype)
             exponent, slope = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
-            share = exponent.sub_(highest).exp_()
-            store_tokens(d_value, group, rows, torch.bmm(share.transpose(1, 2), reach[..., :e]))
+            weight = exponent.sub_(highest).exp_()
+            store_tokens(d_value, group, rows, torch.bmm(weight.transpose(1, 2), d_sums[..., :e]))
             values = load_values(value, mask, group, rows, dtype)
-            d_exponent = share.mul_(torch.bmm(reach, values.transpose(1, 2))).transpose(1, 2)  # (G, n, m)
+            d_exponent = weight.mul_(torch.bmm(d_sums, values.transpose(1, 2))).transpose(1, 2)  # (G, n, m)
             slope = None if slope is None else slope.transpose(1, 2)
             store_tokens(d_key, group, rows, key_gradient(d_exponent, slope, keys, weights, space))
             if parameter_gradients:
                 add_to(d_weights, group, weight_gradient(d_exponent, slope, keys, d))
-    return d_key, d_value, reduce_to_parameters(d_weights, space, parameter_gradients)
+    return SummarizeGradients(d_key, d_value, reduce_to_parameters(d_weights, space) if parameter_gradients else None)
 
 
-def attend_reference(query: Tensor, state: tuple[Tensor, Tensor], space: FeatureSpace) -> Tensor:
+def attend_reference(inputs: AttendInputs) -> AttendResults:
     """Return o (b, h g, t, e) in query's dtype; memory is laid out as (b, t, h g, e)."""
+    query, state, space, _ = inputs
     log_normalizer, state_value = _readable(state)
     b, h, m, e = state_value.shape
     t, d = query.shape[-2:]
@@ -122,24 +156,21 @@ def attend_reference(query: Tensor, state: tuple[Tensor, Tensor], space: Feature
         for rows in chunks(t, group.size * heads_per_key, m):
             logits, _ = exponents(load_queries(queries, group, rows, space, dtype), weights, d, space.feature_map)
             store_rows(outputs, group, rows, torch.bmm(torch.softmax(logits, -1), values))
-    return output
+    return AttendResults(output, state_value.new_empty(0))
 
 
 def attend_backward_reference(
-    d_output: Tensor,
-    query: Tensor,
-    output: Tensor,
-    state: tuple[Tensor, Tensor],
-    space: FeatureSpace,
-    parameter_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
-    """Return (d_query, d_log_normalizer, d_state_value, parameter gradients)."""
+    d_output: Tensor, inputs: AttendInputs, results: AttendResults, parameter_gradients: bool
+) -> AttendGradients:
+    """Differentiate `attend_reference`."""
+    query, state, space, _ = inputs
     log_normalizer, state_value = _readable(state)
     b, h, m, e = state_value.shape
     t, d = query.shape[-2:]
     dtype = log_normalizer.dtype
     d_query = torch.empty_like(query)
-    queries, d_queries, outputs, d_outputs = (x.unflatten(1, (h, -1)) for x in (query, d_query, output, d_output))
+    by_key_head = (query, d_query, results.output, d_output)
+    queries, d_queries, outputs, d_outputs = (x.unflatten(1, (h, -1)) for x in by_key_head)
     received = torch.zeros((b, h, m, e + 1), dtype=dtype, device=query.device)  # sum_t p_tr [do_t, -D_t]
     d_weights = torch.zeros((b, h, m, d + 1), dtype=dtype, device=query.device)
     heads_per_key = queries.shape[2]
@@ -149,18 +180,19 @@ def attend_backward_reference(
         for rows in chunks(t, group.size * heads_per_key, m):
             block = load_queries(queries, group, rows, space, dtype)
             logits, slope = exponents(block, weights, d, space.feature_map)
-            share = torch.softmax(logits, -1)
+            weight = torch.softmax(logits, -1)
             upstream = output_gradient(d_outputs, outputs, group, rows, dtype)
-            add_to(received, group, torch.bmm(share.transpose(1, 2), upstream))
-            d_logits = share.mul_(torch.bmm(upstream, values.transpose(1, 2)))
+            add_to(received, group, torch.bmm(weight.transpose(1, 2), upstream))
+            d_logits = weight.mul_(torch.bmm(upstream, values.transpose(1, 2)))
             store_rows(d_queries, group, rows, query_gradient(d_logits, slope, weights, d, space.scale))
             if parameter_gradients:
                 add_to(d_weights, group, weight_gradient(d_logits, slope, block, d))
-    unseen = (state[0] == -torch.inf).all(-1)
+    unseen = (state.log_normalizer == -torch.inf).all(-1)
     received.masked_fill_(unseen[..., None, None], 0.0)
     d_log_normalizer = (received[..., :e] * state_value).sum(-1) + received[..., e]
-    gradients = reduce_to_parameters(d_weights, space._replace(log_weight=None), parameter_gradients)
-    return d_query, d_log_normalizer, received[..., :e].contiguous(), gradients
+    d_state = FavorState(d_log_normalizer, received[..., :e].contiguous())
+    features = reduce_to_parameters(d_weights, space._replace(log_weight=None)) if parameter_gradients else None
+    return AttendGradients(d_query, d_state, features)
 
 
 def append_ones(x: Tensor) -> Tensor:
@@ -199,20 +231,18 @@ def weight_gradient(d_exponent: Tensor, slope: Tensor | None, tokens: Tensor, he
     return d_weights
 
 
-def reduce_to_parameters(d_weights: Tensor, space: FeatureSpace, wanted: bool) -> ParameterGradients:
+def reduce_to_parameters(d_weights: Tensor, space: FeatureSpace) -> FeatureGradients:
     """Sum (b, h, m, d + x) over the batch, and over the heads where they share a parameter."""
-    if not wanted:
-        return ParameterGradients(d_weights.new_empty(0), d_weights.new_empty(0))
     d = space.projection.shape[-1]
     projection = d_weights[..., :d].sum(0 if space.projection.ndim == 3 else (0, 1)).to(space.projection.dtype)
     if space.log_weight is None:
-        return ParameterGradients(projection, d_weights.new_empty(0))
+        return FeatureGradients(projection, None)
     log_weight = d_weights[..., -1].sum(0 if space.log_weight.ndim == 2 else (0, 1)).to(space.log_weight.dtype)
-    return ParameterGradients(projection, log_weight)
+    return FeatureGradients(projection, log_weight)
 
 
-def _readable(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _readable(state: FavorState) -> FavorState:
     """Give heads that have seen no key the state (0, 0): their softmax is finite and their output zero."""
-    log_normalizer, state_value = state
+    log_normalizer, value = state
     unseen = (log_normalizer == -torch.inf).all(-1, keepdim=True)
-    return log_normalizer.masked_fill(unseen, 0.0), state_value.masked_fill(unseen.unsqueeze(-1), 0.0)
+    return FavorState(log_normalizer.masked_fill(unseen, 0.0), value.masked_fill(unseen.unsqueeze(-1), 0.0))

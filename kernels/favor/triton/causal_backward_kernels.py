@@ -92,8 +92,8 @@ def query_gradient_features(
     """Return da [C, M] of the rows of a part."""
     reference, inverse = terms
     logits, anchor = query_logits(of_queries, logit_scale, log_weight, states, source, head, features, keep, S)
-    total = load_block_vector(states[2], source, S.ALL, features, keep, 0.0)
-    landmarks = load_block(states[0], landmark_place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
+    total = load_block_vector(states[1], source, S.ALL, features, keep, 0.0)
+    landmarks = load_block(states[2], landmark_place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
     reach = tl.dot(do, tl.trans(landmarks), input_precision=S.PRECISION)  # [C, E] @ [E, M]
     reach = (reach - weighted[:, None]) * total[None, :]
     if S.WITHIN:
@@ -223,13 +223,13 @@ def open_received(
     final, d_final, parts, log_weight, states, split, splits, segments, plane, batch_heads, head, features, keep,
     S: tl.constexpr,
 ):  # fmt: skip
-    """Return R [M, E], A and anchors [M] of what later splits, and the gradient of the state of all keys, ask."""
+    """Return anchors, A [M] and R [M, E] of what later splits, and the gradient of the state of all keys, ask."""
     asked = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     shift = tl.zeros([S.BLOCK_M], tl.float32)
-    anchor = load_block_vector(states[1], segments * batch_heads + plane, S.ALL, features, keep, NO_MAX)
+    anchor = load_block_vector(states[0], segments * batch_heads + plane, S.ALL, features, keep, NO_MAX)
     if d_final is not None:
-        final_value, final_log_normalizer = final
-        d_value, d_log_normalizer = d_final
+        final_log_normalizer, final_value = final
+        d_log_normalizer, d_value = d_final
         logarithm = load_block_vector(final_log_normalizer, plane, S.ALL, features, keep, float("-inf"))
         top = relative_maximum(logarithm, log_weight, head, features, keep)
         factor = tl.where(logarithm != float("-inf"), tl.exp2(tl.where(top > NO_MAX, anchor - top, 0.0)), 0.0)
@@ -238,7 +238,7 @@ def open_received(
         shift = load_block_vector(d_log_normalizer, plane, S.ALL, features, keep, 0.0) - tl.sum(asked * v, 1)
         asked, shift = asked * factor[:, None], shift * factor
     if parts is not None:
-        part_rows, part_shifts, part_anchors = parts
+        part_anchors, part_shifts, part_rows = parts
         for back in range(splits - 1 - split):
             place = (splits - 1 - back) * batch_heads + plane
             lower = load_block_vector(part_anchors, place, S.ALL, features, keep, NO_MAX)
@@ -247,14 +247,14 @@ def open_received(
             block = load_block(part_rows, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
             asked = asked * fall[:, None] + block
             shift = shift * fall + load_block_vector(part_shifts, place, S.ALL, features, keep, 0.0)
-    return asked, shift, anchor
+    return anchor, shift, asked
 
 
 @triton.jit
 def store_received(received, values, state, place, first, features, keep, S: tl.constexpr):
     """Write R, and A with what rounding R has taken from R . v of a typical v: V of the tile's first feature."""
-    rows, shifts = received
-    asked, shift = state
+    shifts, rows = received
+    shift, asked = state
     rounded = asked.to(rows.dtype.element_ty)
     one = tl.arange(0, 1)
     typical = load_block(values, place, S.ALL, first + one, one == 0, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)  # [1, E]
@@ -264,29 +264,30 @@ def store_received(received, values, state, place, first, features, keep, S: tl.
 
 
 @triton.jit
-def gather(x, logit_scale, anchor, bias, reference, inverse, weighted, do, asked, shift, S: tl.constexpr):
-    """Add queries with products x [M, N] to R [M, E] and A [M]."""
+def gather(x, logit_scale, anchor, bias, reference, inverse, weighted, do, shift, asked, S: tl.constexpr):
+    """Add queries with products x [M, N] to A [M] and R [M, E]."""
     logits = exponent_of(x, logit_scale, (anchor + bias)[:, None], S)
     alpha = attention_share(logits, reference[None, :], inverse[None, :]).to(S.OPERAND)  # [M, N]
     asked = tl.dot(alpha, do, asked, input_precision=S.PRECISION)  # [M, N] @ [N, E]
-    return asked, shift - tl.sum(alpha.to(tl.float32) * weighted[None, :], 1)  # rounded alike: v . R + A cancels
+    shift -= tl.sum(alpha.to(tl.float32) * weighted[None, :], 1)  # rounded alike: v . R + A cancels
+    return shift, asked
 
 
 @triton.jit
 def lower_received(state, states, place, features, keep, S: tl.constexpr):
-    """Return R, A and anchors relative to those of the segment before."""
-    asked, shift, anchor = state
-    lower = load_block_vector(states[1], place, S.ALL, features, keep, 0.0)
+    """Return anchors, A and R, relative to those of the segment before."""
+    anchor, shift, asked = state
+    lower = load_block_vector(states[0], place, S.ALL, features, keep, 0.0)
     fall = tl.exp2(tl.minimum(lower - anchor, 0.0))
-    return asked * fall[:, None], shift * fall, lower
+    return lower, shift * fall, asked * fall[:, None]
 
 
 @triton.jit
 def close_received(initial, d_initial, log_weight, state, plane, head, features, keep, S: tl.constexpr):
-    """Write the gradient (dV, dL) of the initial state."""
-    value, log_normalizer = initial
-    d_value, d_log_normalizer = d_initial
-    asked, shift, anchor = state
+    """Write the gradient (dL, dV) of the initial state."""
+    log_normalizer, value = initial
+    d_log_normalizer, d_value = d_initial
+    anchor, shift, asked = state
     logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf"))
     top = relative_maximum(logarithm, log_weight, head, features, keep)
     share = tl.where(top > NO_MAX, tl.exp2(tl.minimum(top - anchor, 0.0)), 0.0)
@@ -299,8 +300,8 @@ def close_received(initial, d_initial, log_weight, state, plane, head, features,
 @triton.jit
 def store_received_part(parts, state, place, features, keep, S: tl.constexpr):
     """Write what a split has gathered."""
-    part_rows, part_shifts, part_anchors = parts
-    asked, shift, anchor = state
+    part_anchors, part_shifts, part_rows = parts
+    anchor, shift, asked = state
     store_block(part_rows, place, S.ALL, features, keep, asked, S.VALUE_DIM, S.BLOCK_E)
     store_block_vector(part_shifts, place, S.ALL, features, keep, shift)
     store_block_vector(part_anchors, place, S.ALL, features, keep, anchor)
@@ -335,12 +336,12 @@ def _received_walk_kernel(
         bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
         neg_bias += load_vector(log_weight, head * 0, head, others, keep & S.ANTITHETIC, 0.0) * LOG2_E
     if received is None:
-        asked, shift, anchor = open_received(
+        anchor, shift, asked = open_received(
             final, None, None, log_weight, states, split, splits, segments, plane, batch_heads, head, features, keep, S
         )
-        neg_asked, neg_shift, neg_anchor = asked, shift, anchor
+        neg_anchor, neg_shift, neg_asked = anchor, shift, asked
     else:
-        asked, shift, anchor = open_received(
+        anchor, shift, asked = open_received(
             final,
             d_final,
             parts,
@@ -356,9 +357,9 @@ def _received_walk_kernel(
             keep,
             S,
         )
-        neg_asked, neg_shift, neg_anchor = asked, shift, anchor
+        neg_anchor, neg_shift, neg_asked = anchor, shift, asked
         if S.ANTITHETIC:
-            neg_asked, neg_shift, neg_anchor = open_received(
+            neg_anchor, neg_shift, neg_asked = open_received(
                 final,
                 d_final,
                 parts,
@@ -384,17 +385,17 @@ def _received_walk_kernel(
             if received is not None:
                 place = (segment + 1 + AHEAD) * batch_heads + plane
                 due = keep if S.WITHIN else keep_if(position > 0, keep)
-                store_received(received, states[0], (asked, shift), place, tile * S.BLOCK_M, features, due, S)
+                store_received(received, states[2], (shift, asked), place, tile * S.BLOCK_M, features, due, S)
                 if S.ANTITHETIC:
                     store_received(
-                        received, states[0], (neg_asked, neg_shift), place, tile * S.BLOCK_M + S.FEATURES, others,
+                        received, states[2], (neg_shift, neg_asked), place, tile * S.BLOCK_M + S.FEATURES, others,
                         due, S,
                     )  # fmt: skip
             place = (segment + AHEAD) * batch_heads + plane
-            asked, shift, anchor = lower_received((asked, shift, anchor), states, place, features, keep, S)
+            anchor, shift, asked = lower_received((anchor, shift, asked), states, place, features, keep, S)
             if S.ANTITHETIC:
-                neg_asked, neg_shift, neg_anchor = lower_received(
-                    (neg_asked, neg_shift, neg_anchor), states, place, others, keep, S
+                neg_anchor, neg_shift, neg_asked = lower_received(
+                    (neg_anchor, neg_shift, neg_asked), states, place, others, keep, S
                 )
         query_head = head * group + visit // tiles
         query_plane = plane * group + visit // tiles
@@ -406,12 +407,12 @@ def _received_walk_kernel(
         reference, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
         weighted = load_block_vector(delta, query_plane, token_count, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=S.PRECISION)  # [M, D] @ [D, N]
-        asked, shift = gather(x, logit_scale, anchor, bias, reference, inverse, weighted, do, asked, shift, S)
+        shift, asked = gather(x, logit_scale, anchor, bias, reference, inverse, weighted, do, shift, asked, S)
         if S.ANTITHETIC:
-            neg_asked, neg_shift = gather(
-                x, -logit_scale, neg_anchor, neg_bias, reference, inverse, weighted, do, neg_asked, neg_shift, S
+            neg_shift, neg_asked = gather(
+                x, -logit_scale, neg_anchor, neg_bias, reference, inverse, weighted, do, neg_shift, neg_asked, S
             )
-    state, neg_state = (asked, shift, anchor), (neg_asked, neg_shift, neg_anchor)
+    state, neg_state = (anchor, shift, asked), (neg_anchor, neg_shift, neg_asked)
     if received is None:
         place = split * batch_heads + plane
         store_received_part(parts, state, place, features, keep, S)
@@ -421,10 +422,10 @@ def _received_walk_kernel(
         if not S.WITHIN:
             place = (first + 1) * batch_heads + plane
             due = keep_if(last > first, keep)
-            store_received(received, states[0], (asked, shift), place, tile * S.BLOCK_M, features, due, S)
+            store_received(received, states[2], (shift, asked), place, tile * S.BLOCK_M, features, due, S)
             if S.ANTITHETIC:
                 store_received(
-                    received, states[0], (neg_asked, neg_shift), place, tile * S.BLOCK_M + S.FEATURES, others, due,
+                    received, states[2], (neg_shift, neg_asked), place, tile * S.BLOCK_M + S.FEATURES, others, due,
                     S,
                 )  # fmt: skip
         if d_initial is not None:
@@ -440,11 +441,11 @@ def key_gradient_features(
     received, place, takes, head, features, keep, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Return de [C, M] of the keys of a part, with dv [C, E] and T^T [C, C] added to; R and A stand at `place`."""
-    later_anchor = load_block_vector(states[1], place, S.ALL, features, keep, 0.0)
-    asked = load_block(received[0], place, S.ALL, features, keep & takes, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
+    later_anchor = load_block_vector(states[0], place, S.ALL, features, keep, 0.0)
+    asked = load_block(received[1], place, S.ALL, features, keep & takes, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
     anchor = later_anchor
     if D_KEY:
-        shift = load_block_vector(received[1], place, S.ALL, features, keep & takes, 0.0)
+        shift = load_block_vector(received[0], place, S.ALL, features, keep & takes, 0.0)
         reach = tl.dot(values, tl.trans(asked), input_precision=S.PRECISION) + shift[None, :]  # [C, E] @ [E, M]
     if S.WITHIN:
         reference, inverse = terms

@@ -63,14 +63,14 @@ def open_walk(initial, log_weight, parts, split, plane, batch_heads, head, featu
     total = tl.zeros([S.BLOCK_M], tl.float32)
     sums = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     if initial is not None:
-        value, log_normalizer = initial
+        log_normalizer, value = initial
         logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf"))
         top = relative_maximum(logarithm, log_weight, head, features, keep)
         total = tl.where(top == NO_MAX, 0.0, 1.0)
         average = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
         sums = tl.where((total == 0)[:, None], 0.0, average)
     if parts is not None:
-        part_sums, part_max, part_total = parts
+        part_max, part_total, part_sums = parts
         for earlier in range(split):
             place = earlier * batch_heads + plane
             part_top = load_block_vector(part_max, place, S.ALL, features, keep, NO_MAX)
@@ -97,7 +97,7 @@ def project_keys(key, mask, w, batch, head, rows, end, norm_scale, S: tl.constex
 @triton.jit
 def store_prefix(states, state, opening, place, features, keep, S: tl.constexpr):
     """Write V, z and M of the keys so far and return M; without any it is `opening`."""
-    value, anchors, totals = states
+    anchors, totals, value = states
     top, total, sums = state
     seen = total != 0  # or NaN, which stays
     anchor = tl.where(seen, tl.ceil(top + tl.log2(tl.where(seen, total, 1.0))), opening)
@@ -116,8 +116,8 @@ def exceeds(top, anchor, keep):
 
 @triton.jit
 def close_walk(final, log_weight, state, plane, head, features, keep, S: tl.constexpr):
-    """Write (V, L) of all keys."""
-    value, log_normalizer = final
+    """Write the state (L, V) of all keys."""
+    log_normalizer, value = final
     top, total, sums = state
     logarithm = top * LN_2 + tl.log(tl.where(total != 0, total, 1.0))
     if log_weight is not None:
@@ -130,7 +130,7 @@ def close_walk(final, log_weight, state, plane, head, features, keep, S: tl.cons
 @triton.jit
 def store_part(parts, state, place, features, keep, S: tl.constexpr):
     """Write the sums of a split."""
-    part_sums, part_max, part_total = parts
+    part_max, part_total, part_sums = parts
     top, total, sums = state
     store_block_vector(part_max, place, S.ALL, features, keep, top)
     store_block_vector(part_total, place, S.ALL, features, keep, total)
@@ -251,7 +251,7 @@ def raise_anchors(exponent, source, target, features, keep, low, end, local, tok
 
     An anchor is raised to the largest exponent of the step at `low`, if that exceeds its headroom.
     """
-    _, anchors, totals = states
+    anchors, totals, _ = states
     anchor = load_block_vector(anchors, source, S.ALL, features, keep, NO_MAX)
     total = load_block_vector(totals, source, S.ALL, features, keep, 0.0)
     in_step = (local >= low) & (local < low + tokens_per_step)
@@ -303,7 +303,7 @@ def visible_pairs(local, tokens_per_step):
 @triton.jit
 def query_logits(of_queries, logit_scale, log_weight, states, place, head, features, keep, S: tl.constexpr):
     """Return a + M [C, M] of queries with the anchors M [M] of a state; both are harmless for missing features."""
-    anchor = load_block_vector(states[1], place, S.ALL, features, keep, 0.0)
+    anchor = load_block_vector(states[0], place, S.ALL, features, keep, 0.0)
     bias = tl.where(keep, anchor, float("-inf"))
     if log_weight is not None:
         bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
@@ -322,8 +322,8 @@ def attend_features(
     row_sum, acc, scores, S: tl.constexpr,
 ):  # fmt: skip
     """Add features with logits [C, M], relative to the rows' `reference` [C], to den [C], o [C, E] and T [C, C]."""
-    total = load_block_vector(states[2], source, S.ALL, features, keep, 0.0)
-    landmarks = load_block(states[0], landmark_place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
+    total = load_block_vector(states[1], source, S.ALL, features, keep, 0.0)
+    landmarks = load_block(states[2], landmark_place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
     feature = tl.exp2(logits - reference[:, None])  # [C, M]
     weight = (feature * total[None, :]).to(S.OPERAND)
     row_sum += tl.sum(weight.to(tl.float32), 1)  # of the rounded weights, so that they sum to one

@@ -6,42 +6,48 @@ Dimension key: b batch, h key heads, g query heads per key head, t queries, s ke
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...dispatch.launch import launch_kernel
-from ..types import FeatureSpace, ParameterGradients
-from .full import (
+from ..types import (
+    AttendGradients,
+    AttendInputs,
+    AttendResults,
+    FavorState,
+    FeatureGradients,
+    FeatureSpace,
+    FullGradients,
+    FullInputs,
     FullResults,
+    SummarizeGradients,
+    SummarizeInputs,
+    SummarizeResults,
 )
+from .full import contiguous, keys_of, queries_of
 from .full_backward_kernels import (
     _landmark_gradient_kernel,
     _projection_gradient_kernel,
     _reduce_gradient_kernel,
     _token_gradient_kernel,
 )
-from .problem import (
-    Launch,
-    ceil_div,
-    landmark_spec,
-    launch_of,
-    logit_scales,
-    operand_dtype,
-    spec_of,
-    split_tokens,
-)
+from .problem import Launch, Problem, ceil_div, landmark_spec, operand_dtype, split_tokens
 from .tiles import Rows, mask_of, rows_of
 
 
-class Hop(NamedTuple):
-    """One softmax between tokens and landmarks, as the backward kernels see it (favor_backward_kernels.py).
+@dataclass(frozen=True)
+class Hop:
+    """One softmax between tokens and landmarks, as the kernels see it (full_backward_kernels.py).
 
-    Of the queries: L, V as landmark rows, o, the statistics, and room for do . o. Of the keys: the maximum of each
-    landmark, dV / z as landmark rows, and the landmark shifts. All but o is contiguous.
+    Of the queries: do as token rows, V as landmark rows, L, o, the statistics, and room for do . o. Of the keys: v as
+    token rows, dV / z as landmark rows, the maximum of each landmark, and the landmark shifts. What stands by landmark
+    or by statistics is contiguous.
     """
 
+    problem: Problem
+    token_rows: Tensor
     landmark_rows: Tensor
     log_normalizer: Tensor | None = None
     output: Tensor | None = None
@@ -51,196 +57,149 @@ class Hop(NamedTuple):
     shifts: Tensor | None = None
 
     @classmethod
-    def of_queries(cls, state: tuple[Tensor, Tensor], output: Tensor, statistics: Tensor) -> Hop:
-        log_normalizer, state_value = state
-        delta = statistics.new_empty(*statistics.shape[1:])
-        return cls(state_value, log_normalizer, output, statistics, delta)
+    def of_queries(cls, problem: Problem, d_output: Tensor, state: FavorState, results: AttendResults) -> Hop:
+        statistics = results.statistics.contiguous()
+        delta = statistics.new_empty(statistics.shape[1:])
+        return cls(problem, d_output, state.value, state.log_normalizer, results.output, statistics, delta)
 
     @classmethod
-    def of_keys(cls, state_value: Tensor, row_max: Tensor, operand: torch.dtype) -> Hop:
-        rows = torch.empty_like(state_value, dtype=operand, memory_format=torch.contiguous_format)
-        return cls(rows, row_max=row_max, shifts=torch.empty_like(row_max))
+    def of_keys(cls, problem: Problem, value: Tensor, state_value: Tensor, row_max: Tensor) -> Hop:
+        rows = torch.empty_like(state_value, dtype=operand_dtype(value.dtype), memory_format=torch.contiguous_format)
+        return cls(problem, value, rows, row_max=row_max, shifts=torch.empty_like(row_max))
 
 
-class FullGradients(NamedTuple):
-    """Gradients of `full_attention_triton`."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    parameters: ParameterGradients
-
-
-def full_attention_backward_triton(
-    d_output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    space: FeatureSpace,
-    impl: str,
-    results: tuple[Tensor, ...],
-    parameter_gradients: bool,
+def full_backward_triton(
+    d_output: Tensor, inputs: FullInputs, results: FullResults, parameter_gradients: bool
 ) -> FullGradients:
-    """Differentiate `full_attention_triton`, whose results are given."""
-    forward = FullResults(results[0], *(x.contiguous() for x in results[1:]))
-    operands = space if forward.projection.numel() == 0 else space._replace(projection=forward.projection)
-    log_normalizer, row_max, row_sum = forward.normalizers.unbind()
-    queries = Hop.of_queries((log_normalizer, forward.state_value), forward.output, forward.statistics)
-    d_query, received = _query_side(d_output, query, queries, operands, impl)
-    keys = Hop.of_keys(forward.state_value, row_max, operand_dtype(key.dtype))
-    d_log_normalizer = torch.empty_like(log_normalizer) if parameter_gradients else None
-    _reduce_gradient(received, None, forward.state_value, (None, d_log_normalizer), (keys, row_sum))
-    d_key, d_value = _key_side(key, value, mask, keys, operands, impl)
+    """Differentiate `full_triton`."""
+    output, statistics, state, row_max, row_sum, projection = results
+    state, row_max, row_sum = contiguous(state), row_max.contiguous(), row_sum.contiguous()
+    queries, keys = (x.reading(projection.contiguous()) for x in (queries_of(inputs), keys_of(inputs)))
+    from_queries = Hop.of_queries(queries, d_output, state, AttendResults(output, statistics))
+    to_keys = Hop.of_keys(keys, inputs.value, state.value, row_max)
+    d_query, received = _query_side(from_queries)
+    d_log_normalizer = torch.empty_like(row_max) if parameter_gradients else None
+    _reduce_gradient(received, state.value, (d_log_normalizer, None), (to_keys, row_sum))
+    d_key, d_value = _key_side(to_keys)
     if d_log_normalizer is None:
-        return FullGradients(d_query, d_key, d_value, no_parameters(row_max))
-    parts = projection_gradient(query, d_output, None, queries, space, impl)
-    parts += projection_gradient(key, value, mask, keys, space, impl)
-    return FullGradients(d_query, d_key, d_value, to_parameters(parts, d_log_normalizer, space))
+        return FullGradients(d_query, d_key, d_value, None)
+    parts = projection_gradient(from_queries, inputs.space) + projection_gradient(to_keys, inputs.space)
+    return FullGradients(d_query, d_key, d_value, to_parameters(parts, d_log_normalizer, inputs.space))
 
 
 def summarize_backward_triton(
-    d_state: tuple[Tensor, Tensor],
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    space: FeatureSpace,
-    impl: str,
-    results: tuple[Tensor, Tensor, Tensor],
-    parameter_gradients: bool,
-) -> tuple[Tensor, Tensor, ParameterGradients]:
-    """Return (d_key, d_value, parameter gradients) from the gradient of the state; `results` is (V, max, sum)."""
-    d_log_normalizer, d_state_value = (x.contiguous() for x in d_state)
-    state_value, row_max, row_sum = (x.contiguous() for x in results)
-    keys = Hop.of_keys(state_value, row_max, operand_dtype(key.dtype))
-    _reduce_gradient((d_state_value, None), d_log_normalizer, state_value, (None, None), (keys, row_sum))
-    d_key, d_value = _key_side(key, value, mask, keys, space, impl)
+    d_state: FavorState, inputs: SummarizeInputs, results: SummarizeResults, parameter_gradients: bool
+) -> SummarizeGradients:
+    """Differentiate `summarize_triton`."""
+    d_state, state = contiguous(d_state), contiguous(results.state)
+    hop = Hop.of_keys(keys_of(inputs), inputs.value, state.value, results.row_max.contiguous())
+    _reduce_gradient(d_state, state.value, (None, None), (hop, results.row_sum.contiguous()), is_reduced=True)
+    d_key, d_value = _key_side(hop)
     if not parameter_gradients:
-        return d_key, d_value, no_parameters(row_max)
-    parts = projection_gradient(key, value, mask, keys, space, impl)
-    return d_key, d_value, to_parameters(parts, d_log_normalizer, space)
+        return SummarizeGradients(d_key, d_value, None)
+    features = to_parameters(projection_gradient(hop, inputs.space), d_state.log_normalizer, inputs.space)
+    return SummarizeGradients(d_key, d_value, features)
 
 
 def attend_backward_triton(
-    d_output: Tensor,
-    query: Tensor,
-    state: tuple[Tensor, Tensor],
-    space: FeatureSpace,
-    impl: str,
-    results: tuple[Tensor, Tensor],
-    parameter_gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, ParameterGradients]:
-    """Return (d_query, d_log_normalizer, d_state_value, parameter gradients); `results` are those of the forward."""
-    log_normalizer, state_value = (x.contiguous() for x in state)
-    output, statistics = results
-    queries = Hop.of_queries((log_normalizer, state_value), output, statistics.contiguous())
-    d_query, received = _query_side(d_output, query, queries, space, impl)
-    d_log_normalizer, d_state_value = torch.empty_like(log_normalizer), torch.empty_like(state_value)
-    _reduce_gradient(received, None, state_value, (d_state_value, d_log_normalizer), None)
-    parameters = no_parameters(d_log_normalizer)
+    d_output: Tensor, inputs: AttendInputs, results: AttendResults, parameter_gradients: bool
+) -> AttendGradients:
+    """Differentiate `attend_triton`."""
+    query, state, space, impl = inputs
+    state = contiguous(state)
+    queries = Problem.of(query, None, space, impl, state.value.shape[1], state.value.shape[-1])
+    hop = Hop.of_queries(queries, d_output, state, results)
+    d_query, received = _query_side(hop)
+    d_state = FavorState(*(torch.empty_like(x) for x in state))
+    _reduce_gradient(received, state.value, d_state, None)
+    features = None
     if parameter_gradients:
-        parts = projection_gradient(query, d_output, None, queries, space, impl)
-        parameters = to_parameters(parts, d_log_normalizer, space._replace(log_weight=None))
-    return d_query, d_log_normalizer, d_state_value, parameters
+        parts = projection_gradient(hop, space)
+        features = to_parameters(parts, d_state.log_normalizer, space._replace(log_weight=None))
+    return AttendGradients(d_query, d_state, features)
 
 
-def _query_side(
-    d_output: Tensor, query: Tensor, hop: Hop, space: FeatureSpace, impl: str
-) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-    """Return dq, and the partial sums R (splits b, h, m, e) and E (splits b, h, m)."""
-    d_query = torch.empty_like(query)
-    token_gradient(query, d_output, None, hop, space, impl, d_query, None)
-    return d_query, landmark_gradient(query, d_output, hop, space, impl)
+def _query_side(hop: Hop) -> tuple[Tensor, FavorState]:
+    """Return dq, and the partial sums (E (splits b, h, m), R (splits b, h, m, e))."""
+    d_query = torch.empty_like(hop.problem.tokens)
+    token_gradient(hop, d_query, None)
+    return d_query, landmark_gradient(hop)
 
 
-def landmark_gradient(
-    query: Tensor, d_output: Tensor, hop: Hop, space: FeatureSpace, impl: str
-) -> tuple[Tensor, Tensor]:
-    """Return the partial sums R (splits b, h, m, e) and E (splits b, h, m)."""
-    b, heads, t, _ = query.shape
-    h, m, e = hop.landmark_rows.shape[1:]
-    launch = launch_of("landmark_gradient", spec_of(space, query, m, e, impl), t, query.device)
-    splits, each = _split_heads(t, launch, b * h, heads // h, query.device)
-    received = query.new_empty(splits * b, h, m, e, dtype=torch.float32)
-    received_weighted = query.new_empty(splits * b, h, m, dtype=torch.float32)
+def _key_side(hop: Hop) -> tuple[Tensor, Tensor]:
+    """Return dk and dv."""
+    d_key, d_value = torch.empty_like(hop.problem.tokens), torch.empty_like(hop.token_rows)
+    token_gradient(hop, d_key, d_value)
+    return d_key, d_value
+
+
+def landmark_gradient(hop: Hop) -> FavorState:
+    """Return the partial sums (E (splits b, h, m), R (splits b, h, m, e))."""
+    queries = hop.problem
+    b, h, m, e = hop.landmark_rows.shape
+    launch = queries.launch("landmark_gradient")
+    splits, each = _split_heads(queries, launch)
+    received = queries.empty(torch.float32, splits * b, h, m, e)
+    received_weighted = queries.empty(torch.float32, splits * b, h, m)
     if received.numel():
         launch_kernel(
             _landmark_gradient_kernel,
             b * h * splits * launch.tiles,
-            rows_of(query),
-            rows_of(d_output),
+            rows_of(queries.tokens),
+            rows_of(hop.token_rows),
             hop.statistics,
             hop.delta,
-            rows_of(space.projection),
+            rows_of(queries.space.projection),
             hop.log_normalizer,
-            received,
             received_weighted,
+            received,
             b * h,
-            t,
+            queries.length,
             each,
             splits,
             h,
-            heads // h,
-            logit_scales(space)[0],
+            queries.group,
+            queries.scales[0],
             BLOCK_N=launch.tokens,
             **launch.options,
         )
-    return received, received_weighted
+    return FavorState(received_weighted, received)
 
 
-def _split_heads(tokens: int, launch: Launch, batch_heads: int, group: int, device: torch.device) -> tuple[int, int]:
-    """Return (splits, token tiles of each) for the tokens of `group` heads that share a state."""
-    tiles = ceil_div(tokens, launch.tokens) * group
-    return split_tokens(tiles, launch.tokens, max(1, batch_heads * launch.tiles), device)
+def _split_heads(problem: Problem, launch: Launch) -> tuple[int, int]:
+    """Return (splits, token tiles of each) of the tiles of a key head, those of its query heads one after another."""
+    tiles = ceil_div(problem.length, launch.tokens) * problem.group
+    programs = max(1, problem.batch_heads * launch.tiles)
+    return split_tokens(tiles, launch.tokens, programs, problem.tokens.device)
 
 
-def _key_side(
-    key: Tensor, value: Tensor, mask: Tensor | None, hop: Hop, space: FeatureSpace, impl: str
-) -> tuple[Tensor, Tensor]:
-    d_key, d_value = torch.empty_like(key), torch.empty_like(value)
-    token_gradient(key, value, mask, hop, space, impl, d_key, d_value)
-    return d_key, d_value
-
-
-def token_gradient(
-    tokens: Tensor,
-    token_rows: Tensor,
-    mask: Tensor | None,
-    hop: Hop,
-    space: FeatureSpace,
-    impl: str,
-    d_tokens: Tensor,
-    d_token_rows: Tensor | None,
-) -> None:
+def token_gradient(hop: Hop, d_tokens: Tensor, d_token_rows: Tensor | None) -> None:
     """Write the gradients of queries, or of keys and values (`d_token_rows`)."""
-    b, heads, n, _ = tokens.shape
-    h, m, e = hop.landmark_rows.shape[1:]
-    if b * heads * n == 0:
+    problem, is_key_side = hop.problem, d_token_rows is not None
+    if problem.token_planes * problem.length == 0:
         return
-    is_key_side = d_token_rows is not None
-    kernel = "key_gradient" if is_key_side else "query_gradient"
-    launch = launch_of(kernel, spec_of(space, tokens, m, e, impl), n, tokens.device)
+    launch = problem.launch("key_gradient" if is_key_side else "query_gradient")
     launch_kernel(
         _token_gradient_kernel,
-        b * heads * ceil_div(n, launch.tokens),
-        rows_of(tokens),
-        rows_of(token_rows),
-        mask_of(mask),
+        problem.token_planes * ceil_div(problem.length, launch.tokens),
+        rows_of(problem.tokens),
+        rows_of(hop.token_rows),
+        mask_of(problem.mask),
         _rows(hop.output),
         hop.statistics,
-        rows_of(space.projection),
-        hop.landmark_rows,
+        rows_of(problem.space.projection),
         hop.log_normalizer,
+        hop.landmark_rows,
         hop.row_max,
         hop.shifts,
         rows_of(d_tokens),
         _rows(d_token_rows),
         hop.delta,
-        n,
-        heads,
-        heads // h,
-        *logit_scales(space),
-        math.sqrt(space.scale),
+        problem.length,
+        problem.heads,
+        problem.group,
+        *problem.scales,
+        problem.chain,
         KEYS=is_key_side,
         BLOCK_N=launch.tokens,
         **launch.options,
@@ -248,13 +207,16 @@ def token_gradient(
 
 
 def _reduce_gradient(
-    received: tuple[Tensor, Tensor | None],
-    d_log_normalizer: Tensor | None,
+    received: FavorState,
     state_value: Tensor,
     d_state: tuple[Tensor | None, Tensor | None],
     keys: tuple[Hop, Tensor] | None,
+    is_reduced: bool = False,
 ) -> None:
-    """Sum R and E over splits (or take dL as given) into d_state = (dV, dL), and fill the hop of the keys, given z."""
+    """Sum E and R over splits into d_state = (dL, dV), and fill the hop of the keys, given z.
+
+    What is reduced already is (dL, dV) itself.
+    """
     b, h, m, e = state_value.shape
     if b * h == 0:
         return
@@ -264,50 +226,48 @@ def _reduce_gradient(
         _reduce_gradient_kernel,
         b * h * tiles,
         *received,
-        d_log_normalizer,
         state_value,
         row_sum,
         *d_state,
-        None if hop is None else hop.landmark_rows,
         None if hop is None else hop.shifts,
+        None if hop is None else hop.landmark_rows,
         b * h,
-        received[0].shape[0] // b,
+        received.value.shape[0] // b,
+        IS_REDUCED=is_reduced,
         S=spec,
     )
 
 
-def projection_gradient(
-    tokens: Tensor, token_rows: Tensor, mask: Tensor | None, hop: Hop, space: FeatureSpace, impl: str
-) -> Tensor:
-    """Return sum_n d_nr x_n, (b, h, m, d), float32; features that are learnt are not paired."""
-    b, heads, n, d = tokens.shape
-    h, m, e = hop.landmark_rows.shape[1:]
-    spec = spec_of(space._replace(paired=False), tokens, m, e, impl)
-    launch = launch_of("projection_gradient", spec, n, tokens.device)
-    splits, each = _split_heads(n, launch, b * h, heads // h, tokens.device)
-    parts = tokens.new_empty(splits * b, h, m, d, dtype=torch.float32)
+def projection_gradient(hop: Hop, space: FeatureSpace) -> Tensor:
+    """Return sum_n d_nr x_n, (b, h, m, d), float32, of the learnt features of `space`, which are not paired."""
+    b, h, m, _ = hop.landmark_rows.shape
+    spec = hop.problem.spec._replace(FEATURES=m, ANTITHETIC=False)
+    problem = hop.problem._replace(space=space, spec=spec)
+    launch = problem.launch("projection_gradient")
+    splits, each = _split_heads(problem, launch)
+    parts = problem.empty(torch.float32, splits * b, h, m, problem.tokens.shape[-1])
     if parts.numel():
         launch_kernel(
             _projection_gradient_kernel,
             b * h * splits * launch.tiles,
-            rows_of(tokens),
-            rows_of(token_rows),
-            mask_of(mask),
+            rows_of(problem.tokens),
+            rows_of(hop.token_rows),
+            mask_of(problem.mask),
             hop.statistics,
             hop.delta,
             rows_of(space.projection),
-            hop.landmark_rows,
             hop.log_normalizer,
+            hop.landmark_rows,
             hop.row_max,
             hop.shifts,
             parts,
             b * h,
-            n,
+            problem.length,
             each,
             splits,
             h,
-            heads // h,
-            *logit_scales(space),
+            problem.group,
+            *problem.scales,
             KEYS=hop.row_max is not None,
             BLOCK_N=launch.tokens,
             **launch.options,
@@ -315,18 +275,14 @@ def projection_gradient(
     return parts.unflatten(0, (splits, b)).sum(0)
 
 
-def to_parameters(parts: Tensor, d_log_normalizer: Tensor, space: FeatureSpace) -> ParameterGradients:
+def to_parameters(parts: Tensor, d_log_normalizer: Tensor, space: FeatureSpace) -> FeatureGradients:
     """Sum over the batch, and over heads that share a parameter; the log-weight enters L as it is."""
     projection = parts.sum(0 if space.projection.ndim == 3 else (0, 1)).mul_(math.sqrt(space.scale))
     projection = projection.to(space.projection.dtype)
     if space.log_weight is None:
-        return ParameterGradients(projection, parts.new_empty(0))
+        return FeatureGradients(projection, None)
     log_weight = d_log_normalizer.sum(0 if space.log_weight.ndim == 2 else (0, 1))
-    return ParameterGradients(projection, log_weight.to(space.log_weight.dtype))
-
-
-def no_parameters(like: Tensor) -> ParameterGradients:
-    return ParameterGradients(like.new_empty(0), like.new_empty(0))
+    return FeatureGradients(projection, log_weight.to(space.log_weight.dtype))
 
 
 def _rows(x: Tensor | None) -> Rows | None:

@@ -122,7 +122,7 @@ def landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep
 
 @triton.jit(do_not_specialize=["token_count"])
 def _token_gradient_kernel(
-    tokens, token_rows, mask, output, statistics, projection, landmark_rows, log_normalizer, row_max, shifts, d_tokens,
+    tokens, token_rows, mask, output, statistics, projection, log_normalizer, landmark_rows, row_max, shifts, d_tokens,
     d_token_rows, delta, token_count, token_heads, group, logit_scale, norm_scale, chain, KEYS: tl.constexpr,
     BLOCK_N: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
@@ -189,7 +189,7 @@ def _token_gradient_kernel(
 
 @triton.jit(do_not_specialize=["batch_heads", "query_count", "split_length", "splits"])
 def _landmark_gradient_kernel(
-    query, d_output, statistics, delta, projection, log_normalizer, received, received_weighted, batch_heads,
+    query, d_output, statistics, delta, projection, log_normalizer, received_weighted, received, batch_heads,
     query_count, split_length, splits, heads, group, logit_scale, BLOCK_N: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own M features and a split of the query tiles of a key head: R_r and E_r, each split's behind the last one's."""
@@ -239,12 +239,12 @@ def _landmark_gradient_kernel(
 
 @triton.jit(do_not_specialize=["splits", "batch_heads"])
 def _reduce_gradient_kernel(
-    received, received_weighted, d_log_normalizer, state_value, row_sum, d_state_value, d_log_result, landmark_rows,
-    shifts, batch_heads, splits, S: tl.constexpr,
+    received_weighted, received, state_value, row_sum, d_log_normalizer, d_state_value, shifts, landmark_rows,
+    batch_heads, splits, IS_REDUCED: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """Sum the splits in order into dV and dL (or take dL as given), and write what hop 1 needs: G and A.
+    """Sum the splits in order into dL and dV (unless they are dL and dV), and write what hop 1 needs: A and G.
 
-    Any of the results may be None: dV and dL are those of the state, G and A are operands of the key gradient.
+    Any of the results may be None: dL and dV are those of the state, A and G are operands of the key gradient.
     """
     index = tl.program_id(0)
     tile, plane = index % S.TILES, index // S.TILES
@@ -254,16 +254,16 @@ def _reduce_gradient_kernel(
     for split in range(splits):
         rows_sum += load_block(received, split * batch_heads + plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
     v = load_block(state_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)
-    if d_log_normalizer is not None:
-        d_log = load_block_vector(d_log_normalizer, plane, S.ALL, features, keep, 0.0)
+    if IS_REDUCED:
+        d_log = load_block_vector(received_weighted, plane, S.ALL, features, keep, 0.0)
     else:
         d_log = tl.sum(rows_sum * v, 1)
         for split in range(splits):
             d_log -= load_block_vector(received_weighted, split * batch_heads + plane, S.ALL, features, keep, 0.0)
     if d_state_value is not None:
         store_block(d_state_value, plane, S.ALL, features, keep, rows_sum, S.VALUE_DIM, S.BLOCK_E)
-    if d_log_result is not None:
-        store_block_vector(d_log_result, plane, S.ALL, features, keep, d_log)
+    if d_log_normalizer is not None:
+        store_block_vector(d_log_normalizer, plane, S.ALL, features, keep, d_log)
     if landmark_rows is not None:
         total = load_block_vector(row_sum, plane, S.ALL, features, keep, 1.0)
         total = tl.where(total == 0, 1.0, total)
@@ -275,7 +275,7 @@ def _reduce_gradient_kernel(
 
 @triton.jit(do_not_specialize=["batch_heads", "token_count", "split_length", "splits"])
 def _projection_gradient_kernel(
-    tokens, token_rows, mask, statistics, delta, projection, landmark_rows, log_normalizer, row_max, shifts,
+    tokens, token_rows, mask, statistics, delta, projection, log_normalizer, landmark_rows, row_max, shifts,
     d_projection, batch_heads, token_count, split_length, splits, heads, group, logit_scale, norm_scale,
     KEYS: tl.constexpr, BLOCK_N: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""GPU kernels of FAVOR attention, forward: the two softmax hops of `favor_definition.py` in flash-attention form.
+"""GPU kernels of FAVOR attention, forward: the two softmax hops of `definition.py` in flash-attention form.
 
 Dimension key: b batch, h key heads, t queries, s keys, d head dim, e value dim, m features;
 tiles [T] queries, [S] keys, [M] features, [D] and [E] padded head and value dims.
@@ -60,12 +60,12 @@ def relative_maximum(log_normalizer, log_weight, head, features, keep):
 
 @triton.jit
 def open_state(initial, log_weight, plane, head, features, keep, S: tl.constexpr):
-    """Return maximum, sum [M] and average [M, E] of the initial state (V, L), or of no keys where it is None."""
+    """Return maximum, sum [M] and average [M, E] of the initial state (L, V), or of no keys where it is None."""
     if initial is None:
         top = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
         return top, tl.zeros([S.BLOCK_M], tl.float32), tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     else:
-        value, log_normalizer = initial
+        log_normalizer, value = initial
         logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")).to(tl.float32)
         top = relative_maximum(logarithm, log_weight, head, features, keep)
         total = tl.where(top == NO_MAX, 0.0, 1.0)
@@ -121,8 +121,8 @@ def inverse_of(total):
 
 @triton.jit
 def store_state(state, log_weight, top, total, average, place, head, features, keep, S: tl.constexpr):
-    """Write V and L of M features, with the maximum and sum of their softmax."""
-    state_value, log_normalizer, row_max, row_sum = state
+    """Write L and V of M features, with the maximum and sum of their softmax."""
+    log_normalizer, state_value, row_max, row_sum = state
     average = average * inverse_of(total)[:, None]
     store_block(state_value, place, S.ALL, features, keep, average, S.VALUE_DIM, S.BLOCK_E)
     store_block_vector(row_max, place, S.ALL, features, keep, top)
@@ -167,7 +167,7 @@ def _merge_splits_kernel(parts, log_weight, state, batch_heads, splits, heads, S
     tile, plane = index % S.TILES, index // S.TILES
     features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
     keep = features < S.ALL
-    part_value, _, part_max, part_sum = parts
+    _, part_value, part_max, part_sum = parts
     top = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
     for split in range(splits):
         place = split * batch_heads + plane
@@ -207,13 +207,14 @@ def store_statistics(statistics, query_planes, query_plane, query_count, rows, e
 
 @triton.jit(do_not_specialize=["query_count"])
 def _attend_kernel(
-    query, projection, log_normalizer, state_value, output, statistics, query_count, query_heads, group, logit_scale,
+    query, projection, state, output, statistics, query_count, query_heads, group, logit_scale,
     BLOCK_T: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own a tile of queries of one query head; what the backward needs of its softmax goes to `statistics`."""
     rows, exists, query_plane = tile_of(tl.program_id(0), query_count, BLOCK_T)
     query_head, batch = query_plane % query_heads, query_plane // query_heads
     head, plane = query_head // group, query_plane // group
+    log_normalizer, state_value = state
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
     shift = common_shift(log_normalizer, plane, S)
     top = tl.full([BLOCK_T], NO_MAX, tl.float32)

@@ -16,7 +16,7 @@ from triton.runtime import JITFunction, driver
 
 from ..feature_maps import FEATURE_MAPS
 from ..types import FeatureSpace
-from .tiles import Spec, load_tile
+from .tiles import Spec, Vectors, load_tile, vectors_of
 from .tuning import launch_config
 
 INTERPRETED = not isinstance(load_tile, JITFunction)
@@ -60,17 +60,6 @@ def _spec(m: int, d: int, e: int, feature_map: str, paired: bool, dtype: torch.d
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which softmax weights and state enter a product: never float16."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-
-
-def spec_of(space: FeatureSpace, like: Tensor, m: int, value_dim: int, impl: str) -> Spec:
-    """Return the compile-time values of kernels that read `like` (b, h, n, d) and rows of `value_dim`."""
-    return _spec(m, like.shape[-1], value_dim, space.feature_map, space.paired, like.dtype, impl)
-
-
-def logit_scales(space: FeatureSpace) -> tuple[float, float]:
-    """Return what w . x and |x|^2 are multiplied with: the scale, and log2(e) for the exponential map."""
-    base = math.log2(math.e) if space.feature_map == "exponential" else 1.0
-    return math.sqrt(space.scale) * base, 0.5 * space.scale * base
 
 
 @lru_cache(maxsize=16)
@@ -130,6 +119,73 @@ def landmark_spec(m: int, e: int) -> tuple[int, Any]:
     block = min(16, next_power_of_two(m))
     spec = Spec(m, m, 0, e, "", False, False, 0, next_power_of_two(e), tl.float32, "", block, ceil_div(m, block))
     return spec.TILES, compile_time(spec)
+
+
+class Problem(NamedTuple):
+    """Tokens (b, heads, n, d) that meet the landmarks of `key_heads` heads, and what launches over them share."""
+
+    tokens: Tensor
+    mask: Tensor | None
+    space: FeatureSpace
+    spec: Spec
+    key_heads: int
+
+    @classmethod
+    def of(
+        cls, tokens: Tensor, mask: Tensor | None, space: FeatureSpace, impl: str, key_heads: int, value_dim: int
+    ) -> Problem:
+        num_features = space.projection.shape[-2]
+        values = num_features, tokens.shape[-1], value_dim, space.feature_map, space.paired, tokens.dtype, impl
+        return cls(tokens, mask, space, _spec(*values), key_heads)
+
+    @property
+    def heads(self) -> int:
+        return self.tokens.shape[1]
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[2]
+
+    @property
+    def group(self) -> int:
+        """Heads of tokens for each key head."""
+        return self.tokens.shape[1] // self.key_heads
+
+    @property
+    def batch_heads(self) -> int:
+        """Batches and key heads."""
+        return self.tokens.shape[0] * self.key_heads
+
+    @property
+    def token_planes(self) -> int:
+        """Batches and heads of tokens."""
+        return self.tokens.shape[0] * self.tokens.shape[1]
+
+    @property
+    def chain(self) -> float:
+        """What d(w . x) is multiplied with for d x."""
+        return math.sqrt(self.space.scale)
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """What w . x and |x|^2 are multiplied with: the scale, and log2(e) for the exponential map."""
+        base = math.log2(math.e) if self.space.feature_map == "exponential" else 1.0
+        return self.chain * base, 0.5 * self.space.scale * base
+
+    @property
+    def log_weight(self) -> Vectors | None:
+        return None if self.space.log_weight is None else vectors_of(self.space.log_weight)
+
+    def reading(self, projection: Tensor) -> Problem:
+        """Return the same with a copy of the projection, of paired features the first half, unless that is empty."""
+        return self if projection.numel() == 0 else self._replace(space=self.space._replace(projection=projection))
+
+    def launch(self, kernel: str) -> Launch:
+        """Return how to launch a kernel over the tokens: its tabled configuration, no larger than the problem."""
+        return launch_of(kernel, self.spec, self.length, self.tokens.device)
+
+    def empty(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        return self.tokens.new_empty(shape, dtype=dtype)
 
 
 def split_tokens(token_tiles: int, tile_length: int, programs: int, device: torch.device) -> tuple[int, int]:
