@@ -26,7 +26,7 @@ CASES = [
     "causal, grouped queries",
     "steps",
     "long steps",
-    "stretches",
+    "chunks",
     "mixture of averages",
     "masked average",
 ]
@@ -56,6 +56,19 @@ def test_another_length_is_no_other_kind(recorded: dict[str, list[Any]]):
     first, other = recorded["looks"]
     assert first > 1
     assert other == 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "most"),
+    [("heads first", 1), ("tokens first", 1), ("padded", 2), ("causal", 1), ("odd head dim", 3), ("decomposition", 3)],
+)
+def test_lengths_share_the_binaries_of_a_kernel(recorded: dict[str, list[Any]], layout: str, most: int):
+    """Nobody waits for a compilation at every new length: what counts is whether 16 divides the strides.
+
+    Those of batches and heads are divided together or not at all, but for widths that 16 does not divide.
+    """
+    (counts,) = recorded[f"binaries, {layout}"]
+    assert {kernel for kernel, (one, at_all) in counts.items() if at_all > most * one} == set(), counts
 
 
 def test_arguments_that_triton_compiles_differently_for_are_of_different_kinds():

@@ -3,13 +3,15 @@
 Run by test_launch.py, in a process whose kernels are compiled: it prints a line of JSON for each case, [name, launches,
 launches of a second call on other tensors, and of a third for which nothing was known]. A launch is [kernel, its
 binary, grid, arguments]. Addresses are written as the input they point into, with the offset, and others by the order
-they appear in. The last line is ["looks", of a call, of a call of another length], the launches Triton looked at.
+they appear in. Then come ["looks", of a call, of a call of another length], the launches Triton looked at, and a line
+["binaries, LAYOUT", {kernel: [binaries of one length, binaries of five lengths]}] for each layout.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,12 +79,16 @@ def learnt(query: Tensor, key: Tensor, value: Tensor, projection: Tensor, **opti
     return favor_attention(query, key, value, projection, **options)
 
 
+def wide(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    return favor_attention(query, key, value, draw_features(32, 20), **options)
+
+
 def two_hops(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     return attend(query, summarize(key, value, FEATURES, **options), FEATURES, **options)
 
 
 def streamed(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[Tensor, ...]:
-    """Two stretches: the second opens with the state of the first."""
+    """Two chunks: the second opens with the state of the first."""
     half = query.shape[2] // 2
     first, state = stream_attention(query[:, :, :half], key[:, :, :half], value[:, :, :half], None, FEATURES, **options)
     second, state = stream_attention(
@@ -121,7 +127,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = {
     "causal, grouped queries": (differentiated(attention, is_causal=True), lambda: qkv(200, heads=4)),
     "steps": (differentiated(attention, is_causal=True, tokens_per_step=6), lambda: qkv(300)),
     "long steps": (differentiated(attention, is_causal=True, tokens_per_step=150), lambda: qkv(600)),
-    "stretches": (differentiated(streamed), lambda: qkv(600)),
+    "chunks": (differentiated(streamed), lambda: qkv(600)),
     "mixture of averages": (differentiated(mixture), lambda: [*series(), tokens(2, 40, 3, 2, dtype=torch.float32)]),
     "masked average": (differentiated(masked_average), series),
 }
@@ -164,6 +170,31 @@ def described(argument: Any, inputs: list[Tensor], seen: dict[int, int]) -> Any:
     return f"memory {seen.setdefault(address, len(seen))}"
 
 
+LENGTHS = 1000, 1001, 1008, 1024, 1030
+LAYOUTS: dict[str, Callable[[int], object]] = {
+    "heads first": lambda n: differentiated(attention)(*qkv(n)),
+    "tokens first": lambda n: differentiated(attention)(*(tokens(2, n, 2, 16).transpose(1, 2) for _ in range(3))),
+    "padded": lambda n: differentiated(attention)(*qkv(n), torch.zeros(2, n, dtype=torch.bool)),
+    "odd head dim": lambda n: differentiated(wide)(*(tokens(2, 2, n, 20) for _ in range(3))),
+    "causal": lambda n: differentiated(attention, is_causal=True)(*qkv(n)),
+    "decomposition": lambda n: differentiated(mixture)(
+        tokens(2, n, 3, dtype=torch.float32), torch.zeros(2, n, 3) == 0, tokens(2, n, 3, 2, dtype=torch.float32)
+    ),
+}
+
+
+def binaries(call: Callable[[int], object]) -> dict[str, list[int]]:
+    """Return how many binaries of each kernel run at the first of the lengths, and at all of them."""
+    counts: dict[str, list[int]] = {}
+    launch_module._binaries.clear()
+    for length in LENGTHS:
+        call(length)
+        known = {(signature[0].__name__, id(binary)) for signature, (binary, _) in launch_module._binaries.items()}
+        for kernel, found in Counter(kernel for kernel, _ in known).items():
+            counts[kernel] = [counts.get(kernel, [found])[0], found]
+    return counts
+
+
 def main() -> None:
     install_stub(90, RecordingLauncher)
     for name, (call, make_inputs) in CASES.items():
@@ -179,6 +210,8 @@ def main() -> None:
             calls.append([[k, binary, grid, described(tuple(x), inputs, seen)] for k, binary, grid, x in launches])
         print(json.dumps([name, *calls]))
     print(json.dumps(["looks", *(looks(length) for length in (701, 733))]))
+    for layout, call in LAYOUTS.items():
+        print(json.dumps([f"binaries, {layout}", binaries(call)]))
 
 
 def looks(length: int) -> int:
