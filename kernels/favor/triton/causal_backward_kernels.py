@@ -39,7 +39,6 @@ from .causal_kernels import (
     visible_pairs,
 )
 from .feature_maps import exponent_of, feature_slope
-from .full_backward_kernels import key_shift, usable_tokens
 from .full_kernels import relative_maximum
 from .tiles import (
     LOG2_E,
@@ -50,12 +49,14 @@ from .tiles import (
     load_block_vector,
     load_tile,
     load_vector,
+    norm_bias,
     project_back,
     rounded_away,
     seen_keys,
     store_block,
     store_block_vector,
     store_tile,
+    usable_tokens,
 )
 
 
@@ -68,7 +69,7 @@ def softmax_terms(statistics, plane, token_count, rows, exists):
 
 
 @triton.jit
-def attention_share(logits, reference, inverse):
+def attention_weight(logits, reference, inverse):
     """Return alpha = exp2(a + M - x) / den of tensors that broadcast.
 
     An anchor found again may be one above the forward's, where a sum rounds to the other side of a power of two; phi
@@ -87,25 +88,25 @@ def pair_gradient(do, values, weighted, local, tokens_per_step, S: tl.constexpr)
 @triton.jit
 def query_gradient_features(
     of_queries, of_keys, logit_scale, key_bias, do, pairs, weighted, terms, log_weight, states, source,
-    landmark_place, head, features, keep, S: tl.constexpr,
+    landmark_index, head, features, keep, S: tl.constexpr,
 ):  # fmt: skip
     """Return da [C, M] of the rows of a part."""
     reference, inverse = terms
     logits, anchor = query_logits(of_queries, logit_scale, log_weight, states, source, head, features, keep, S)
-    total = load_block_vector(states[1], source, S.ALL, features, keep, 0.0)
-    landmarks = load_block(states[2], landmark_place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
-    reach = tl.dot(do, tl.trans(landmarks), input_precision=S.PRECISION)  # [C, E] @ [E, M]
-    reach = (reach - weighted[:, None]) * total[None, :]
+    z = load_block_vector(states[1], source, S.ALL, features, keep, 0.0)
+    landmarks = load_block(states[2], landmark_index, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
+    d_weight = tl.dot(do, tl.trans(landmarks), input_precision=S.PRECISION)  # [C, E] @ [E, M]
+    d_weight = (d_weight - weighted[:, None]) * z[None, :]
     if S.WITHIN:
         phi = key_features(of_keys, logit_scale, key_bias, anchor, S).to(S.OPERAND)
-        reach = tl.dot(pairs, phi, reach, input_precision=S.PRECISION)  # [C, C] @ [C, M]
-    return attention_share(logits, reference[:, None], inverse[:, None]) * reach
+        d_weight = tl.dot(pairs, phi, d_weight, input_precision=S.PRECISION)  # [C, C] @ [C, M]
+    return attention_weight(logits, reference[:, None], inverse[:, None]) * d_weight
 
 
 @triton.jit
 def query_gradient_part(
-    q, k, key_bias, do, pairs, weighted, terms, d_q, projection, log_weight, states, source, landmark_place, parameters,
-    parameter_place, batch, head, logit_scale, S: tl.constexpr,
+    q, k, key_bias, do, pairs, weighted, terms, d_q, projection, log_weight, states, source, landmark_index, parameters,
+    parameter_index, batch, head, logit_scale, S: tl.constexpr,
 ):  # fmt: skip
     """Add what all features send to the queries of a part to dq [C, D]."""
     for tile in range(0, S.FEATURES, S.BLOCK_M):
@@ -118,37 +119,37 @@ def query_gradient_part(
             of_keys = tl.dot(k, tl.trans(w.to(k.dtype)), input_precision=S.PRECISION)
         d_logits = query_gradient_features(
             of_queries, of_keys, logit_scale, key_bias, do, pairs, weighted, terms, log_weight, states, source,
-            landmark_place, head, features, keep, S,
+            landmark_index, head, features, keep, S,
         )  # fmt: skip
         d_projected = feature_slope(d_logits, of_queries, logit_scale, S)
         if S.ANTITHETIC:
             d_logits = query_gradient_features(
                 of_queries, of_keys, -logit_scale, key_bias, do, pairs, weighted, terms, log_weight, states, source,
-                landmark_place, head, features + S.FEATURES, keep, S,
+                landmark_index, head, features + S.FEATURES, keep, S,
             )  # fmt: skip
             d_projected -= feature_slope(d_logits, of_queries, -logit_scale, S)
         d_q = tl.dot(d_projected.to(S.OPERAND), w.to(S.OPERAND), d_q, input_precision=S.PRECISION)  # [C, M] @ [M, D]
         if parameters is not None:
-            add_parameters(parameters, d_projected, d_logits, q, parameter_place, features, keep, S)
+            add_parameters(parameters, d_projected, d_logits, q, parameter_index, features, keep, S)
     return d_q
 
 
 @triton.jit
-def add_parameters(parameters, d_projected, d_exponent, tokens, place, features, keep, S: tl.constexpr):
+def add_parameters(parameters, d_projected, d_exponent, tokens, state_index, features, keep, S: tl.constexpr):
     """Add sum_n d_nr x_n [M, D], and of queries sum_n d_nr [M], to what the program's earlier parts have left."""
     d_projection, d_log_weight = parameters
-    so_far = tl.trans(load_block(d_projection, place, S.FEATURES, features, keep, S.DIM, S.BLOCK_D))
+    so_far = tl.trans(load_block(d_projection, state_index, S.FEATURES, features, keep, S.DIM, S.BLOCK_D))
     tokens = tl.trans(tokens.to(S.OPERAND))  # and not the product: see G^T below
     high = d_projected.to(S.OPERAND)
     so_far = tl.dot(tokens, high, so_far, input_precision=S.PRECISION)  # [D, C] @ [C, M]
     if tl.bfloat16 == S.OPERAND:  # as `project_back`
         so_far = tl.dot(tokens, rounded_away(d_projected, high), so_far, input_precision=S.PRECISION)
     tl.debug_barrier()  # all threads have loaded what is overwritten
-    store_block(d_projection, place, S.FEATURES, features, keep, tl.trans(so_far), S.DIM, S.BLOCK_D)
+    store_block(d_projection, state_index, S.FEATURES, features, keep, tl.trans(so_far), S.DIM, S.BLOCK_D)
     if d_log_weight is not None:
-        sums = load_block_vector(d_log_weight, place, S.FEATURES, features, keep, 0.0) + tl.sum(d_exponent, 0)
+        sums = load_block_vector(d_log_weight, state_index, S.FEATURES, features, keep, 0.0) + tl.sum(d_exponent, 0)
         tl.debug_barrier()
-        store_block_vector(d_log_weight, place, S.FEATURES, features, keep, sums)
+        store_block_vector(d_log_weight, state_index, S.FEATURES, features, keep, sums)
 
 
 @triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "batch_heads"])
@@ -173,7 +174,7 @@ def _causal_query_gradient_kernel(
     store_block_vector(delta, query_plane, token_count, rows, exists, weighted)
     row_max, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
     d_q = tl.zeros([BLOCK_C, S.BLOCK_D], tl.float32)
-    parameter_place = tl.program_id(0)
+    parameter_index = tl.program_id(0)
     if S.WITHIN:
         k, bias, v, q = load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_scale, S)
         pairs = pair_gradient(do, v, weighted, local, tokens_per_step, S)
@@ -187,25 +188,13 @@ def _causal_query_gradient_kernel(
             part_end = filled
             if jumped:
                 part_end = next_part(
-                    k,
-                    bias,
-                    projection,
-                    batch,
-                    head,
-                    own,
-                    spare,
-                    low,
-                    filled,
-                    local,
-                    tokens_per_step,
-                    states,
-                    logit_scale,
-                    S,
-                )
+                    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states,
+                    logit_scale, S,
+                )  # fmt: skip
             terms = (tl.where((local >= low) & (local < part_end), row_max, float("inf")), inverse)
             d_q = query_gradient_part(
                 q, k, tl.where(local < part_end, bias, float("-inf")), do, pairs, weighted, terms, d_q, projection,
-                log_weight, states, source, own, parameters, parameter_place, batch, head, logit_scale, S,
+                log_weight, states, source, own, parameters, parameter_index, batch, head, logit_scale, S,
             )  # fmt: skip
             low = part_end
     else:
@@ -213,73 +202,75 @@ def _causal_query_gradient_kernel(
         own = (segment + 1) * key_planes + plane
         d_q = query_gradient_part(
             q, q, weighted, do, do, weighted, (row_max, inverse), d_q, projection, log_weight, states, own, own,
-            parameters, parameter_place, batch, head, logit_scale, S,
+            parameters, parameter_index, batch, head, logit_scale, S,
         )  # fmt: skip
     store_tile(d_query, batch, query_head, rows, exists, d_q * chain, S.DIM, S.BLOCK_D)
 
 
 @triton.jit
-def open_received(
+def initial_received(
     final, d_final, parts, log_weight, states, split, splits, segments, plane, batch_heads, head, features, keep,
     S: tl.constexpr,
 ):  # fmt: skip
     """Return anchors, A [M] and R [M, E] of what later splits, and the gradient of the state of all keys, ask."""
-    asked = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
+    acc = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     shift = tl.zeros([S.BLOCK_M], tl.float32)
     anchor = load_block_vector(states[0], segments * batch_heads + plane, S.ALL, features, keep, NO_MAX)
     if d_final is not None:
         final_log_normalizer, final_value = final
         d_log_normalizer, d_value = d_final
         logarithm = load_block_vector(final_log_normalizer, plane, S.ALL, features, keep, float("-inf"))
-        top = relative_maximum(logarithm, log_weight, head, features, keep)
-        factor = tl.where(logarithm != float("-inf"), tl.exp2(tl.where(top > NO_MAX, anchor - top, 0.0)), 0.0)
-        asked = load_block(d_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
+        row_max = relative_maximum(logarithm, log_weight, head, features, keep)
+        factor = tl.where(logarithm != float("-inf"), tl.exp2(tl.where(row_max > NO_MAX, anchor - row_max, 0.0)), 0.0)
+        acc = load_block(d_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
         v = load_block(final_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
-        shift = load_block_vector(d_log_normalizer, plane, S.ALL, features, keep, 0.0) - tl.sum(asked * v, 1)
-        asked, shift = asked * factor[:, None], shift * factor
+        shift = load_block_vector(d_log_normalizer, plane, S.ALL, features, keep, 0.0) - tl.sum(acc * v, 1)
+        acc, shift = acc * factor[:, None], shift * factor
     if parts is not None:
         part_anchors, part_shifts, part_rows = parts
         for back in range(splits - 1 - split):
-            place = (splits - 1 - back) * batch_heads + plane
-            lower = load_block_vector(part_anchors, place, S.ALL, features, keep, NO_MAX)
+            state_index = (splits - 1 - back) * batch_heads + plane
+            lower = load_block_vector(part_anchors, state_index, S.ALL, features, keep, NO_MAX)
             fall = tl.exp2(tl.minimum(lower - anchor, 0.0))
             anchor = lower
-            block = load_block(part_rows, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
-            asked = asked * fall[:, None] + block
-            shift = shift * fall + load_block_vector(part_shifts, place, S.ALL, features, keep, 0.0)
-    return anchor, shift, asked
+            block = load_block(part_rows, state_index, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
+            acc = acc * fall[:, None] + block
+            shift = shift * fall + load_block_vector(part_shifts, state_index, S.ALL, features, keep, 0.0)
+    return anchor, shift, acc
 
 
 @triton.jit
-def store_received(received, values, state, place, first, features, keep, S: tl.constexpr):
+def store_received(received, values, state, state_index, first, features, keep, S: tl.constexpr):
     """Write R, and A with what rounding R has taken from R . v of a typical v: V of the tile's first feature."""
     shifts, rows = received
-    shift, asked = state
-    rounded = asked.to(rows.dtype.element_ty)
+    shift, acc = state
+    rounded = acc.to(rows.dtype.element_ty)
     one = tl.arange(0, 1)
-    typical = load_block(values, place, S.ALL, first + one, one == 0, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)  # [1, E]
-    store_block(rows, place, S.ALL, features, keep, rounded, S.VALUE_DIM, S.BLOCK_E)
-    lost = tl.sum((asked - rounded.to(tl.float32)) * typical, 1)
-    store_block_vector(shifts, place, S.ALL, features, keep, shift + lost)
+    typical = load_block(values, state_index, S.ALL, first + one, one == 0, S.VALUE_DIM, S.BLOCK_E).to(
+        tl.float32
+    )  # [1, E]
+    store_block(rows, state_index, S.ALL, features, keep, rounded, S.VALUE_DIM, S.BLOCK_E)
+    lost = tl.sum((acc - rounded.to(tl.float32)) * typical, 1)
+    store_block_vector(shifts, state_index, S.ALL, features, keep, shift + lost)
 
 
 @triton.jit
-def gather(x, logit_scale, anchor, bias, reference, inverse, weighted, do, shift, asked, S: tl.constexpr):
+def add_queries(x, logit_scale, anchor, bias, reference, inverse, weighted, do, shift, acc, S: tl.constexpr):
     """Add queries with products x [M, N] to A [M] and R [M, E]."""
     logits = exponent_of(x, logit_scale, (anchor + bias)[:, None], S)
-    alpha = attention_share(logits, reference[None, :], inverse[None, :]).to(S.OPERAND)  # [M, N]
-    asked = tl.dot(alpha, do, asked, input_precision=S.PRECISION)  # [M, N] @ [N, E]
+    alpha = attention_weight(logits, reference[None, :], inverse[None, :]).to(S.OPERAND)  # [M, N]
+    acc = tl.dot(alpha, do, acc, input_precision=S.PRECISION)  # [M, N] @ [N, E]
     shift -= tl.sum(alpha.to(tl.float32) * weighted[None, :], 1)  # rounded alike: v . R + A cancels
-    return shift, asked
+    return shift, acc
 
 
 @triton.jit
-def lower_received(state, states, place, features, keep, S: tl.constexpr):
+def lower_received(state, states, state_index, features, keep, S: tl.constexpr):
     """Return anchors, A and R, relative to those of the segment before."""
-    anchor, shift, asked = state
-    lower = load_block_vector(states[0], place, S.ALL, features, keep, 0.0)
+    anchor, shift, acc = state
+    lower = load_block_vector(states[0], state_index, S.ALL, features, keep, 0.0)
     fall = tl.exp2(tl.minimum(lower - anchor, 0.0))
-    return lower, shift * fall, asked * fall[:, None]
+    return lower, shift * fall, acc * fall[:, None]
 
 
 @triton.jit
@@ -287,24 +278,24 @@ def close_received(initial, d_initial, log_weight, state, plane, head, features,
     """Write the gradient (dL, dV) of the initial state."""
     log_normalizer, value = initial
     d_log_normalizer, d_value = d_initial
-    anchor, shift, asked = state
+    anchor, shift, acc = state
     logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf"))
-    top = relative_maximum(logarithm, log_weight, head, features, keep)
-    share = tl.where(top > NO_MAX, tl.exp2(tl.minimum(top - anchor, 0.0)), 0.0)
-    v = tl.where((share > 0)[:, None], load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E), 0.0)
-    d_log = share * (tl.sum(asked * v, 1) + shift)
-    store_block(d_value, plane, S.ALL, features, keep, asked * share[:, None], S.VALUE_DIM, S.BLOCK_E)
+    row_max = relative_maximum(logarithm, log_weight, head, features, keep)
+    weight = tl.where(row_max > NO_MAX, tl.exp2(tl.minimum(row_max - anchor, 0.0)), 0.0)
+    v = tl.where((weight > 0)[:, None], load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E), 0.0)
+    d_log = weight * (tl.sum(acc * v, 1) + shift)
+    store_block(d_value, plane, S.ALL, features, keep, acc * weight[:, None], S.VALUE_DIM, S.BLOCK_E)
     store_block_vector(d_log_normalizer, plane, S.ALL, features, keep, d_log)
 
 
 @triton.jit
-def store_received_part(parts, state, place, features, keep, S: tl.constexpr):
+def store_received_part(parts, state, state_index, features, keep, S: tl.constexpr):
     """Write what a split has gathered."""
     part_anchors, part_shifts, part_rows = parts
-    anchor, shift, asked = state
-    store_block(part_rows, place, S.ALL, features, keep, asked, S.VALUE_DIM, S.BLOCK_E)
-    store_block_vector(part_shifts, place, S.ALL, features, keep, shift)
-    store_block_vector(part_anchors, place, S.ALL, features, keep, anchor)
+    anchor, shift, acc = state
+    store_block(part_rows, state_index, S.ALL, features, keep, acc, S.VALUE_DIM, S.BLOCK_E)
+    store_block_vector(part_shifts, state_index, S.ALL, features, keep, shift)
+    store_block_vector(part_anchors, state_index, S.ALL, features, keep, anchor)
 
 
 @triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "split_segments", "splits", "batch_heads"])
@@ -336,45 +327,21 @@ def _received_walk_kernel(
         bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
         neg_bias += load_vector(log_weight, head * 0, head, others, keep & S.ANTITHETIC, 0.0) * LOG2_E
     if received is None:
-        anchor, shift, asked = open_received(
+        anchor, shift, acc = initial_received(
             final, None, None, log_weight, states, split, splits, segments, plane, batch_heads, head, features, keep, S
         )
-        neg_anchor, neg_shift, neg_asked = anchor, shift, asked
+        neg_anchor, neg_shift, neg_acc = anchor, shift, acc
     else:
-        anchor, shift, asked = open_received(
-            final,
-            d_final,
-            parts,
-            log_weight,
-            states,
-            split,
-            splits,
-            segments,
-            plane,
-            batch_heads,
-            head,
-            features,
-            keep,
-            S,
-        )
-        neg_anchor, neg_shift, neg_asked = anchor, shift, asked
+        anchor, shift, acc = initial_received(
+            final, d_final, parts, log_weight, states, split, splits, segments, plane, batch_heads, head, features,
+            keep, S,
+        )  # fmt: skip
+        neg_anchor, neg_shift, neg_acc = anchor, shift, acc
         if S.ANTITHETIC:
-            neg_anchor, neg_shift, neg_asked = open_received(
-                final,
-                d_final,
-                parts,
-                log_weight,
-                states,
-                split,
-                splits,
-                segments,
-                plane,
-                batch_heads,
-                head,
-                others,
-                keep,
-                S,
-            )
+            neg_anchor, neg_shift, neg_acc = initial_received(
+                final, d_final, parts, log_weight, states, split, splits, segments, plane, batch_heads, head, others,
+                keep, S,
+            )  # fmt: skip
     tiles = tl.cdiv(segment_length, BLOCK_N)
     first = split * split_segments
     last = tl.minimum(first + split_segments, segments)
@@ -383,19 +350,19 @@ def _received_walk_kernel(
         segment, visit = last - 1 - position // visits, position % visits
         if visit == 0:
             if received is not None:
-                place = (segment + 1 + AHEAD) * batch_heads + plane
+                state_index = (segment + 1 + AHEAD) * batch_heads + plane
                 due = keep if S.WITHIN else keep_if(position > 0, keep)
-                store_received(received, states[2], (shift, asked), place, tile * S.BLOCK_M, features, due, S)
+                store_received(received, states[2], (shift, acc), state_index, tile * S.BLOCK_M, features, due, S)
                 if S.ANTITHETIC:
                     store_received(
-                        received, states[2], (neg_shift, neg_asked), place, tile * S.BLOCK_M + S.FEATURES, others,
+                        received, states[2], (neg_shift, neg_acc), state_index, tile * S.BLOCK_M + S.FEATURES, others,
                         due, S,
                     )  # fmt: skip
-            place = (segment + AHEAD) * batch_heads + plane
-            anchor, shift, asked = lower_received((anchor, shift, asked), states, place, features, keep, S)
+            state_index = (segment + AHEAD) * batch_heads + plane
+            anchor, shift, acc = lower_received((anchor, shift, acc), states, state_index, features, keep, S)
             if S.ANTITHETIC:
-                neg_anchor, neg_shift, neg_asked = lower_received(
-                    (neg_anchor, neg_shift, neg_asked), states, place, others, keep, S
+                neg_anchor, neg_shift, neg_acc = lower_received(
+                    (neg_anchor, neg_shift, neg_acc), states, state_index, others, keep, S
                 )
         query_head = head * group + visit // tiles
         query_plane = plane * group + visit // tiles
@@ -407,25 +374,25 @@ def _received_walk_kernel(
         reference, inverse = softmax_terms(statistics, query_plane, token_count, rows, exists)
         weighted = load_block_vector(delta, query_plane, token_count, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=S.PRECISION)  # [M, D] @ [D, N]
-        shift, asked = gather(x, logit_scale, anchor, bias, reference, inverse, weighted, do, shift, asked, S)
+        shift, acc = add_queries(x, logit_scale, anchor, bias, reference, inverse, weighted, do, shift, acc, S)
         if S.ANTITHETIC:
-            neg_shift, neg_asked = gather(
-                x, -logit_scale, neg_anchor, neg_bias, reference, inverse, weighted, do, neg_shift, neg_asked, S
+            neg_shift, neg_acc = add_queries(
+                x, -logit_scale, neg_anchor, neg_bias, reference, inverse, weighted, do, neg_shift, neg_acc, S
             )
-    state, neg_state = (anchor, shift, asked), (neg_anchor, neg_shift, neg_asked)
+    state, neg_state = (anchor, shift, acc), (neg_anchor, neg_shift, neg_acc)
     if received is None:
-        place = split * batch_heads + plane
-        store_received_part(parts, state, place, features, keep, S)
+        state_index = split * batch_heads + plane
+        store_received_part(parts, state, state_index, features, keep, S)
         if S.ANTITHETIC:
-            store_received_part(parts, neg_state, place, others, keep, S)
+            store_received_part(parts, neg_state, state_index, others, keep, S)
     else:
         if not S.WITHIN:
-            place = (first + 1) * batch_heads + plane
+            state_index = (first + 1) * batch_heads + plane
             due = keep_if(last > first, keep)
-            store_received(received, states[2], (shift, asked), place, tile * S.BLOCK_M, features, due, S)
+            store_received(received, states[2], (shift, acc), state_index, tile * S.BLOCK_M, features, due, S)
             if S.ANTITHETIC:
                 store_received(
-                    received, states[2], (neg_shift, neg_asked), place, tile * S.BLOCK_M + S.FEATURES, others, due,
+                    received, states[2], (neg_shift, neg_acc), state_index, tile * S.BLOCK_M + S.FEATURES, others, due,
                     S,
                 )  # fmt: skip
         if d_initial is not None:
@@ -438,29 +405,33 @@ def _received_walk_kernel(
 @triton.jit
 def key_gradient_features(
     of_keys, of_queries, logit_scale, key_bias, values, do, pairs, terms, d_values, scores, log_weight, states, source,
-    received, place, takes, head, features, keep, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
+    received, state_index, takes, head, features, keep, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """Return de [C, M] of the keys of a part, with dv [C, E] and T^T [C, C] added to; R and A stand at `place`."""
-    later_anchor = load_block_vector(states[0], place, S.ALL, features, keep, 0.0)
-    asked = load_block(received[1], place, S.ALL, features, keep & takes, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
+    """Return de [C, M] of the keys of a part, with dv [C, E] and T^T [C, C] added to; A and R are at `state_index`."""
+    later_anchor = load_block_vector(states[0], state_index, S.ALL, features, keep, 0.0)
+    received_rows = load_block(
+        received[1], state_index, S.ALL, features, keep & takes, S.VALUE_DIM, S.BLOCK_E
+    )  # [M, E]
     anchor = later_anchor
     if D_KEY:
-        shift = load_block_vector(received[0], place, S.ALL, features, keep & takes, 0.0)
-        reach = tl.dot(values, tl.trans(asked), input_precision=S.PRECISION) + shift[None, :]  # [C, E] @ [E, M]
+        shift = load_block_vector(received[0], state_index, S.ALL, features, keep & takes, 0.0)
+        d_weight = (
+            tl.dot(values, tl.trans(received_rows), input_precision=S.PRECISION) + shift[None, :]
+        )  # [C, E] @ [E, M]
     if S.WITHIN:
         reference, inverse = terms
         logits, anchor = query_logits(of_queries, logit_scale, log_weight, states, source, head, features, keep, S)
-        alpha = attention_share(logits, reference[:, None], inverse[:, None]).to(S.OPERAND)  # [C, M]
+        alpha = attention_weight(logits, reference[:, None], inverse[:, None]).to(S.OPERAND)  # [C, M]
     fall = tl.exp2(tl.minimum(anchor - later_anchor, 1.0))  # R is relative to the anchors behind the segment
     phi = tl.where(keep[None, :], key_features(of_keys, logit_scale, key_bias, anchor, S), 0.0)  # [C, M]
     d_exponent = phi
     if D_KEY:
-        reach *= fall[None, :]
+        d_weight *= fall[None, :]
         if S.WITHIN:
-            reach = tl.dot(pairs, alpha, reach, input_precision=S.PRECISION)  # [C, C] @ [C, M]
-        d_exponent = phi * reach
+            d_weight = tl.dot(pairs, alpha, d_weight, input_precision=S.PRECISION)  # [C, C] @ [C, M]
+        d_exponent = phi * d_weight
     if D_VALUE:
-        d_values = tl.dot((phi * fall[None, :]).to(S.OPERAND), asked, d_values, input_precision=S.PRECISION)
+        d_values = tl.dot((phi * fall[None, :]).to(S.OPERAND), received_rows, d_values, input_precision=S.PRECISION)
         if S.WITHIN:
             scores = tl.dot(phi.to(S.OPERAND), tl.trans(alpha), scores, input_precision=S.PRECISION)  # [C, M] @ [M, C]
     return d_exponent, d_values, scores
@@ -469,7 +440,8 @@ def key_gradient_features(
 @triton.jit
 def key_gradient_part(
     k, q, key_bias, values, do, pairs, terms, d_k, d_v, d_sum, scores, projection, log_weight, states, source, received,
-    place, takes, d_projection, batch, head, logit_scale, D_KEY: tl.constexpr, D_VALUE: tl.constexpr, S: tl.constexpr,
+    state_index, takes, d_projection, batch, head, logit_scale, D_KEY: tl.constexpr, D_VALUE: tl.constexpr,
+    S: tl.constexpr,
 ):  # fmt: skip
     """Add what all features send to the keys of a part to dk [C, D], sum_r de_jr [C], dv [C, E] and T^T [C, C]."""
     for tile in range(0, S.FEATURES, S.BLOCK_M):
@@ -482,7 +454,7 @@ def key_gradient_part(
             of_queries = tl.dot(q, tl.trans(w.to(q.dtype)), input_precision=S.PRECISION)
         d_exponent, d_v, scores = key_gradient_features(
             of_keys, of_queries, logit_scale, key_bias, values, do, pairs, terms, d_v, scores, log_weight, states,
-            source, received, place, takes, head, features, keep, D_KEY, D_VALUE, S,
+            source, received, state_index, takes, head, features, keep, D_KEY, D_VALUE, S,
         )  # fmt: skip
         if D_KEY:
             d_sum += tl.sum(d_exponent, 1)
@@ -490,7 +462,7 @@ def key_gradient_part(
         if S.ANTITHETIC:
             d_exponent, d_v, scores = key_gradient_features(
                 of_keys, of_queries, -logit_scale, key_bias, values, do, pairs, terms, d_v, scores, log_weight,
-                states, source, received, place, takes, head, features + S.FEATURES, keep, D_KEY, D_VALUE, S,
+                states, source, received, state_index, takes, head, features + S.FEATURES, keep, D_KEY, D_VALUE, S,
             )  # fmt: skip
             if D_KEY:
                 d_sum += tl.sum(d_exponent, 1)
@@ -578,7 +550,7 @@ def _causal_key_gradient_kernel(
     )
     seen = seen_keys(mask, batch, rows, end)
     raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)
-    k, bias = usable_tokens(raw, True, S), key_shift(raw, seen, norm_scale, S)
+    k, bias = usable_tokens(raw, True, S), norm_bias(raw, seen, norm_scale, S)
     v = load_tile(value, batch, head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
     d_k, d_sum, d_v = gather_key_gradients(
         query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, delta,

@@ -34,10 +34,8 @@ import triton
 import triton.language as tl
 
 from .feature_maps import exponent_of
-from .full_backward_kernels import key_shift, usable_tokens
-from .full_kernels import inverse_of, relative_maximum
+from .full_kernels import initial_softmax, inverse_of, log_normalizer_of
 from .tiles import (
-    LN_2,
     LOG2_E,
     NO_MAX,
     cut_entries,
@@ -46,42 +44,35 @@ from .tiles import (
     load_block_vector,
     load_tile,
     load_vector,
+    norm_bias,
     online_softmax_update,
     seen_keys,
     store_block,
     store_block_vector,
     store_tile,
+    usable_tokens,
 )
 
 HEADROOM = tl.constexpr(60.0)  # bits a key may exceed its anchor by: 2^20 such terms times |v| < 2^40 fit float32
 
 
 @triton.jit
-def open_walk(initial, log_weight, parts, split, plane, batch_heads, head, features, keep, S: tl.constexpr):
+def initial_walk(initial, log_weight, parts, split, plane, batch_heads, head, features, keep, S: tl.constexpr):
     """Return maximum, sum [M] and sum of p v [M, E] of the initial state and of the splits before `split`."""
-    top = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
-    total = tl.zeros([S.BLOCK_M], tl.float32)
-    sums = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
-    if initial is not None:
-        log_normalizer, value = initial
-        logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf"))
-        top = relative_maximum(logarithm, log_weight, head, features, keep)
-        total = tl.where(top == NO_MAX, 0.0, 1.0)
-        average = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
-        sums = tl.where((total == 0)[:, None], 0.0, average)
+    row_max, row_sum, acc = initial_softmax(initial, log_weight, plane, head, features, keep, S)
     if parts is not None:
-        part_max, part_total, part_sums = parts
+        part_max, part_row_sum, part_acc = parts
         for earlier in range(split):
-            place = earlier * batch_heads + plane
-            part_top = load_block_vector(part_max, place, S.ALL, features, keep, NO_MAX)
-            new_max = tl.maximum(top, part_top)
-            rescale, neg_shrink = tl.exp2(top - new_max), tl.exp2(part_top - new_max)
-            other = load_block_vector(part_total, place, S.ALL, features, keep, 0.0)
-            total = total * rescale + other * neg_shrink
-            block = load_block(part_sums, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
-            sums = sums * rescale[:, None] + block * neg_shrink[:, None]
-            top = new_max
-    return top, total, sums
+            state_index = earlier * batch_heads + plane
+            part_row_max = load_block_vector(part_max, state_index, S.ALL, features, keep, NO_MAX)
+            new_max = tl.maximum(row_max, part_row_max)
+            rescale, part_rescale = tl.exp2(row_max - new_max), tl.exp2(part_row_max - new_max)
+            more = load_block_vector(part_row_sum, state_index, S.ALL, features, keep, 0.0)
+            row_sum = row_sum * rescale + more * part_rescale
+            block = load_block(part_acc, state_index, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
+            acc = acc * rescale[:, None] + block * part_rescale[:, None]
+            row_max = new_max
+    return row_max, row_sum, acc
 
 
 @triton.jit
@@ -91,50 +82,47 @@ def project_keys(key, mask, w, batch, head, rows, end, norm_scale, S: tl.constex
     raw = load_tile(key, batch, head, rows, keep, S.DIM, S.BLOCK_D)
     k = usable_tokens(raw, True, S)
     x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S]
-    return x, key_shift(raw, keep, norm_scale, S)
+    return x, norm_bias(raw, keep, norm_scale, S)
 
 
 @triton.jit
-def store_prefix(states, state, opening, place, features, keep, S: tl.constexpr):
-    """Write V, z and M of the keys so far and return M; without any it is `opening`."""
-    anchors, totals, value = states
-    top, total, sums = state
-    seen = total != 0  # or NaN, which stays
-    anchor = tl.where(seen, tl.ceil(top + tl.log2(tl.where(seen, total, 1.0))), opening)
-    z = tl.where(seen, total * tl.exp2(tl.where(seen, top - anchor, 0.0)), 0.0)
-    store_block(value, place, S.ALL, features, keep, sums * inverse_of(total)[:, None], S.VALUE_DIM, S.BLOCK_E)
-    store_block_vector(anchors, place, S.ALL, features, keep, anchor)
-    store_block_vector(totals, place, S.ALL, features, keep, z)
+def store_prefix(states, state, first_anchor, state_index, features, keep, S: tl.constexpr):
+    """Write V, z and M of the keys so far and return M; without any it is `first_anchor`."""
+    anchors, row_sums, value = states
+    row_max, row_sum, acc = state
+    seen = row_sum != 0  # or NaN, which stays
+    anchor = tl.where(seen, tl.ceil(row_max + tl.log2(tl.where(seen, row_sum, 1.0))), first_anchor)
+    z = tl.where(seen, row_sum * tl.exp2(tl.where(seen, row_max - anchor, 0.0)), 0.0)
+    store_block(value, state_index, S.ALL, features, keep, acc * inverse_of(row_sum)[:, None], S.VALUE_DIM, S.BLOCK_E)
+    store_block_vector(anchors, state_index, S.ALL, features, keep, anchor)
+    store_block_vector(row_sums, state_index, S.ALL, features, keep, z)
     return anchor
 
 
 @triton.jit
-def exceeds(top, anchor, keep):
+def exceeds(row_max, anchor, keep):
     """Return 1 where a kept feature has seen a key beyond its headroom, else 0."""
-    return tl.max((keep & (top > anchor + HEADROOM)).to(tl.int32), 0)
+    return tl.max((keep & (row_max > anchor + HEADROOM)).to(tl.int32), 0)
 
 
 @triton.jit
 def close_walk(final, log_weight, state, plane, head, features, keep, S: tl.constexpr):
     """Write the state (L, V) of all keys."""
     log_normalizer, value = final
-    top, total, sums = state
-    logarithm = top * LN_2 + tl.log(tl.where(total != 0, total, 1.0))
-    if log_weight is not None:
-        logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
-    logarithm = tl.where(total != 0, logarithm, float("-inf"))
+    row_max, row_sum, acc = state
+    logarithm = log_normalizer_of(row_max, row_sum, log_weight, head, features, keep)
     store_block_vector(log_normalizer, plane, S.ALL, features, keep, logarithm)
-    store_block(value, plane, S.ALL, features, keep, sums * inverse_of(total)[:, None], S.VALUE_DIM, S.BLOCK_E)
+    store_block(value, plane, S.ALL, features, keep, acc * inverse_of(row_sum)[:, None], S.VALUE_DIM, S.BLOCK_E)
 
 
 @triton.jit
-def store_part(parts, state, place, features, keep, S: tl.constexpr):
+def store_part(parts, state, state_index, features, keep, S: tl.constexpr):
     """Write the sums of a split."""
-    part_max, part_total, part_sums = parts
-    top, total, sums = state
-    store_block_vector(part_max, place, S.ALL, features, keep, top)
-    store_block_vector(part_total, place, S.ALL, features, keep, total)
-    store_block(part_sums, place, S.ALL, features, keep, sums, S.VALUE_DIM, S.BLOCK_E)
+    part_max, part_row_sum, part_acc = parts
+    row_max, row_sum, acc = state
+    store_block_vector(part_max, state_index, S.ALL, features, keep, row_max)
+    store_block_vector(part_row_sum, state_index, S.ALL, features, keep, row_sum)
+    store_block(part_acc, state_index, S.ALL, features, keep, acc, S.VALUE_DIM, S.BLOCK_E)
 
 
 @triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "split_segments", "splits",
@@ -155,26 +143,28 @@ def _prefix_states_kernel(
     features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
     keep, others = features < S.FEATURES, features + S.FEATURES
     w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(key.pointer.dtype.element_ty)  # [M, D]
-    opening = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
-    neg_opening = opening
+    first_anchor = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
+    neg_first_anchor = first_anchor
     local = tl.arange(0, BLOCK_S)
     if states is None:
-        top, total, sums = open_walk(None, None, None, split, plane, batch_heads, head, features, keep, S)
-        neg_top, neg_total, neg_sums = top, total, sums
+        row_max, row_sum, acc = initial_walk(None, None, None, split, plane, batch_heads, head, features, keep, S)
+        neg_row_max, neg_row_sum, neg_acc = row_max, row_sum, acc
     else:
-        top, total, sums = open_walk(initial, log_weight, parts, split, plane, batch_heads, head, features, keep, S)
-        neg_top, neg_total, neg_sums = top, total, sums
+        row_max, row_sum, acc = initial_walk(
+            initial, log_weight, parts, split, plane, batch_heads, head, features, keep, S
+        )
+        neg_row_max, neg_row_sum, neg_acc = row_max, row_sum, acc
         if S.ANTITHETIC:
-            neg_top, neg_total, neg_sums = open_walk(
+            neg_row_max, neg_row_sum, neg_acc = initial_walk(
                 initial, log_weight, parts, split, plane, batch_heads, head, others, keep, S
             )
         x, bias = project_keys(
             key, mask, w, batch, head, local, tl.minimum(tokens_per_step, token_count), norm_scale, S
         )
         if split == 0:
-            opening = anchor_of(exponent_of(x, logit_scale, bias[None, :], S))
-            neg_opening = anchor_of(exponent_of(x, -logit_scale, bias[None, :], S))
-    anchor, neg_anchor = opening, neg_opening
+            first_anchor = anchor_of(exponent_of(x, logit_scale, bias[None, :], S))
+            neg_first_anchor = anchor_of(exponent_of(x, -logit_scale, bias[None, :], S))
+    anchor, neg_anchor = first_anchor, neg_first_anchor
     per_segment = tl.cdiv(segment_length, BLOCK_S)
     first = split * split_segments
     last = tl.minimum(first + split_segments, segments)
@@ -184,37 +174,41 @@ def _prefix_states_kernel(
         end = tl.minimum(start + segment_length, token_count)
         if states is not None and position % per_segment == 0:
             if jumps is not None:
-                jumped = exceeds(top, anchor, keep) | exceeds(neg_top, neg_anchor, keep & S.ANTITHETIC)
-                place = (segment - 1) * batch_heads + plane
-                tl.store(jumps + place.to(tl.int64) * S.TILES + tile, jumped, mask=segment > first)
-            place = segment * batch_heads + plane
-            anchor = store_prefix(states, (top, total, sums), opening, place, features, keep, S)
+                jumped = exceeds(row_max, anchor, keep) | exceeds(neg_row_max, neg_anchor, keep & S.ANTITHETIC)
+                state_index = (segment - 1) * batch_heads + plane
+                tl.store(jumps + state_index.to(tl.int64) * S.TILES + tile, jumped, mask=segment > first)
+            state_index = segment * batch_heads + plane
+            anchor = store_prefix(states, (row_max, row_sum, acc), first_anchor, state_index, features, keep, S)
             if S.ANTITHETIC:
-                neg_anchor = store_prefix(states, (neg_top, neg_total, neg_sums), neg_opening, place, others, keep, S)
+                neg_anchor = store_prefix(
+                    states, (neg_row_max, neg_row_sum, neg_acc), neg_first_anchor, state_index, others, keep, S
+                )
         rows = start + position % per_segment * BLOCK_S + local
         x, bias = project_keys(key, mask, w, batch, head, rows, end, norm_scale, S)
         v = load_tile(value, batch, head, rows, seen_keys(mask, batch, rows, end), S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
-        top, total, sums = online_softmax_update(exponent_of(x, logit_scale, bias[None, :], S), v, top, total, sums, S)
+        row_max, row_sum, acc = online_softmax_update(
+            exponent_of(x, logit_scale, bias[None, :], S), v, row_max, row_sum, acc, S
+        )
         if S.ANTITHETIC:
-            neg_top, neg_total, neg_sums = online_softmax_update(
-                exponent_of(x, -logit_scale, bias[None, :], S), v, neg_top, neg_total, neg_sums, S
+            neg_row_max, neg_row_sum, neg_acc = online_softmax_update(
+                exponent_of(x, -logit_scale, bias[None, :], S), v, neg_row_max, neg_row_sum, neg_acc, S
             )
     if states is None:
-        place = split * batch_heads + plane
-        store_part(parts, (top, total, sums), place, features, keep, S)
+        state_index = split * batch_heads + plane
+        store_part(parts, (row_max, row_sum, acc), state_index, features, keep, S)
         if S.ANTITHETIC:
-            store_part(parts, (neg_top, neg_total, neg_sums), place, others, keep, S)
+            store_part(parts, (neg_row_max, neg_row_sum, neg_acc), state_index, others, keep, S)
     else:
         if jumps is not None:
-            jumped = exceeds(top, anchor, keep) | exceeds(neg_top, neg_anchor, keep & S.ANTITHETIC)
-            place = (last - 1) * batch_heads + plane
-            tl.store(jumps + place.to(tl.int64) * S.TILES + tile, jumped, mask=last > first)
+            jumped = exceeds(row_max, anchor, keep) | exceeds(neg_row_max, neg_anchor, keep & S.ANTITHETIC)
+            state_index = (last - 1) * batch_heads + plane
+            tl.store(jumps + state_index.to(tl.int64) * S.TILES + tile, jumped, mask=last > first)
         is_last = keep_if(split == splits - 1, keep)
-        place = segments * batch_heads + plane
-        state, neg_state = (top, total, sums), (neg_top, neg_total, neg_sums)
-        store_prefix(states, state, opening, place, features, is_last, S)
+        state_index = segments * batch_heads + plane
+        state, neg_state = (row_max, row_sum, acc), (neg_row_max, neg_row_sum, neg_acc)
+        store_prefix(states, state, first_anchor, state_index, features, is_last, S)
         if S.ANTITHETIC:
-            store_prefix(states, neg_state, neg_opening, place, others, is_last, S)
+            store_prefix(states, neg_state, neg_first_anchor, state_index, others, is_last, S)
         if final is not None:
             close_walk(final, log_weight, state, plane, head, features, is_last, S)
             if S.ANTITHETIC:
@@ -232,17 +226,17 @@ def load_segment(query, key, value, mask, batch, head, query_head, rows, end, no
     """Load keys [C, D] with the bias of their exponents [C], values [C, E] and queries [C, D]."""
     seen = seen_keys(mask, batch, rows, end)
     raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)
-    bias = key_shift(raw, seen, norm_scale, S)
+    bias = norm_bias(raw, seen, norm_scale, S)
     v = load_tile(value, batch, head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
     q = cut_entries(load_tile(query, batch, query_head, rows, rows < end, S.DIM, S.BLOCK_D))
     return usable_tokens(raw, True, S), bias, v, q
 
 
 @triton.jit
-def segment_jumps(jumps, place, S: tl.constexpr):
+def segment_jumps(jumps, state_index, S: tl.constexpr):
     """Return whether one of the segment's keys exceeds its headroom in any feature tile of the walk."""
     tiles = tl.arange(0, triton.next_power_of_2(S.WALK_TILES))
-    return tl.max(load_block_vector(jumps, place, S.WALK_TILES, tiles, tiles < S.WALK_TILES, 0), 0) > 0
+    return tl.max(load_block_vector(jumps, state_index, S.WALK_TILES, tiles, tiles < S.WALK_TILES, 0), 0) > 0
 
 
 @triton.jit
@@ -251,16 +245,16 @@ def raise_anchors(exponent, source, target, features, keep, low, end, local, tok
 
     An anchor is raised to the largest exponent of the step at `low`, if that exceeds its headroom.
     """
-    anchors, totals, _ = states
+    anchors, row_sums, _ = states
     anchor = load_block_vector(anchors, source, S.ALL, features, keep, NO_MAX)
-    total = load_block_vector(totals, source, S.ALL, features, keep, 0.0)
+    z = load_block_vector(row_sums, source, S.ALL, features, keep, 0.0)
     in_step = (local >= low) & (local < low + tokens_per_step)
     peak = tl.max(tl.where(in_step[:, None] & keep[None, :], exponent, float("-inf")), 0)  # [M]
     new_max = tl.where(peak > anchor + HEADROOM, tl.ceil(peak), anchor)
     fall = anchor - new_max
     tl.debug_barrier()  # all threads have loaded what is overwritten
     store_block_vector(anchors, target, S.ALL, features, keep, new_max)
-    store_block_vector(totals, target, S.ALL, features, keep, tl.where(fall > -100.0, total * tl.exp2(fall), 0.0))
+    store_block_vector(row_sums, target, S.ALL, features, keep, tl.where(fall > -100.0, z * tl.exp2(fall), 0.0))
     jumped = (exponent > (new_max + HEADROOM)[None, :]) & (local >= low)[:, None] & keep[None, :]
     step_start = local - local % tokens_per_step
     return tl.minimum(end, tl.min(tl.where(jumped, step_start[:, None], end)))
@@ -271,9 +265,9 @@ def next_part(
     k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states, logit_scale,
     S: tl.constexpr,
 ):  # fmt: skip
-    """Find the end of the part that starts at row `low`, and leave its anchors and z at place `spare` of the states.
+    """Find the end of the part that starts at row `low`, and leave its anchors and z at index `spare` of the states.
 
-    The first part goes on from the anchors at place `own`, later ones from those of the part before.
+    The first part goes on from the anchors at index `own`, later ones from those of the part before.
     """
     end = filled
     source = tl.where(low == 0, own, spare)
@@ -301,9 +295,9 @@ def visible_pairs(local, tokens_per_step):
 
 
 @triton.jit
-def query_logits(of_queries, logit_scale, log_weight, states, place, head, features, keep, S: tl.constexpr):
+def query_logits(of_queries, logit_scale, log_weight, states, state_index, head, features, keep, S: tl.constexpr):
     """Return a + M [C, M] of queries with the anchors M [M] of a state; both are harmless for missing features."""
-    anchor = load_block_vector(states[0], place, S.ALL, features, keep, 0.0)
+    anchor = load_block_vector(states[0], state_index, S.ALL, features, keep, 0.0)
     bias = tl.where(keep, anchor, float("-inf"))
     if log_weight is not None:
         bias += load_vector(log_weight, head * 0, head, features, keep, 0.0) * LOG2_E
@@ -318,14 +312,14 @@ def key_features(of_keys, logit_scale, bias, anchor, S: tl.constexpr):
 
 @triton.jit
 def attend_features(
-    logits, anchor, of_keys, logit_scale, key_bias, states, source, landmark_place, features, keep, reference,
+    logits, anchor, of_keys, logit_scale, key_bias, states, source, landmark_index, features, keep, reference,
     row_sum, acc, scores, S: tl.constexpr,
 ):  # fmt: skip
     """Add features with logits [C, M], relative to the rows' `reference` [C], to den [C], o [C, E] and T [C, C]."""
-    total = load_block_vector(states[1], source, S.ALL, features, keep, 0.0)
-    landmarks = load_block(states[2], landmark_place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
+    z = load_block_vector(states[1], source, S.ALL, features, keep, 0.0)
+    landmarks = load_block(states[2], landmark_index, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)  # [M, E]
     feature = tl.exp2(logits - reference[:, None])  # [C, M]
-    weight = (feature * total[None, :]).to(S.OPERAND)
+    weight = (feature * z[None, :]).to(S.OPERAND)
     row_sum += tl.sum(weight.to(tl.float32), 1)  # of the rounded weights, so that they sum to one
     acc = tl.dot(weight, landmarks, acc, input_precision=S.PRECISION)  # [C, M] @ [M, E]
     if S.WITHIN:
@@ -336,12 +330,12 @@ def attend_features(
 
 @triton.jit
 def attend_part(
-    q, k, key_bias, projection, log_weight, states, source, landmark_place, batch, head, inside, row_max, row_sum, acc,
+    q, k, key_bias, projection, log_weight, states, source, landmark_index, batch, head, inside, row_max, row_sum, acc,
     scores, logit_scale, S: tl.constexpr,
 ):  # fmt: skip
     """Fold all features into x, den [C], o [C, E] and T [C, C] of the rows inside a part; others stay as they are.
 
-    The anchors and z of the part stand at place `source` of the states, V at `landmark_place`.
+    The anchors and z of the part stand at index `source` of the states, V at `landmark_index`.
     """
     for tile in range(0, S.FEATURES, S.BLOCK_M):
         features = tile + tl.arange(0, S.BLOCK_M)
@@ -365,12 +359,12 @@ def attend_part(
         row_max = new_max
         row_sum, acc, scores = row_sum * rescale, acc * rescale[:, None], scores * rescale[:, None]
         row_sum, acc, scores = attend_features(
-            logits, anchor, of_keys, logit_scale, key_bias, states, source, landmark_place, features, keep, reference,
+            logits, anchor, of_keys, logit_scale, key_bias, states, source, landmark_index, features, keep, reference,
             row_sum, acc, scores, S,
         )  # fmt: skip
         if S.ANTITHETIC:
             row_sum, acc, scores = attend_features(
-                neg_logits, neg_anchor, of_keys, -logit_scale, key_bias, states, source, landmark_place, others, keep,
+                neg_logits, neg_anchor, of_keys, -logit_scale, key_bias, states, source, landmark_index, others, keep,
                 reference, row_sum, acc, scores, S,
             )  # fmt: skip
     return row_max, row_sum, acc, scores
@@ -419,21 +413,9 @@ def _causal_attend_kernel(
             part_end = filled
             if jumped:
                 part_end = next_part(
-                    k,
-                    bias,
-                    projection,
-                    batch,
-                    head,
-                    own,
-                    spare,
-                    low,
-                    filled,
-                    local,
-                    tokens_per_step,
-                    states,
-                    logit_scale,
-                    S,
-                )
+                    k, bias, projection, batch, head, own, spare, low, filled, local, tokens_per_step, states,
+                    logit_scale, S,
+                )  # fmt: skip
             row_max, row_sum, acc, scores = attend_part(
                 q, k, tl.where(local < part_end, bias, float("-inf")), projection, log_weight, states, source, own,
                 batch, head, (local >= low) & (local < part_end), row_max, row_sum, acc, scores, logit_scale, S,

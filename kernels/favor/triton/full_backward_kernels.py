@@ -29,43 +29,25 @@ import triton
 import triton.language as tl
 
 from .feature_maps import exponent_of, feature_slope
-from .full_kernels import common_shift, landmark_bias
+from .full_kernels import landmark_bias, largest_log_normalizer
 from .tiles import (
-    NORM_DOMINATES,
     cut_entries,
     load_block,
     load_block_vector,
     load_tile,
+    norm_bias,
     project_back,
     seen_keys,
-    square_norm,
     store_block,
     store_block_vector,
     store_tile,
     tile_of,
+    usable_tokens,
 )
 
 
 @triton.jit
-def key_shift(k, keep, norm_scale, S: tl.constexpr):
-    """Return -log2(e) |k|^2 / 2 [N] of keys, -inf where they are not seen."""
-    if S.HAS_NORM:
-        return tl.where(keep, -norm_scale * square_norm(k), float("-inf"))
-    else:
-        return tl.where(keep, 0.0, float("-inf"))
-
-
-@triton.jit
-def usable_tokens(x, KEYS: tl.constexpr, S: tl.constexpr):
-    """Return tokens [N, D] as the forward used them: keys so far away that only their norm counts are zero."""
-    if KEYS and S.HAS_NORM:
-        return tl.where((square_norm(x) > NORM_DOMINATES)[:, None], 0.0, x).to(x.dtype)
-    else:
-        return cut_entries(x)
-
-
-@triton.jit
-def share(x, logit_scale, inner, outer, S: tl.constexpr):
+def softmax_weight(x, logit_scale, inner, outer, S: tl.constexpr):
     """Return P [A, B] before its division by a sum: at most 1, and finite even where w . x overflows.
 
     The biases are added in the forward's order, `inner` with the product and `outer` in place of its maximum.
@@ -75,11 +57,11 @@ def share(x, logit_scale, inner, outer, S: tl.constexpr):
 
 
 @triton.jit
-def share_gradient(x, logit_scale, inner, outer, shift, rows, columns, S: tl.constexpr):
+def softmax_gradient(x, logit_scale, inner, outer, shift, rows, columns, S: tl.constexpr):
     """Return P [A, B] before its division, and d [A, B] of the module docstring with respect to ln phi."""
-    weight = share(x, logit_scale, inner, outer, S)
-    reach = tl.dot(rows, tl.trans(columns), input_precision=S.PRECISION)  # [A, E] @ [E, B] -> [A, B]
-    return weight, weight * (reach + shift)
+    weight = softmax_weight(x, logit_scale, inner, outer, S)
+    d_weight = tl.dot(rows, tl.trans(columns), input_precision=S.PRECISION)  # [A, E] @ [E, B] -> [A, B]
+    return weight, weight * (d_weight + shift)
 
 
 @triton.jit
@@ -104,19 +86,21 @@ def hop_gradient(x, logit_scale, tokens, landmarks, rows, columns, KEYS: tl.cons
     token_bias, token_shift = tokens
     bias, landmark_shift = landmarks
     if KEYS:
-        return share_gradient(x, logit_scale, token_bias, bias, landmark_shift, rows, columns, S)
+        return softmax_gradient(x, logit_scale, token_bias, bias, landmark_shift, rows, columns, S)
     else:
-        return share_gradient(x, logit_scale, bias, token_bias, token_shift, rows, columns, S)
+        return softmax_gradient(x, logit_scale, bias, token_bias, token_shift, rows, columns, S)
 
 
 @triton.jit
-def landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep, KEYS: tl.constexpr, S: tl.constexpr):
+def landmark_terms(
+    log_normalizer, row_max, shifts, reference, plane, features, keep, KEYS: tl.constexpr, S: tl.constexpr
+):
     """Return the bias [M] in the exponent and the shift A [M], which queries do not have."""
     if KEYS:
         bias = minus_row_max(row_max, plane, features, keep, S)
         return bias, load_block_vector(shifts, plane, S.ALL, features, keep, 0.0)
     else:
-        bias = landmark_bias(log_normalizer, shift, plane, features, keep, S)
+        bias = landmark_bias(log_normalizer, reference, plane, features, keep, S)
         return bias, bias
 
 
@@ -135,10 +119,10 @@ def _token_gradient_kernel(
     x = usable_tokens(raw, KEYS, S)  # [N, D]
     u = load_tile(token_rows, batch, token_head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [N, E]
     if KEYS:
-        token_bias = key_shift(raw, seen, norm_scale, S)
+        token_bias = norm_bias(raw, seen, norm_scale, S)
         token_shift = tl.zeros([BLOCK_N], tl.float32)
         inverse = token_shift + 1.0
-        shift = 0.0
+        reference = 0.0
     else:
         o = load_tile(output, batch, token_head, rows, exists, S.VALUE_DIM, S.BLOCK_E)
         weighted = tl.sum(u.to(tl.float32) * o.to(tl.float32), 1)
@@ -146,7 +130,7 @@ def _token_gradient_kernel(
         token_planes = tl.num_programs(0) // tl.cdiv(token_count, BLOCK_N)
         token_bias, inverse = query_terms(statistics, token_planes, token_plane, token_count, rows, exists)
         token_shift = -weighted
-        shift = common_shift(log_normalizer, plane, S)
+        reference = largest_log_normalizer(log_normalizer, plane, S)
     own = (token_bias[:, None], token_shift[:, None])
     d_x = tl.zeros([BLOCK_N, S.BLOCK_D], tl.float32)
     d_u = tl.zeros([BLOCK_N, S.BLOCK_E], tl.float32)
@@ -157,7 +141,7 @@ def _token_gradient_kernel(
         w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(x.dtype)  # [M, D]
         y = tl.dot(x, tl.trans(w), input_precision=S.PRECISION)  # [N, D] @ [D, M] -> [N, M]
         g = load_block(landmark_rows, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [M, E]
-        bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep, KEYS, S)
+        bias, offset = landmark_terms(log_normalizer, row_max, shifts, reference, plane, features, keep, KEYS, S)
         landmarks = (bias[None, :], offset[None, :])
         weight, d_exponent = hop_gradient(y, logit_scale, own, landmarks, u, g, KEYS, S)
         d_projected = feature_slope(d_exponent, y, logit_scale, S)
@@ -167,7 +151,7 @@ def _token_gradient_kernel(
         if S.ANTITHETIC:
             others = features + S.FEATURES
             g = load_block(landmark_rows, plane, S.ALL, others, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
-            bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, others, keep, KEYS, S)
+            bias, offset = landmark_terms(log_normalizer, row_max, shifts, reference, plane, others, keep, KEYS, S)
             landmarks = (bias[None, :], offset[None, :])
             weight, d_exponent = hop_gradient(y, -logit_scale, own, landmarks, u, g, KEYS, S)
             d_projected -= feature_slope(d_exponent, y, -logit_scale, S)
@@ -203,9 +187,9 @@ def _landmark_gradient_kernel(
         query.pointer.dtype.element_ty
     )  # [M, D]
     others = features + S.FEATURES
-    shift = common_shift(log_normalizer, plane, S)
-    bias = landmark_bias(log_normalizer, shift, plane, features, keep, S)
-    neg_bias = landmark_bias(log_normalizer, shift, plane, others, keep & S.ANTITHETIC, S)
+    reference = largest_log_normalizer(log_normalizer, plane, S)
+    bias = landmark_bias(log_normalizer, reference, plane, features, keep, S)
+    neg_bias = landmark_bias(log_normalizer, reference, plane, others, keep & S.ANTITHETIC, S)
     rows_sum = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     weighted_sum = tl.zeros([S.BLOCK_M], tl.float32)
     neg_rows_sum, neg_weighted_sum = rows_sum, weighted_sum
@@ -221,20 +205,22 @@ def _landmark_gradient_kernel(
         token_bias, inverse = query_terms(statistics, batch_heads * group, query_plane, query_count, rows, exists)
         weighted = load_block_vector(delta, query_plane, query_count, rows, exists, 0.0)
         x = tl.dot(w, tl.trans(q), input_precision=S.PRECISION)  # [M, D] @ [D, N] -> [M, N]
-        weight = (share(x, logit_scale, bias[:, None], token_bias[None, :], S) * inverse[None, :]).to(S.OPERAND)
+        weight = (softmax_weight(x, logit_scale, bias[:, None], token_bias[None, :], S) * inverse[None, :]).to(
+            S.OPERAND
+        )
         rows_sum = tl.dot(weight, do, rows_sum, input_precision=S.PRECISION)  # [M, N] @ [N, E]
         weighted_sum += tl.sum(weight.to(tl.float32) * weighted[None, :], 1)  # rounded alike: V . R - E cancels
         if S.ANTITHETIC:
-            weight = share(x, -logit_scale, neg_bias[:, None], token_bias[None, :], S) * inverse[None, :]
+            weight = softmax_weight(x, -logit_scale, neg_bias[:, None], token_bias[None, :], S) * inverse[None, :]
             weight = weight.to(S.OPERAND)
             neg_rows_sum = tl.dot(weight, do, neg_rows_sum, input_precision=S.PRECISION)
             neg_weighted_sum += tl.sum(weight.to(tl.float32) * weighted[None, :], 1)
-    place = split * batch_heads + plane
-    store_block(received, place, S.ALL, features, keep, rows_sum, S.VALUE_DIM, S.BLOCK_E)
-    store_block_vector(received_weighted, place, S.ALL, features, keep, weighted_sum)
+    state_index = split * batch_heads + plane
+    store_block(received, state_index, S.ALL, features, keep, rows_sum, S.VALUE_DIM, S.BLOCK_E)
+    store_block_vector(received_weighted, state_index, S.ALL, features, keep, weighted_sum)
     if S.ANTITHETIC:
-        store_block(received, place, S.ALL, others, keep, neg_rows_sum, S.VALUE_DIM, S.BLOCK_E)
-        store_block_vector(received_weighted, place, S.ALL, others, keep, neg_weighted_sum)
+        store_block(received, state_index, S.ALL, others, keep, neg_rows_sum, S.VALUE_DIM, S.BLOCK_E)
+        store_block_vector(received_weighted, state_index, S.ALL, others, keep, neg_weighted_sum)
 
 
 @triton.jit(do_not_specialize=["splits", "batch_heads"])
@@ -265,11 +251,11 @@ def _reduce_gradient_kernel(
     if d_log_normalizer is not None:
         store_block_vector(d_log_normalizer, plane, S.ALL, features, keep, d_log)
     if landmark_rows is not None:
-        total = load_block_vector(row_sum, plane, S.ALL, features, keep, 1.0)
-        total = tl.where(total == 0, 1.0, total)
-        rounded = (rows_sum / total[:, None]).to(landmark_rows.dtype.element_ty)
+        z = load_block_vector(row_sum, plane, S.ALL, features, keep, 1.0)
+        z = tl.where(z == 0, 1.0, z)
+        rounded = (rows_sum / z[:, None]).to(landmark_rows.dtype.element_ty)
         store_block(landmark_rows, plane, S.ALL, features, keep, rounded, S.VALUE_DIM, S.BLOCK_E)
-        shift = d_log / total - tl.sum(rounded.to(tl.float32) * v, 1)
+        shift = d_log / z - tl.sum(rounded.to(tl.float32) * v, 1)
         store_block_vector(shifts, plane, S.ALL, features, keep, shift)
 
 
@@ -290,8 +276,8 @@ def _projection_gradient_kernel(
         tokens.pointer.dtype.element_ty
     )  # [M, D]
     g = load_block(landmark_rows, plane, S.FEATURES, features, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [M, E]
-    shift = 0.0 if KEYS else common_shift(log_normalizer, plane, S)
-    bias, offset = landmark_terms(log_normalizer, row_max, shifts, shift, plane, features, keep, KEYS, S)
+    reference = 0.0 if KEYS else largest_log_normalizer(log_normalizer, plane, S)
+    bias, offset = landmark_terms(log_normalizer, row_max, shifts, reference, plane, features, keep, KEYS, S)
     landmarks = (bias[:, None], offset[:, None])
     d_w = tl.zeros([S.BLOCK_M, S.BLOCK_D], tl.float32)
     head_tiles = tl.cdiv(token_count, BLOCK_N)
@@ -304,7 +290,7 @@ def _projection_gradient_kernel(
         x = usable_tokens(raw, KEYS, S)  # [N, D]
         u = load_tile(token_rows, batch, token_head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [N, E]
         if KEYS:
-            token_bias = key_shift(raw, seen, norm_scale, S)
+            token_bias = norm_bias(raw, seen, norm_scale, S)
             token_shift = tl.zeros([BLOCK_N], tl.float32)
             inverse = token_shift + 1.0
         else:

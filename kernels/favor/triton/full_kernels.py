@@ -4,9 +4,9 @@ Dimension key: b batch, h key heads, t queries, s keys, d head dim, e value dim,
 tiles [T] queries, [S] keys, [M] features, [D] and [E] padded head and value dims.
 
     kernel               one program owns               loops over         keeps in registers
-    _summarize_kernel    M features, a split of keys    key tiles          max, sum [M], average of v [M, E]
+    _summarize_kernel    M features, a split of keys    key tiles          max, sum [M], sum of p v [M, E]
     _merge_splits_kernel M features                     splits             the same
-    _attend_kernel       T queries                      feature tiles      max, sum [T], average of V [T, E]
+    _attend_kernel       T queries                      feature tiles      max, sum [T], sum of p V [T, E]
     _short_kernel        T queries                      features, keys     both; no state is read back
 
 Every hop is an online softmax whose running maximum belongs to its owner (a feature, a query), so nothing overflows
@@ -30,7 +30,6 @@ from .tiles import (
     LOG2_E,
     NO_MAX,
     NORM_DOMINATES,
-    absorb_pair,
     cut_entries,
     keep_if,
     load_block,
@@ -38,6 +37,7 @@ from .tiles import (
     load_tile,
     load_vector,
     online_softmax_update,
+    online_softmax_update_pair,
     seen_keys,
     square_norm,
     store_block,
@@ -59,31 +59,31 @@ def relative_maximum(log_normalizer, log_weight, head, features, keep):
 
 
 @triton.jit
-def open_state(initial, log_weight, plane, head, features, keep, S: tl.constexpr):
-    """Return maximum, sum [M] and average [M, E] of the initial state (L, V), or of no keys where it is None."""
+def initial_softmax(initial, log_weight, plane, head, features, keep, S: tl.constexpr):
+    """Return maximum, sum [M] and sum of p v [M, E] of the initial state (L, V), or of no keys where it is None."""
     if initial is None:
-        top = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
-        return top, tl.zeros([S.BLOCK_M], tl.float32), tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
+        row_max = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
+        return row_max, tl.zeros([S.BLOCK_M], tl.float32), tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     else:
         log_normalizer, value = initial
         logarithm = load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")).to(tl.float32)
-        top = relative_maximum(logarithm, log_weight, head, features, keep)
-        total = tl.where(top == NO_MAX, 0.0, 1.0)
-        average = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)
-        return top, total, tl.where((total == 0)[:, None], 0.0, average)
+        row_max = relative_maximum(logarithm, log_weight, head, features, keep)
+        row_sum = tl.where(row_max == NO_MAX, 0.0, 1.0)
+        acc = load_block(value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(tl.float32)
+        return row_max, row_sum, tl.where((row_sum == 0)[:, None], 0.0, acc)
 
 
 @triton.jit
 def summarize_tile(
-    key, value, mask, w, opening, neg_opening, batch, head, first, end, logit_scale, norm_scale, BLOCK_S: tl.constexpr,
+    key, value, mask, w, initial, neg_initial, batch, head, first, end, logit_scale, norm_scale, BLOCK_S: tl.constexpr,
     S: tl.constexpr,
 ):  # fmt: skip
     """Run hop 1 over keys first ... end: maximum, sum [M] and sum of p v [M, E] for w [M, D], and if ANTITHETIC for -w.
 
-    It goes on from the same three of earlier keys, `opening` for w and `other_opening` for -w.
+    It goes on from the same three of earlier keys, `initial` for w and `neg_initial` for -w.
     """
-    top, total, average = opening
-    neg_top, neg_total, neg_average = neg_opening
+    row_max, row_sum, acc = initial
+    neg_row_max, neg_row_sum, neg_acc = neg_initial
     for start in range(first, end, BLOCK_S):
         rows = start + tl.arange(0, BLOCK_S)
         keep = seen_keys(mask, batch, rows, end)
@@ -93,42 +93,42 @@ def summarize_tile(
         if S.HAS_NORM:
             norm = square_norm(k)
             x = tl.where((norm > NORM_DOMINATES)[None, :], 0.0, x)
-            shift = tl.where(keep, -norm_scale * norm, float("-inf"))
+            bias = tl.where(keep, -norm_scale * norm, float("-inf"))
         else:
-            shift = tl.where(keep, 0.0, float("-inf"))
-        exponent = exponent_of(x, logit_scale, shift[None, :], S)
-        top, total, average = online_softmax_update(exponent, v, top, total, average, S)
+            bias = tl.where(keep, 0.0, float("-inf"))
+        exponent = exponent_of(x, logit_scale, bias[None, :], S)
+        row_max, row_sum, acc = online_softmax_update(exponent, v, row_max, row_sum, acc, S)
         if S.ANTITHETIC:
-            exponent = exponent_of(x, -logit_scale, shift[None, :], S)
-            neg_top, neg_total, neg_average = online_softmax_update(exponent, v, neg_top, neg_total, neg_average, S)
-    return top, total, average, neg_top, neg_total, neg_average
+            exponent = exponent_of(x, -logit_scale, bias[None, :], S)
+            neg_row_max, neg_row_sum, neg_acc = online_softmax_update(exponent, v, neg_row_max, neg_row_sum, neg_acc, S)
+    return row_max, row_sum, acc, neg_row_max, neg_row_sum, neg_acc
 
 
 @triton.jit
-def log_normalizer_of(top, total, log_weight, head, features, keep):
+def log_normalizer_of(row_max, row_sum, log_weight, head, features, keep):
     """Return L [M] = ln sum_s exp(e_sr), -inf where no key was seen."""
-    logarithm = tl.where(total == 0, float("-inf"), top * LN_2 + tl.log(tl.where(total == 0, 1.0, total)))
+    logarithm = tl.where(row_sum == 0, float("-inf"), row_max * LN_2 + tl.log(tl.where(row_sum == 0, 1.0, row_sum)))
     if log_weight is not None:
         logarithm += load_vector(log_weight, head * 0, head, features, keep, 0.0)
     return logarithm
 
 
 @triton.jit
-def inverse_of(total):
+def inverse_of(row_sum):
     """Return 1 / total, and 0 where nothing was summed."""
-    return tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
+    return tl.where(row_sum == 0, 0.0, 1.0 / tl.where(row_sum == 0, 1.0, row_sum))
 
 
 @triton.jit
-def store_state(state, log_weight, top, total, average, place, head, features, keep, S: tl.constexpr):
+def store_state(state, log_weight, row_max, row_sum, acc, state_index, head, features, keep, S: tl.constexpr):
     """Write L and V of M features, with the maximum and sum of their softmax."""
-    log_normalizer, state_value, row_max, row_sum = state
-    average = average * inverse_of(total)[:, None]
-    store_block(state_value, place, S.ALL, features, keep, average, S.VALUE_DIM, S.BLOCK_E)
-    store_block_vector(row_max, place, S.ALL, features, keep, top)
-    store_block_vector(row_sum, place, S.ALL, features, keep, total)
-    logarithm = log_normalizer_of(top, total, log_weight, head, features, keep)
-    store_block_vector(log_normalizer, place, S.ALL, features, keep, logarithm)
+    log_normalizers, values, row_maxima, row_sums = state
+    acc = acc * inverse_of(row_sum)[:, None]
+    store_block(values, state_index, S.ALL, features, keep, acc, S.VALUE_DIM, S.BLOCK_E)
+    store_block_vector(row_maxima, state_index, S.ALL, features, keep, row_max)
+    store_block_vector(row_sums, state_index, S.ALL, features, keep, row_sum)
+    logarithm = log_normalizer_of(row_max, row_sum, log_weight, head, features, keep)
+    store_block_vector(log_normalizers, state_index, S.ALL, features, keep, logarithm)
 
 
 @triton.jit(do_not_specialize=["batch_heads", "key_count", "split_length", "splits"])
@@ -149,15 +149,15 @@ def _summarize_kernel(
         store_tile(projection_copy, batch, head, features, keep_if(writes, keep), w, S.DIM, S.BLOCK_D)
     first = split * split_length
     end = tl.minimum(first + split_length, key_count)
-    nothing = open_state(None, None, plane, head, features, keep, S)
-    top, total, average, neg_top, neg_total, neg_average = summarize_tile(
+    nothing = initial_softmax(None, None, plane, head, features, keep, S)
+    row_max, row_sum, acc, neg_row_max, neg_row_sum, neg_acc = summarize_tile(
         key, value, mask, w, nothing, nothing, batch, head, first, end, logit_scale, norm_scale, BLOCK_S, S
     )
-    place = split * batch_heads + plane
-    store_state(state, log_weight, top, total, average, place, head, features, keep, S)
+    state_index = split * batch_heads + plane
+    store_state(state, log_weight, row_max, row_sum, acc, state_index, head, features, keep, S)
     if S.ANTITHETIC:
         others = features + S.FEATURES
-        store_state(state, log_weight, neg_top, neg_total, neg_average, place, head, others, keep, S)
+        store_state(state, log_weight, neg_row_max, neg_row_sum, neg_acc, state_index, head, others, keep, S)
 
 
 @triton.jit(do_not_specialize=["splits", "batch_heads"])
@@ -168,23 +168,23 @@ def _merge_splits_kernel(parts, log_weight, state, batch_heads, splits, heads, S
     features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
     keep = features < S.ALL
     _, part_value, part_max, part_sum = parts
-    top = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
+    row_max = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
     for split in range(splits):
-        place = split * batch_heads + plane
-        top = tl.maximum(top, load_block_vector(part_max, place, S.ALL, features, keep, NO_MAX))
-    total = tl.zeros([S.BLOCK_M], tl.float32)
-    average = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
+        state_index = split * batch_heads + plane
+        row_max = tl.maximum(row_max, load_block_vector(part_max, state_index, S.ALL, features, keep, NO_MAX))
+    row_sum = tl.zeros([S.BLOCK_M], tl.float32)
+    acc = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     for split in range(splits):
-        place = split * batch_heads + plane
-        share = tl.exp2(load_block_vector(part_max, place, S.ALL, features, keep, NO_MAX) - top)
-        share *= load_block_vector(part_sum, place, S.ALL, features, keep, 0.0)
-        total += share
-        average += share[:, None] * load_block(part_value, place, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
-    store_state(state, log_weight, top, total, average, plane, plane % heads, features, keep, S)
+        state_index = split * batch_heads + plane
+        weight = tl.exp2(load_block_vector(part_max, state_index, S.ALL, features, keep, NO_MAX) - row_max)
+        weight *= load_block_vector(part_sum, state_index, S.ALL, features, keep, 0.0)
+        row_sum += weight
+        acc += weight[:, None] * load_block(part_value, state_index, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
+    store_state(state, log_weight, row_max, row_sum, acc, plane, plane % heads, features, keep, S)
 
 
 @triton.jit
-def common_shift(log_normalizer, plane, S: tl.constexpr):
+def largest_log_normalizer(log_normalizer, plane, S: tl.constexpr):
     """Return the largest L_r: logits taken relative to it keep their digits when L is near -5000."""
     features = tl.arange(0, triton.next_power_of_2(S.ALL))
     keep = features < S.ALL
@@ -193,15 +193,15 @@ def common_shift(log_normalizer, plane, S: tl.constexpr):
 
 
 @triton.jit
-def landmark_bias(log_normalizer, shift, plane, features, keep, S: tl.constexpr):
-    """Return log2(e) (L_r - shift) [M], -inf for features that are not there."""
-    return (load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")) - shift) * LOG2_E
+def landmark_bias(log_normalizer, reference, plane, features, keep, S: tl.constexpr):
+    """Return log2(e) (L_r - reference) [M], -inf for features that are not there."""
+    return (load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")) - reference) * LOG2_E
 
 
 @triton.jit
-def store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top, inverse):
+def store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, row_max, inverse):
     """Write the maximum and 1 / sum [T] of a softmax over landmarks; all of the former stand before the latter."""
-    store_block_vector(statistics, query_plane, query_count, rows, exists, top)
+    store_block_vector(statistics, query_plane, query_count, rows, exists, row_max)
     store_block_vector(statistics, query_planes + query_plane, query_count, rows, exists, inverse)
 
 
@@ -216,10 +216,10 @@ def _attend_kernel(
     head, plane = query_head // group, query_plane // group
     log_normalizer, state_value = state
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
-    shift = common_shift(log_normalizer, plane, S)
-    top = tl.full([BLOCK_T], NO_MAX, tl.float32)
-    total = tl.zeros([BLOCK_T], tl.float32)
-    average = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
+    reference = largest_log_normalizer(log_normalizer, plane, S)
+    row_max = tl.full([BLOCK_T], NO_MAX, tl.float32)
+    row_sum = tl.zeros([BLOCK_T], tl.float32)
+    acc = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
     for start in range(0, S.FEATURES, S.BLOCK_M):
         features = start + tl.arange(0, S.BLOCK_M)
         keep = features < S.FEATURES
@@ -227,21 +227,23 @@ def _attend_kernel(
         landmarks = load_block(state_value, plane, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E).to(
             S.OPERAND
         )  # [M, E]
-        bias = landmark_bias(log_normalizer, shift, plane, features, keep, S)
+        bias = landmark_bias(log_normalizer, reference, plane, features, keep, S)
         x = tl.dot(q, tl.trans(w), input_precision=S.PRECISION)  # [T, D] @ [D, M] -> [T, M]
         logits = exponent_of(x, logit_scale, bias[None, :], S)
         if S.ANTITHETIC:
             others = features + S.FEATURES
             neg_landmarks = load_block(state_value, plane, S.ALL, others, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
-            bias = landmark_bias(log_normalizer, shift, plane, others, keep, S)
+            bias = landmark_bias(log_normalizer, reference, plane, others, keep, S)
             neg_logits = exponent_of(x, -logit_scale, bias[None, :], S)
-            top, total, average = absorb_pair(logits, neg_logits, landmarks, neg_landmarks, top, total, average, S)
+            row_max, row_sum, acc = online_softmax_update_pair(
+                logits, neg_logits, landmarks, neg_landmarks, row_max, row_sum, acc, S
+            )
         else:
-            top, total, average = online_softmax_update(logits, landmarks, top, total, average, S)
-    inverse = inverse_of(total)
-    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
+            row_max, row_sum, acc = online_softmax_update(logits, landmarks, row_max, row_sum, acc, S)
+    inverse = inverse_of(row_sum)
+    store_tile(output, batch, query_head, rows, exists, acc * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
     query_planes = tl.num_programs(0) // tl.cdiv(query_count, BLOCK_T)
-    store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top, inverse)
+    store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, row_max, inverse)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
@@ -264,47 +266,64 @@ def _short_kernel(
     rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     exists = rows < query_count
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
-    top = tl.full([BLOCK_T], NO_MAX, tl.float32)
-    total = tl.zeros([BLOCK_T], tl.float32)
-    average = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
-    shift = 0.0
+    row_max = tl.full([BLOCK_T], NO_MAX, tl.float32)
+    row_sum = tl.zeros([BLOCK_T], tl.float32)
+    acc = tl.zeros([BLOCK_T, S.BLOCK_E], tl.float32)
+    reference = 0.0
     highest = float("-inf")
     for start in range(0, S.FEATURES, S.BLOCK_M):
         features = start + tl.arange(0, S.BLOCK_M)
         keep = features < S.FEATURES
         w = load_tile(projection, batch, head, features, keep, S.DIM, S.BLOCK_D).to(q.dtype)  # [M, D]
         others = features + S.FEATURES
-        opening = open_state(initial, None, plane, head, features, keep, S)
-        neg_opening = opening
+        before = initial_softmax(initial, None, plane, head, features, keep, S)
+        neg_before = before
         if S.ANTITHETIC:
-            neg_opening = open_state(initial, None, plane, head, others, keep, S)
-        hop_top, hop_total, hop_average, neg_top, neg_total, neg_average = summarize_tile(
-            key, value, mask, w, opening, neg_opening, batch, head, 0, key_count, logit_scale, norm_scale, BLOCK_S, S
+            neg_before = initial_softmax(initial, None, plane, head, others, keep, S)
+        landmark_max, landmark_sum, landmark_acc, neg_landmark_max, neg_landmark_sum, neg_landmark_acc = summarize_tile(
+            key, value, mask, w, before, neg_before, batch, head, 0, key_count, logit_scale, norm_scale, BLOCK_S, S
         )
-        store_state(state, None, hop_top, hop_total, hop_average, plane, head, features, keep_if(writes, keep), S)
-        logarithm = log_normalizer_of(hop_top, hop_total, None, head, features, keep)
+        store_state(
+            state, None, landmark_max, landmark_sum, landmark_acc, plane, head, features, keep_if(writes, keep), S
+        )
+        logarithm = log_normalizer_of(landmark_max, landmark_sum, None, head, features, keep)
         logarithm = tl.where(keep, logarithm, float("-inf"))
         largest = tl.max(logarithm, 0)
-        shift = tl.where((start == 0) & (largest > float("-inf")), largest, shift)
+        reference = tl.where((start == 0) & (largest > float("-inf")), largest, reference)
         highest = tl.maximum(highest, largest)
-        bias = (logarithm - shift) * LOG2_E
+        bias = (logarithm - reference) * LOG2_E
         x = tl.dot(q, tl.trans(w), input_precision=S.PRECISION)  # [T, D] @ [D, M] -> [T, M]
-        landmarks = (hop_average * inverse_of(hop_total)[:, None]).to(S.OPERAND)  # [M, E]
+        landmarks = (landmark_acc * inverse_of(landmark_sum)[:, None]).to(S.OPERAND)  # [M, E]
         logits = exponent_of(x, logit_scale, bias[None, :], S)
         if S.ANTITHETIC:
-            store_state(state, None, neg_top, neg_total, neg_average, plane, head, others, keep_if(writes, keep), S)
-            logarithm = log_normalizer_of(neg_top, neg_total, None, head, others, keep)
+            store_state(
+                state,
+                None,
+                neg_landmark_max,
+                neg_landmark_sum,
+                neg_landmark_acc,
+                plane,
+                head,
+                others,
+                keep_if(writes, keep),
+                S,
+            )
+            logarithm = log_normalizer_of(neg_landmark_max, neg_landmark_sum, None, head, others, keep)
             logarithm = tl.where(keep, logarithm, float("-inf"))
             highest = tl.maximum(highest, tl.max(logarithm, 0))
-            bias = (logarithm - shift) * LOG2_E
-            neg_landmarks = (neg_average * inverse_of(neg_total)[:, None]).to(S.OPERAND)
+            bias = (logarithm - reference) * LOG2_E
+            neg_landmarks = (neg_landmark_acc * inverse_of(neg_landmark_sum)[:, None]).to(S.OPERAND)
             neg_logits = exponent_of(x, -logit_scale, bias[None, :], S)
-            top, total, average = absorb_pair(logits, neg_logits, landmarks, neg_landmarks, top, total, average, S)
+            row_max, row_sum, acc = online_softmax_update_pair(
+                logits, neg_logits, landmarks, neg_landmarks, row_max, row_sum, acc, S
+            )
         else:
-            top, total, average = online_softmax_update(logits, landmarks, top, total, average, S)
-    inverse = inverse_of(total)
-    store_tile(output, batch, query_head, rows, exists, average * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
+            row_max, row_sum, acc = online_softmax_update(logits, landmarks, row_max, row_sum, acc, S)
+    inverse = inverse_of(row_sum)
+    store_tile(output, batch, query_head, rows, exists, acc * inverse[:, None], S.VALUE_DIM, S.BLOCK_E)
     if RELATIVE:
-        shift -= tl.where(highest > float("-inf"), highest, 0.0)
+        reference -= tl.where(highest > float("-inf"), highest, 0.0)
     query_planes = tl.num_programs(0) // tiles
-    store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, top + shift * LOG2_E, inverse)
+    store_statistics(
+        statistics, query_planes, query_plane, query_count, rows, exists, row_max + reference * LOG2_E, inverse
+    )

@@ -181,43 +181,61 @@ def cut_entries(tile):
 
 
 @triton.jit
+def norm_bias(k, keep, norm_scale, S: tl.constexpr):
+    """Return -log2(e) |k|^2 / 2 [N] of keys, -inf where they are not seen."""
+    if S.HAS_NORM:
+        return tl.where(keep, -norm_scale * square_norm(k), float("-inf"))
+    else:
+        return tl.where(keep, 0.0, float("-inf"))
+
+
+@triton.jit
+def usable_tokens(x, KEYS: tl.constexpr, S: tl.constexpr):
+    """Return tokens [N, D] as the forward used them: keys so far away that only their norm counts are zero."""
+    if KEYS and S.HAS_NORM:
+        return tl.where((square_norm(x) > NORM_DOMINATES)[:, None], 0.0, x).to(x.dtype)
+    else:
+        return cut_entries(x)
+
+
+@triton.jit
 def rounded_away(x, rounded):
     """Return what rounding x has taken from it, in the dtype of the rounded."""
     return (x - rounded.to(tl.float32)).to(rounded.dtype)
 
 
 @triton.jit
-def project_back(d_projected, rows, total, S: tl.constexpr):
-    """Return total + d_projected @ rows, [A, B] @ [B, D]; where operands are bfloat16, d_projected is the sum of two.
+def project_back(d_projected, rows, acc, S: tl.constexpr):
+    """Return acc + d_projected @ rows, [A, B] @ [B, D]; where operands are bfloat16, d_projected is the sum of two.
 
     The rounding of one alone is a third of the error of the gradients of keys and learnt features.
     """
     high = d_projected.to(S.OPERAND)
-    total = tl.dot(high, rows.to(S.OPERAND), total, input_precision=S.PRECISION)
+    acc = tl.dot(high, rows.to(S.OPERAND), acc, input_precision=S.PRECISION)
     if tl.bfloat16 == S.OPERAND:
-        total = tl.dot(rounded_away(d_projected, high), rows.to(S.OPERAND), total, input_precision=S.PRECISION)
-    return total
+        acc = tl.dot(rounded_away(d_projected, high), rows.to(S.OPERAND), acc, input_precision=S.PRECISION)
+    return acc
 
 
 @triton.jit
-def online_softmax_update(exponent, rows, top, total, average, S: tl.constexpr):
+def online_softmax_update(exponent, rows, row_max, row_sum, acc, S: tl.constexpr):
     """Fold exponents [A, B] of rows [B, E] into an online softmax over B: its maximum, sum and weighted sum of rows."""
-    new_max = tl.maximum(top, tl.max(exponent, 1))
+    new_max = tl.maximum(row_max, tl.max(exponent, 1))
     weight = tl.exp2(exponent - new_max[:, None])  # [A, B]
-    rescale = tl.exp2(top - new_max)
-    total = total * rescale + tl.sum(weight, 1)
-    average = tl.dot(weight.to(rows.dtype), rows, average * rescale[:, None], input_precision=S.PRECISION)  # [A, E]
-    return new_max, total, average
+    rescale = tl.exp2(row_max - new_max)
+    row_sum = row_sum * rescale + tl.sum(weight, 1)
+    acc = tl.dot(weight.to(rows.dtype), rows, acc * rescale[:, None], input_precision=S.PRECISION)  # [A, E]
+    return new_max, row_sum, acc
 
 
 @triton.jit
-def absorb_pair(one, other, one_rows, neg_rows, top, total, average, S: tl.constexpr):
+def online_softmax_update_pair(exponent, neg_exponent, rows, neg_rows, row_max, row_sum, acc, S: tl.constexpr):
     """Fold two tiles at once: the sum of rows is rescaled once for both."""
-    new_max = tl.maximum(top, tl.max(tl.maximum(one, other), 1))
-    one_weight = tl.exp2(one - new_max[:, None])  # [A, B]
-    neg_weight = tl.exp2(other - new_max[:, None])
-    rescale = tl.exp2(top - new_max)
-    total = total * rescale + tl.sum(one_weight + neg_weight, 1)
-    average = tl.dot(one_weight.to(one_rows.dtype), one_rows, average * rescale[:, None], input_precision=S.PRECISION)
-    average = tl.dot(neg_weight.to(neg_rows.dtype), neg_rows, average, input_precision=S.PRECISION)
-    return new_max, total, average
+    new_max = tl.maximum(row_max, tl.max(tl.maximum(exponent, neg_exponent), 1))
+    weight = tl.exp2(exponent - new_max[:, None])  # [A, B]
+    neg_weight = tl.exp2(neg_exponent - new_max[:, None])
+    rescale = tl.exp2(row_max - new_max)
+    row_sum = row_sum * rescale + tl.sum(weight + neg_weight, 1)
+    acc = tl.dot(weight.to(rows.dtype), rows, acc * rescale[:, None], input_precision=S.PRECISION)
+    acc = tl.dot(neg_weight.to(neg_rows.dtype), neg_rows, acc, input_precision=S.PRECISION)
+    return new_max, row_sum, acc
