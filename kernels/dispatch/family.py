@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import maybe_current_level
 
-from .operator import Operator, vmap_by_loop
+from .operator import Operator, in_own_context, vmap_by_loop
 
 Inputs = TypeVar("Inputs", bound=tuple)
 Results = TypeVar("Results", bound=tuple)
@@ -43,8 +43,8 @@ class Layout(Generic[Bundle]):
         self.bundle: Any = bundle
         self.types: dict[str, Any] = {}
         self.spans: dict[str, range] = {}
-        self._parts: list[tuple[Any, bool, int, int]] = []
-        for field, hint in get_type_hints(bundle).items():
+        self._parts: list[tuple[Any, bool, slice, slice]] = []
+        for index, (field, hint) in enumerate(get_type_hints(bundle).items()):
             options = [x for x in get_args(hint) if x is not NoneType] or [hint]
             inner = options[0] if hasattr(options[0], "_fields") else None
             is_optional = NoneType in get_args(hint)
@@ -54,7 +54,11 @@ class Layout(Generic[Bundle]):
             if inner is None:
                 self.types[field] = hint
             self.spans[field] = range(first, len(self.types))
-            self._parts.append((inner, is_optional, first, len(self.types)))
+            fields, values = slice(index, index + 1), slice(first, len(self.types))
+            if inner is None and self._parts and self._parts[-1][0] is None:  # plain fields in a row go together
+                *_, before, values_before = self._parts.pop()
+                fields, values = slice(before.start, fields.stop), slice(values_before.start, values.stop)
+            self._parts.append((inner, is_optional, fields, values))
 
     def __len__(self) -> int:
         return len(self.types)
@@ -66,21 +70,22 @@ class Layout(Generic[Bundle]):
     def flatten(self, bundle: Bundle) -> list[Any]:
         """Return the values of a NamedTuple in order."""
         values: list[Any] = []
-        for x, (inner, _, first, last) in zip(bundle, self._parts, strict=True):
-            if inner is None:
-                values.append(x)
-            else:
-                values.extend([None] * (last - first) if x is None else x)
+        for inner, _, fields, span in self._parts:
+            found = bundle[fields]
+            if inner is not None:
+                found = [None] * (span.stop - span.start) if found[0] is None else found[0]
+            values += found
         return values
 
     def read(self, values: Sequence[Any]) -> Bundle:
         """Return the NamedTuple of values that lie in order."""
-        fields = []
-        for inner, is_optional, first, last in self._parts:
+        fields: list[Any] = []
+        for inner, is_optional, _, span in self._parts:
+            found = values[span]
             if inner is None:
-                fields.append(values[first])
+                fields += found
             else:
-                fields.append(None if is_optional and values[first] is None else inner._make(values[first:last]))
+                fields.append(None if is_optional and found[0] is None else inner._make(found))
         return self.bundle._make(fields)
 
 
@@ -132,7 +137,7 @@ class Family(Generic[Inputs, Results]):
     ) -> None:
         self.inputs, self.results = Layout(inputs), Layout(results)
         self.upstream, self.gradients = Layout(upstream), Layout(gradients)
-        self.define = define
+        self.define, self._run = define, in_own_context(forward)
         self.parameters = self.inputs.spans[parameters]
         fields = list(self.inputs.types)
         self.differentiable = [fields.index(name) for name in self.gradients.types]
@@ -189,7 +194,9 @@ class Family(Generic[Inputs, Results]):
         Raises:
             NotImplementedError: under forward-mode differentiation.
         """
-        return self.results.read(self.forward_operator(*self.inputs.flatten(inputs)))
+        arguments = self.inputs.flatten(inputs)
+        run = self.forward_operator.way_for(arguments)
+        return self._run(inputs) if run is self.forward_operator.run else self.results.read(run(*arguments))
 
     def _gradient(self, ctx: Any, *arriving: Tensor | None) -> tuple[Any, ...]:
         arguments, results = _restore(ctx)

@@ -1,15 +1,13 @@
 """Launching kernels: what Triton compiled for one launch serves all of its kind.
 
 Triton's own launch looks anew at every argument and option of every call, 20 us; a launch of a known kind takes 10. Its
-kind is what Triton compiles for: of pointers the dtype and whether 16 divides them, of strides and other numbers which
-are 1, which 16 divides and which need 64 bits, and the compile-time values. Of lengths, which kernels do not specialise
-on, it is the width alone, so that calls may vary in them.
+kind is what Triton compiles for: of pointers the dtype and whether 16 divides them, of numbers which are 1, which 16
+divides and which need 64 bits, and the compile-time values. Lengths are not, so that calls may vary in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -36,24 +34,26 @@ def launch_kernel(kernel: Any, programs: int, *arguments: Any, **constants: Any)
         return
     active: Any = driver.active
     device = active.get_current_device()
-    kinds = (kind(x) for kind, x in zip(_kinds_for(kernel), arguments, strict=False))
-    signature = (kernel.fn, device, *kinds, *constants, *constants.values())
-    if (known := _binaries.get(signature)) is not None:
+    kind = (kernel.fn, device, *map(_kind, arguments), *constants, *map(_identity, constants.values()))
+    if (known := _binaries.get(kind)) is not None:
         binary, values = known
         binary[(programs, 1, 1)](*arguments, *values, stream=active.get_current_stream(device))
         return
     compiled = kernel[(programs,)](*arguments, **constants)
     if compiled is not None:  # where it is launched, not just compiled (bench/without_gpu/offline_compile.py)
-        _binaries[signature] = compiled, [constants[name] for name in kernel.arg_names[len(arguments) :]]
+        _binaries[kind] = compiled, [constants[name] for name in kernel.arg_names[len(arguments) :]]
 
 
-@cache
-def _kinds_for(kernel: Any) -> list[Callable[[Any], Any]]:
-    """Return a function for each parameter that tells what Triton compiles for of its arguments."""
-    return [_type_of if parameter.do_not_specialize else _kind for parameter in kernel.params]
+def _identity(constant: Any) -> Any:
+    """Return what tells a compile-time value from others: of a tuple its address, since its parts are slow to compare.
+
+    `_binaries` keeps the tuple alive, so that no other can take its address.
+    """
+    return id(constant) if isinstance(constant, tuple) else constant
 
 
 def _kind(x: Any) -> Any:
+    """Return what Triton compiles for of an argument."""
     if isinstance(x, Tensor):
         return x.dtype, x.data_ptr() % _ALIGNMENT
     if isinstance(x, tuple):
@@ -61,11 +61,6 @@ def _kind(x: Any) -> Any:
     if isinstance(x, int):
         return _kind_of_number(x)
     return type(x)
-
-
-def _type_of(x: Any) -> Any:
-    """Return the kind of an argument that is the same to Triton whatever its value."""
-    return x.bit_length() > 31 if isinstance(x, int) else _kind(x)
 
 
 def _kind_of_number(x: int) -> Any:

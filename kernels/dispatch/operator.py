@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Operator:
         qualified = f"favorcast::{name}"
         torch.library.define(qualified, schema)
         self.overload = getattr(torch.ops.favorcast, name).default
-        self.run = _in_own_context(implementation)
+        self.run = in_own_context(implementation)
         torch.library.impl(qualified, "CompositeExplicitAutograd")(self.run)
         torch.library.register_fake(qualified)(fake)
         self.differentiable_run: Callable[..., Any] = self.run
@@ -83,18 +83,22 @@ class Operator:
         Raises:
             NotImplementedError: under forward-mode differentiation, whose tangents an operator would drop.
         """
+        return self.way_for(arguments)(*arguments)
+
+    def way_for(self, arguments: Sequence[Any]) -> Callable[..., Any]:
+        """Return what to call with the arguments: `run` where nobody else wants to see the call."""
         tensors = [x for x in arguments if isinstance(x, Tensor)]
         _refuse_forward_mode(tensors)
         if torch.compiler.is_compiling():
             run = self.written_out if torch.onnx.is_in_onnx_export() else None
-            return (self.overload if run is None else run)(*arguments)
+            return self.overload if run is None else run
         if _is_differentiated_as_function():
-            return self.transformable_run(*arguments)
+            return self.transformable_run
         if _is_seen_by_others(tensors):
-            return self.overload(*arguments)
+            return self.overload
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors) and not _is_below_autograd():
-            return self.differentiable_run(*arguments)
-        return self.run(*arguments)
+            return self.differentiable_run
+        return self.run
 
 
 def vmap_by_loop(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,11 +150,14 @@ def _refuse_forward_mode(tensors: list[Tensor]) -> None:
         )
 
 
-def _in_own_context(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run an implementation on its tensors' device and in its own precision: inputs were cast by the caller."""
+def in_own_context(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run an implementation on its tensors' device and in its own precision: inputs were cast by the caller.
+
+    Tensors are among its arguments, or among the fields of the first.
+    """
 
     def run(*args: Any) -> Any:
-        device = next(x for x in args if isinstance(x, Tensor)).device
+        device = next(x for x in (args[0] if isinstance(args[0], tuple) else args) if isinstance(x, Tensor)).device
         kind = device.type
         if kind == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):  # kernels are launched on the current device

@@ -68,9 +68,8 @@ def _fake_summarize(inputs: SummarizeInputs | CausalInputs) -> SummarizeResults:
     key, value, projection = inputs.key, inputs.value, inputs.space.projection
     dtype = accumulation_dtype(key, value, projection) if inputs.impl == "reference" else torch.float32
     shape = (*key.shape[:2], projection.shape[-2])
-    log_normalizer, row_max, row_sum = (key.new_empty(shape, dtype=dtype) for _ in range(3))
-    state = FavorState(log_normalizer, key.new_empty((*shape, value.shape[-1]), dtype=dtype))
-    return SummarizeResults(state, row_max, row_sum)
+    state = FavorState(*(key.new_empty(x, dtype=dtype) for x in (shape, (*shape, value.shape[-1]))))
+    return SummarizeResults(state, key.new_empty((2, *shape), dtype=dtype))
 
 
 def _define_summarize(inputs: SummarizeInputs) -> tuple[Tensor, Tensor]:
@@ -157,9 +156,9 @@ def _full_backward(
 def _fake_full(inputs: FullInputs) -> FullResults:
     if inputs.impl == "reference":
         output = attention_output(inputs.query, inputs.value.shape[-1])
-        state = _fake_summarize(SummarizeInputs(*inputs[1:]))
-        empty = state.row_max.new_empty(0)
-        return FullResults(output, empty, *state, state.row_max.new_empty(0))
+        hop = _fake_summarize(SummarizeInputs(*inputs[1:]))
+        statistics, projection = (hop.statistics.new_empty(0) for _ in range(2))
+        return FullResults(output, statistics, *hop, projection)
     from .triton.full import empty_full
 
     return empty_full(inputs)
@@ -203,9 +202,9 @@ def _causal_backward(
 
 
 def _fake_causal(inputs: CausalInputs) -> CausalResults:
-    state, row_max, _ = _fake_summarize(inputs)
+    state, statistics = _fake_summarize(inputs)
     output = attention_output(inputs.query, inputs.value.shape[-1])
-    return CausalResults(output, state, row_max.new_empty((2, *inputs.query.shape[:-1])))
+    return CausalResults(output, state, statistics.new_empty((2, *inputs.query.shape[:-1])))
 
 
 def _define_causal(inputs: CausalInputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -70,14 +70,13 @@ class SummarizeInputs(NamedTuple):
 
 
 class SummarizeResults(NamedTuple):
-    """The state, and for the backward the maximum and the sum (b, h, m) of its softmax over keys.
+    """The state, and for the backward the maximum and the sum of its softmax over keys, stacked in (2, b, h, m).
 
-    The maximum is in nats, of the kernels in bits.
+    The maximum is in nats, that of the kernels in bits.
     """
 
     state: FavorState
-    row_max: Tensor
-    row_sum: Tensor
+    statistics: Tensor
 
 
 class SummarizeGradients(NamedTuple):
@@ -89,7 +88,7 @@ class SummarizeGradients(NamedTuple):
 
 
 class AttendInputs(NamedTuple):
-    """Queries (b, h g, t, d), a state, features, implementation."""
+    """Queries (b, h g, t, d), a state, features without log-weight (the state has it), implementation."""
 
     query: Tensor
     state: FavorState
@@ -138,8 +137,7 @@ class FullResults(NamedTuple):
     output: Tensor
     statistics: Tensor
     state: FavorState
-    row_max: Tensor
-    row_sum: Tensor
+    landmark_statistics: Tensor
     projection: Tensor
 
 

@@ -64,7 +64,7 @@ def full_reference(inputs: FullInputs) -> FullResults:
     """Run both hops."""
     hop = summarize_reference(SummarizeInputs(*inputs[1:]))
     output, statistics = attend_reference(AttendInputs(inputs.query, hop.state, inputs.space, inputs.impl))
-    return FullResults(output, statistics, *hop, projection=hop.row_max.new_empty(0))
+    return FullResults(output, statistics, *hop, projection=hop.statistics.new_empty(0))
 
 
 def full_backward_reference(
@@ -74,7 +74,7 @@ def full_backward_reference(
     queries = AttendInputs(inputs.query, results.state, inputs.space, inputs.impl)
     attended = AttendResults(results.output, results.statistics)
     d_query, d_state, of_queries = attend_backward_reference(d_output, queries, attended, parameter_gradients)
-    hop = SummarizeResults(results.state, results.row_max, results.row_sum)
+    hop = SummarizeResults(results.state, results.landmark_statistics)
     keys = SummarizeInputs(*inputs[1:])
     d_key, d_value, of_keys = summarize_backward_reference(d_state, keys, hop, parameter_gradients)
     if of_keys is not None and of_queries is not None:
@@ -88,7 +88,8 @@ def summarize_reference(inputs: SummarizeInputs) -> SummarizeResults:
     b, h, s, d = key.shape
     m, e = space.projection.shape[-2], value.shape[-1]
     dtype = accumulation_dtype(key, value, space.projection)
-    log_normalizer, row_max, row_sum = (torch.empty((b, h, m), dtype=dtype, device=key.device) for _ in range(3))
+    log_normalizer = torch.empty((b, h, m), dtype=dtype, device=key.device)
+    statistics = torch.empty((2, b, h, m), dtype=dtype, device=key.device)
     state_value = torch.empty((b, h, m, e), dtype=dtype, device=key.device)
     for group in head_groups(b, h, s, m):
         weights = key_weights(space, group, key, dtype)
@@ -104,9 +105,9 @@ def summarize_reference(inputs: SummarizeInputs) -> SummarizeResults:
             highest = new_max
         total = sums[..., e:]
         store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total == 0, 1.0, total))
-        for target, column in ((log_normalizer, highest + total.log()), (row_max, highest), (row_sum, total)):
+        for target, column in zip((log_normalizer, *statistics), (highest + total.log(), highest, total), strict=True):
             store_tokens(target.unsqueeze(-1), group, slice(None), column)
-    return SummarizeResults(FavorState(log_normalizer, state_value), row_max, row_sum)
+    return SummarizeResults(FavorState(log_normalizer, state_value), statistics)
 
 
 def summarize_backward_reference(
@@ -114,7 +115,7 @@ def summarize_backward_reference(
 ) -> SummarizeGradients:
     """Differentiate `summarize_reference`."""
     key, value, mask, space, _ = inputs
-    (_, state_value), row_max, row_sum = results
+    (_, state_value), (row_max, row_sum) = results
     b, h, s, d = key.shape
     m, e = state_value.shape[-2:]
     dtype = state_value.dtype
@@ -191,7 +192,7 @@ def attend_backward_reference(
     received.masked_fill_(unseen[..., None, None], 0.0)
     d_log_normalizer = (received[..., :e] * state_value).sum(-1) + received[..., e]
     d_state = FavorState(d_log_normalizer, received[..., :e].contiguous())
-    features = reduce_to_parameters(d_weights, space._replace(log_weight=None)) if parameter_gradients else None
+    features = reduce_to_parameters(d_weights, space) if parameter_gradients else None
     return AttendGradients(d_query, d_state, features)
 
 

@@ -105,15 +105,12 @@ class CausalProblem:
         spec = _causal_spec(launch.options["S"], self.queries.launch("prefix_states").tiles, self.within)
         return {**launch.options, "S": spec}
 
-    def segment_options(self, kernel: str) -> dict[str, Any]:
-        """Return the keyword arguments of a kernel over segments."""
+    def launch(self, kernel: str) -> tuple[int, dict[str, Any]]:
+        """Return the programs a head and the keyword arguments of a kernel over segments."""
         launch = self.queries.launch(kernel)
         tokens = self.queries.launch("causal_attend").tokens if self.within else launch.tokens
-        return {**self.options(launch), "BLOCK_C": tokens}
-
-    def segment_programs(self, kernel: str) -> int:
-        """Return the programs of a kernel over segments for one head."""
-        return self.segments * ceil_div(self.segment_length, self.segment_options(kernel)["BLOCK_C"])
+        programs = self.segments * ceil_div(self.segment_length, tokens)
+        return programs, {**self.options(launch), "BLOCK_C": tokens}
 
 
 @lru_cache(maxsize=1024)
@@ -149,9 +146,10 @@ def causal_triton(inputs: CausalInputs) -> CausalResults:
     final = FavorState(*(query.new_empty(x, dtype=torch.float32) for x in (shape[:-1], shape)))
     states = prefix_states(problem, final)
     if output.numel():
+        programs, options = problem.launch("causal_attend")
         launch_kernel(
             _causal_attend_kernel,
-            problem.queries.token_planes * problem.segment_programs("causal_attend"),
+            problem.queries.token_planes * programs,
             *problem.tensors(),
             states[:3],
             states.jumps,
@@ -159,7 +157,7 @@ def causal_triton(inputs: CausalInputs) -> CausalResults:
             tuple(statistics.unbind()),
             *problem.sizes(),
             *problem.queries.scales,
-            **problem.segment_options("causal_attend"),
+            **options,
         )
     return CausalResults(output, final, statistics)
 

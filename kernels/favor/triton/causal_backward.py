@@ -71,8 +71,8 @@ class _CausalBackward:
         sums = None
         if parameter_gradients:
             m, d = problem.inputs.space.projection.shape[-2:]
-            queries = problem.queries.token_planes * problem.segment_programs("causal_query_gradient")
-            keys = problem.queries.batch_heads * problem.segment_programs("causal_key_gradient")
+            queries = problem.queries.token_planes * problem.launch("causal_query_gradient")[0]
+            keys = problem.queries.batch_heads * problem.launch("causal_key_gradient")[0]
             shapes = (queries, m, d), (queries, m), (keys, m, d)
             of_queries, log_weight, of_keys = (problem.queries.empty(torch.float32, *x).zero_() for x in shapes)
             sums = of_queries, log_weight, of_keys
@@ -84,9 +84,10 @@ class _CausalBackward:
         problem, queries = self.problem, self.problem.queries
         if d_query.numel() == 0:
             return
+        programs, options = problem.launch("causal_query_gradient")
         launch_kernel(
             _causal_query_gradient_kernel,
-            queries.token_planes * problem.segment_programs("causal_query_gradient"),
+            queries.token_planes * programs,
             *problem.tensors(),
             self.states[:3],
             self.states.jumps,
@@ -99,7 +100,7 @@ class _CausalBackward:
             *problem.sizes(),
             *queries.scales,
             queries.chain,
-            **problem.segment_options("causal_query_gradient"),
+            **options,
         )
 
     def received(self, d_initial: FavorState | None) -> tuple[Tensor, Tensor]:
@@ -144,9 +145,10 @@ class _CausalBackward:
         problem, queries = self.problem, self.problem.queries
         if queries.length == 0:
             return
+        programs, options = problem.launch("causal_key_gradient")
         launch_kernel(
             _causal_key_gradient_kernel,
-            queries.batch_heads * problem.segment_programs("causal_key_gradient"),
+            queries.batch_heads * programs,
             *problem.tensors(),
             self.states[:3],
             self.states.jumps,
@@ -160,7 +162,7 @@ class _CausalBackward:
             *problem.sizes(),
             *queries.scales,
             queries.chain,
-            **problem.segment_options("causal_key_gradient"),
+            **options,
         )
 
     def parameter_sums(self, d_initial: FavorState | None) -> tuple[Tensor, Tensor]:

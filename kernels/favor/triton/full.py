@@ -53,8 +53,8 @@ repeating hop 1; above that dim its registers spill. To be timed on a GPU."""
 
 def empty_summary(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> SummarizeResults:
     """Allocate a state (..., m, e), whose V has `dtype`, with the maximum and sum of its softmax."""
-    log_normalizer, row_max, row_sum = (like.new_empty(shape[:-1], dtype=torch.float32) for _ in range(3))
-    return SummarizeResults(FavorState(log_normalizer, like.new_empty(shape, dtype=dtype)), row_max, row_sum)
+    state = FavorState(like.new_empty(shape[:-1], dtype=torch.float32), like.new_empty(shape, dtype=dtype))
+    return SummarizeResults(state, like.new_empty((2, *shape[:-1]), dtype=torch.float32))
 
 
 def contiguous(state: FavorState) -> FavorState:
@@ -119,9 +119,9 @@ def _launch_summarize(keys: Problem, value: Tensor, results: SummarizeResults, p
         launch_kernel(_merge_splits_kernel, b * h * tiles, *states, b * h, splits, h, S=spec)
 
 
-def as_arguments(results: SummarizeResults) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return L, V, maximum and sum, as kernels take them."""
-    return results.state.log_normalizer, results.state.value, results.row_max, results.row_sum
+def as_arguments(results: SummarizeResults) -> tuple[Tensor, Tensor, Tensor]:
+    """Return L, V, and maximum and sum, as kernels take them."""
+    return results.state.log_normalizer, results.state.value, results.statistics
 
 
 def attend_triton(inputs: AttendInputs) -> AttendResults:
@@ -157,8 +157,8 @@ def _launch_attend(queries: Problem, state: FavorState) -> AttendResults:
 def full_triton(inputs: FullInputs) -> FullResults:
     """Run both hops."""
     if is_short(inputs):
-        results = empty_full(inputs)
-        hop = SummarizeResults(results.state, results.row_max, results.row_sum)
+        results = _empty_full(inputs, inputs.key.new_empty(0))
+        hop = SummarizeResults(results.state, results.landmark_statistics)
         launch_short(inputs, hop, results.output, results.statistics)
         return results
     queries, keys = queries_of(inputs), keys_of(inputs)
@@ -169,8 +169,12 @@ def full_triton(inputs: FullInputs) -> FullResults:
 
 def empty_full(inputs: FullInputs) -> FullResults:
     """Allocate what `full_triton` returns."""
+    return _empty_full(inputs, inputs.key.new_empty(0) if is_short(inputs) else _empty_projection(inputs))
+
+
+def _empty_full(inputs: FullInputs, projection: Tensor) -> FullResults:
     output = attention_output(inputs.query, inputs.value.shape[-1])
-    return FullResults(output, empty_statistics(inputs.query), *_empty_hop(inputs), _empty_projection(inputs))
+    return FullResults(output, empty_statistics(inputs.query), *_empty_hop(inputs), projection)
 
 
 def _empty_hop(inputs: FullInputs) -> SummarizeResults:
@@ -180,7 +184,7 @@ def _empty_hop(inputs: FullInputs) -> SummarizeResults:
 def _empty_projection(inputs: FullInputs) -> Tensor:
     """Allocate the projection in the tokens' dtype, for those that later kernels do not convert again."""
     key, space = inputs.key, inputs.space
-    if inputs.query.dtype != key.dtype or key.dtype == torch.float32 or is_short(inputs):
+    if inputs.query.dtype != key.dtype or key.dtype == torch.float32:
         return key.new_empty(0)
     m, d = space.projection.shape[-2:]
     return key.new_empty(*space.projection.shape[:-2], m // 2 if space.paired else m, d)

@@ -42,8 +42,8 @@ class Hop:
     """One softmax between tokens and landmarks, as the kernels see it (full_backward_kernels.py).
 
     Of the queries: do as token rows, V as landmark rows, L, o, the statistics, and room for do . o. Of the keys: v as
-    token rows, dV / z as landmark rows, the maximum of each landmark, and the landmark shifts. What stands by landmark
-    or by statistics is contiguous.
+    token rows, dV / z as landmark rows, maximum and sum of each landmark, and the landmark shifts. All
+    but tokens, their rows and o is contiguous.
     """
 
     problem: Problem
@@ -53,7 +53,7 @@ class Hop:
     output: Tensor | None = None
     statistics: Tensor | None = None
     delta: Tensor | None = None
-    row_max: Tensor | None = None
+    landmark_statistics: Tensor | None = None
     shifts: Tensor | None = None
 
     @classmethod
@@ -63,23 +63,24 @@ class Hop:
         return cls(problem, d_output, state.value, state.log_normalizer, results.output, statistics, delta)
 
     @classmethod
-    def of_keys(cls, problem: Problem, value: Tensor, state_value: Tensor, row_max: Tensor) -> Hop:
+    def of_keys(cls, problem: Problem, value: Tensor, state_value: Tensor, statistics: Tensor) -> Hop:
         rows = torch.empty_like(state_value, dtype=operand_dtype(value.dtype), memory_format=torch.contiguous_format)
-        return cls(problem, value, rows, row_max=row_max, shifts=torch.empty_like(row_max))
+        shifts = statistics.new_empty(statistics.shape[1:])
+        return cls(problem, value, rows, landmark_statistics=statistics, shifts=shifts)
 
 
 def full_backward_triton(
     d_output: Tensor, inputs: FullInputs, results: FullResults, parameter_gradients: bool
 ) -> FullGradients:
     """Differentiate `full_triton`."""
-    output, statistics, state, row_max, row_sum, projection = results
-    state, row_max, row_sum = contiguous(state), row_max.contiguous(), row_sum.contiguous()
+    output, statistics, state, landmark_statistics, projection = results
+    state = contiguous(state)
     queries, keys = (x.reading(projection.contiguous()) for x in (queries_of(inputs), keys_of(inputs)))
     from_queries = Hop.of_queries(queries, d_output, state, AttendResults(output, statistics))
-    to_keys = Hop.of_keys(keys, inputs.value, state.value, row_max)
+    to_keys = Hop.of_keys(keys, inputs.value, state.value, landmark_statistics.contiguous())
     d_query, received = _query_side(from_queries)
-    d_log_normalizer = torch.empty_like(row_max) if parameter_gradients else None
-    _reduce_gradient(received, state.value, (d_log_normalizer, None), (to_keys, row_sum))
+    d_log_normalizer = torch.empty_like(state.log_normalizer) if parameter_gradients else None
+    _reduce_gradient(received, state.value, (d_log_normalizer, None), to_keys)
     d_key, d_value = _key_side(to_keys)
     if d_log_normalizer is None:
         return FullGradients(d_query, d_key, d_value, None)
@@ -92,8 +93,8 @@ def summarize_backward_triton(
 ) -> SummarizeGradients:
     """Differentiate `summarize_triton`."""
     d_state, state = contiguous(d_state), contiguous(results.state)
-    hop = Hop.of_keys(keys_of(inputs), inputs.value, state.value, results.row_max.contiguous())
-    _reduce_gradient(d_state, state.value, (None, None), (hop, results.row_sum.contiguous()), is_reduced=True)
+    hop = Hop.of_keys(keys_of(inputs), inputs.value, state.value, results.statistics.contiguous())
+    _reduce_gradient(d_state, state.value, (None, None), hop, is_reduced=True)
     d_key, d_value = _key_side(hop)
     if not parameter_gradients:
         return SummarizeGradients(d_key, d_value, None)
@@ -115,7 +116,7 @@ def attend_backward_triton(
     features = None
     if parameter_gradients:
         parts = projection_gradient(hop, space)
-        features = to_parameters(parts, d_state.log_normalizer, space._replace(log_weight=None))
+        features = to_parameters(parts, d_state.log_normalizer, space)
     return AttendGradients(d_query, d_state, features)
 
 
@@ -190,7 +191,7 @@ def token_gradient(hop: Hop, d_tokens: Tensor, d_token_rows: Tensor | None) -> N
         rows_of(problem.space.projection),
         hop.log_normalizer,
         hop.landmark_rows,
-        hop.row_max,
+        hop.landmark_statistics,
         hop.shifts,
         rows_of(d_tokens),
         _rows(d_token_rows),
@@ -210,27 +211,26 @@ def _reduce_gradient(
     received: FavorState,
     state_value: Tensor,
     d_state: tuple[Tensor | None, Tensor | None],
-    keys: tuple[Hop, Tensor] | None,
+    keys: Hop | None,
     is_reduced: bool = False,
 ) -> None:
-    """Sum E and R over splits into d_state = (dL, dV), and fill the hop of the keys, given z.
+    """Sum E and R over splits into d_state = (dL, dV), and fill the hop of the keys.
 
     What is reduced already is (dL, dV) itself.
     """
     b, h, m, e = state_value.shape
     if b * h == 0:
         return
-    hop, row_sum = (None, None) if keys is None else keys
     tiles, spec = landmark_spec(m, e)
     launch_kernel(
         _reduce_gradient_kernel,
         b * h * tiles,
         *received,
         state_value,
-        row_sum,
+        None if keys is None else keys.landmark_statistics,
         *d_state,
-        None if hop is None else hop.shifts,
-        None if hop is None else hop.landmark_rows,
+        None if keys is None else keys.shifts,
+        None if keys is None else keys.landmark_rows,
         b * h,
         received.value.shape[0] // b,
         IS_REDUCED=is_reduced,
@@ -258,7 +258,7 @@ def projection_gradient(hop: Hop, space: FeatureSpace) -> Tensor:
             rows_of(space.projection),
             hop.log_normalizer,
             hop.landmark_rows,
-            hop.row_max,
+            hop.landmark_statistics,
             hop.shifts,
             parts,
             b * h,
@@ -268,7 +268,7 @@ def projection_gradient(hop: Hop, space: FeatureSpace) -> Tensor:
             h,
             problem.group,
             *problem.scales,
-            KEYS=hop.row_max is not None,
+            KEYS=hop.landmark_statistics is not None,
             BLOCK_N=launch.tokens,
             **launch.options,
         )

@@ -72,9 +72,9 @@ def query_terms(statistics, query_planes, query_plane, query_count, rows, exists
 
 
 @triton.jit
-def minus_row_max(row_max, plane, features, keep, S: tl.constexpr):
+def minus_row_max(statistics, plane, features, keep, S: tl.constexpr):
     """Return -maximum [M] of the softmax of landmarks over keys, -inf for features that are not there."""
-    return tl.where(keep, -load_block_vector(row_max, plane, S.ALL, features, keep, 0.0), float("-inf"))
+    return tl.where(keep, -load_block_vector(statistics, plane, S.ALL, features, keep, 0.0), float("-inf"))
 
 
 @triton.jit
@@ -225,7 +225,7 @@ def _landmark_gradient_kernel(
 
 @triton.jit(do_not_specialize=["splits", "batch_heads"])
 def _reduce_gradient_kernel(
-    received_weighted, received, state_value, row_sum, d_log_normalizer, d_state_value, shifts, landmark_rows,
+    received_weighted, received, state_value, statistics, d_log_normalizer, d_state_value, shifts, landmark_rows,
     batch_heads, splits, IS_REDUCED: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Sum the splits in order into dL and dV (unless they are dL and dV), and write what hop 1 needs: A and G.
@@ -251,7 +251,7 @@ def _reduce_gradient_kernel(
     if d_log_normalizer is not None:
         store_block_vector(d_log_normalizer, plane, S.ALL, features, keep, d_log)
     if landmark_rows is not None:
-        z = load_block_vector(row_sum, plane, S.ALL, features, keep, 1.0)
+        z = load_block_vector(statistics, batch_heads + plane, S.ALL, features, keep, 1.0)
         z = tl.where(z == 0, 1.0, z)
         rounded = (rows_sum / z[:, None]).to(landmark_rows.dtype.element_ty)
         store_block(landmark_rows, plane, S.ALL, features, keep, rounded, S.VALUE_DIM, S.BLOCK_E)

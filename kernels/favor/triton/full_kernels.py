@@ -120,13 +120,20 @@ def inverse_of(row_sum):
 
 
 @triton.jit
-def store_state(state, log_weight, row_max, row_sum, acc, state_index, head, features, keep, S: tl.constexpr):
+def store_statistics(statistics, planes, plane, count, rows, keep, maximum, total):
+    """Write the maximum and the sum (or its inverse) of a softmax; the maxima of all planes stand before the sums."""
+    store_block_vector(statistics, plane, count, rows, keep, maximum)
+    store_block_vector(statistics, planes + plane, count, rows, keep, total)
+
+
+@triton.jit
+def store_state(state, states, log_weight, softmax, state_index, head, features, keep, S: tl.constexpr):
     """Write L and V of M features, with the maximum and sum of their softmax."""
-    log_normalizers, values, row_maxima, row_sums = state
+    log_normalizers, values, statistics = state
+    row_max, row_sum, acc = softmax
     acc = acc * inverse_of(row_sum)[:, None]
     store_block(values, state_index, S.ALL, features, keep, acc, S.VALUE_DIM, S.BLOCK_E)
-    store_block_vector(row_maxima, state_index, S.ALL, features, keep, row_max)
-    store_block_vector(row_sums, state_index, S.ALL, features, keep, row_sum)
+    store_statistics(statistics, states, state_index, S.ALL, features, keep, row_max, row_sum)
     logarithm = log_normalizer_of(row_max, row_sum, log_weight, head, features, keep)
     store_block_vector(log_normalizers, state_index, S.ALL, features, keep, logarithm)
 
@@ -154,10 +161,12 @@ def _summarize_kernel(
         key, value, mask, w, nothing, nothing, batch, head, first, end, logit_scale, norm_scale, BLOCK_S, S
     )
     state_index = split * batch_heads + plane
-    store_state(state, log_weight, row_max, row_sum, acc, state_index, head, features, keep, S)
+    states = splits * batch_heads
+    store_state(state, states, log_weight, (row_max, row_sum, acc), state_index, head, features, keep, S)
     if S.ANTITHETIC:
         others = features + S.FEATURES
-        store_state(state, log_weight, neg_row_max, neg_row_sum, neg_acc, state_index, head, others, keep, S)
+        softmax = (neg_row_max, neg_row_sum, neg_acc)
+        store_state(state, states, log_weight, softmax, state_index, head, others, keep, S)
 
 
 @triton.jit(do_not_specialize=["splits", "batch_heads"])
@@ -167,20 +176,20 @@ def _merge_splits_kernel(parts, log_weight, state, batch_heads, splits, heads, S
     tile, plane = index % S.TILES, index // S.TILES
     features = tile * S.BLOCK_M + tl.arange(0, S.BLOCK_M)
     keep = features < S.ALL
-    _, part_value, part_max, part_sum = parts
+    _, part_value, part_statistics = parts
     row_max = tl.full([S.BLOCK_M], NO_MAX, tl.float32)
     for split in range(splits):
         state_index = split * batch_heads + plane
-        row_max = tl.maximum(row_max, load_block_vector(part_max, state_index, S.ALL, features, keep, NO_MAX))
+        row_max = tl.maximum(row_max, load_block_vector(part_statistics, state_index, S.ALL, features, keep, NO_MAX))
     row_sum = tl.zeros([S.BLOCK_M], tl.float32)
     acc = tl.zeros([S.BLOCK_M, S.BLOCK_E], tl.float32)
     for split in range(splits):
         state_index = split * batch_heads + plane
-        weight = tl.exp2(load_block_vector(part_max, state_index, S.ALL, features, keep, NO_MAX) - row_max)
-        weight *= load_block_vector(part_sum, state_index, S.ALL, features, keep, 0.0)
+        weight = tl.exp2(load_block_vector(part_statistics, state_index, S.ALL, features, keep, NO_MAX) - row_max)
+        weight *= load_block_vector(part_statistics, splits * batch_heads + state_index, S.ALL, features, keep, 0.0)
         row_sum += weight
         acc += weight[:, None] * load_block(part_value, state_index, S.ALL, features, keep, S.VALUE_DIM, S.BLOCK_E)
-    store_state(state, log_weight, row_max, row_sum, acc, plane, plane % heads, features, keep, S)
+    store_state(state, batch_heads, log_weight, (row_max, row_sum, acc), plane, plane % heads, features, keep, S)
 
 
 @triton.jit
@@ -196,13 +205,6 @@ def largest_log_normalizer(log_normalizer, plane, S: tl.constexpr):
 def landmark_bias(log_normalizer, reference, plane, features, keep, S: tl.constexpr):
     """Return log2(e) (L_r - reference) [M], -inf for features that are not there."""
     return (load_block_vector(log_normalizer, plane, S.ALL, features, keep, float("-inf")) - reference) * LOG2_E
-
-
-@triton.jit
-def store_statistics(statistics, query_planes, query_plane, query_count, rows, exists, row_max, inverse):
-    """Write the maximum and 1 / sum [T] of a softmax over landmarks; all of the former stand before the latter."""
-    store_block_vector(statistics, query_plane, query_count, rows, exists, row_max)
-    store_block_vector(statistics, query_planes + query_plane, query_count, rows, exists, inverse)
 
 
 @triton.jit(do_not_specialize=["query_count"])
@@ -263,6 +265,7 @@ def _short_kernel(
     query_head, batch = query_plane % query_heads, query_plane // query_heads
     head, plane = query_head // group, query_plane // group
     writes = (tile == 0) & (query_head % group == 0)
+    states = tl.num_programs(0) // tiles // group
     rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     exists = rows < query_count
     q = cut_entries(load_tile(query, batch, query_head, rows, exists, S.DIM, S.BLOCK_D))  # [T, D]
@@ -283,9 +286,8 @@ def _short_kernel(
         landmark_max, landmark_sum, landmark_acc, neg_landmark_max, neg_landmark_sum, neg_landmark_acc = summarize_tile(
             key, value, mask, w, before, neg_before, batch, head, 0, key_count, logit_scale, norm_scale, BLOCK_S, S
         )
-        store_state(
-            state, None, landmark_max, landmark_sum, landmark_acc, plane, head, features, keep_if(writes, keep), S
-        )
+        softmax = (landmark_max, landmark_sum, landmark_acc)
+        store_state(state, states, None, softmax, plane, head, features, keep_if(writes, keep), S)
         logarithm = log_normalizer_of(landmark_max, landmark_sum, None, head, features, keep)
         logarithm = tl.where(keep, logarithm, float("-inf"))
         largest = tl.max(logarithm, 0)
@@ -296,18 +298,8 @@ def _short_kernel(
         landmarks = (landmark_acc * inverse_of(landmark_sum)[:, None]).to(S.OPERAND)  # [M, E]
         logits = exponent_of(x, logit_scale, bias[None, :], S)
         if S.ANTITHETIC:
-            store_state(
-                state,
-                None,
-                neg_landmark_max,
-                neg_landmark_sum,
-                neg_landmark_acc,
-                plane,
-                head,
-                others,
-                keep_if(writes, keep),
-                S,
-            )
+            softmax = (neg_landmark_max, neg_landmark_sum, neg_landmark_acc)
+            store_state(state, states, None, softmax, plane, head, others, keep_if(writes, keep), S)
             logarithm = log_normalizer_of(neg_landmark_max, neg_landmark_sum, None, head, others, keep)
             logarithm = tl.where(keep, logarithm, float("-inf"))
             highest = tl.maximum(highest, tl.max(logarithm, 0))

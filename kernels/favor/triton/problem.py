@@ -122,44 +122,39 @@ def landmark_spec(m: int, e: int) -> tuple[int, Any]:
 
 
 class Problem(NamedTuple):
-    """Tokens (b, heads, n, d) that meet the landmarks of `key_heads` heads, and what launches over them share."""
+    """Tokens (b, heads, length, d) that meet the landmarks of `key_heads` heads, and what launches over them share."""
 
     tokens: Tensor
     mask: Tensor | None
     space: FeatureSpace
     spec: Spec
+    batch: int
+    heads: int
+    length: int
     key_heads: int
 
     @classmethod
     def of(
         cls, tokens: Tensor, mask: Tensor | None, space: FeatureSpace, impl: str, key_heads: int, value_dim: int
     ) -> Problem:
-        num_features = space.projection.shape[-2]
-        values = num_features, tokens.shape[-1], value_dim, space.feature_map, space.paired, tokens.dtype, impl
-        return cls(tokens, mask, space, _spec(*values), key_heads)
-
-    @property
-    def heads(self) -> int:
-        return self.tokens.shape[1]
-
-    @property
-    def length(self) -> int:
-        return self.tokens.shape[2]
+        (batch, heads, length, d), m = tokens.shape, space.projection.shape[-2]
+        spec = _spec(m, d, value_dim, space.feature_map, space.paired, tokens.dtype, impl)
+        return cls(tokens, mask, space, spec, batch, heads, length, key_heads)
 
     @property
     def group(self) -> int:
         """Heads of tokens for each key head."""
-        return self.tokens.shape[1] // self.key_heads
+        return self.heads // self.key_heads
 
     @property
     def batch_heads(self) -> int:
         """Batches and key heads."""
-        return self.tokens.shape[0] * self.key_heads
+        return self.batch * self.key_heads
 
     @property
     def token_planes(self) -> int:
         """Batches and heads of tokens."""
-        return self.tokens.shape[0] * self.tokens.shape[1]
+        return self.batch * self.heads
 
     @property
     def chain(self) -> float:
