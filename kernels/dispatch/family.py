@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
-from torch._C._functorch import maybe_current_level
 
 from .operator import Operator, in_own_context, vmap_by_loop
 
@@ -215,8 +214,7 @@ class Family(Generic[Inputs, Results]):
     def _second_gradient(self, ctx: Any, *d_gradients: Tensor | None) -> tuple[Any, ...]:
         arguments, _ = _restore(ctx)
         nodes = arguments[: len(self.upstream) + len(self.inputs)]
-        find = _second_in_transform if maybe_current_level() is not None else _second
-        found = find(self._define_flat, nodes, len(self.upstream), self.differentiable, d_gradients)
+        found = _second(self._define_flat, nodes, len(self.upstream), self.differentiable, d_gradients)
         return *found, *[None] * (len(arguments) - len(nodes))
 
     def _define_flat(self, *inputs: Any) -> Sequence[Tensor]:
@@ -262,52 +260,12 @@ def _second(
         differentiable: indices of the inputs that have gradients.
         d_gradients: what arrives at the gradients of those.
     """
-    create_graph = torch.is_grad_enabled()
-
-    def own_node(x: Any) -> Any:
-        """Give each argument a node of its own: the same tensor may be passed twice, as key and as value."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            return x
-        return x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_()
-
-    with torch.enable_grad():
-        nodes = [own_node(x) for x in arguments]
-        upstream, inputs = nodes[:upstream_count], nodes[upstream_count:]
-        used = [(o.to(u.dtype), u) for o, u in zip(define(*inputs), upstream, strict=True) if u is not None]
-        wanted = [i for i in differentiable if inputs[i] is not None]
-        first = torch.autograd.grad(
-            [o for o, _ in used],
-            [inputs[i] for i in wanted],
-            [u for _, u in used],
-            create_graph=True,
-            materialize_grads=True,
-        )
-        arriving = dict(zip(differentiable, d_gradients, strict=True))
-        pairs = [(g, arriving[i]) for i, g in zip(wanted, first, strict=True) if g.requires_grad]
-        pairs = [(g, d) for g, d in pairs if d is not None and d.shape == g.shape]
-        targets = [x for x in nodes if isinstance(x, Tensor) and x.requires_grad]
-        second = iter(
-            torch.autograd.grad(
-                [g for g, _ in pairs], targets, [d for _, d in pairs], create_graph=create_graph, allow_unused=True
-            )
-        )
-    return [next(second) if isinstance(x, Tensor) and x.requires_grad else None for x in nodes]
-
-
-def _second_in_transform(
-    define: Callable[..., Sequence[Tensor]],
-    arguments: list[Any],
-    upstream_count: int,
-    differentiable: list[int],
-    d_gradients: tuple[Tensor | None, ...],
-) -> list[Tensor | None]:
-    """Do what `_second` does as torch.func can, inside of its transforms."""
-    places = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.is_floating_point()]
+    tensors_at = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.is_floating_point()]
     wanted = [i for i in differentiable if arguments[upstream_count + i] is not None]
 
     def first(*tensors: Tensor) -> tuple[Tensor, ...]:
         filled = list(arguments)
-        for i, x in zip(places, tensors, strict=True):
+        for i, x in zip(tensors_at, tensors, strict=True):
             filled[i] = x
         upstream, inputs = filled[:upstream_count], filled[upstream_count:]
 
@@ -320,9 +278,9 @@ def _second_in_transform(
         pull: Any = torch.func.vjp(outputs, *(inputs[i] for i in wanted))[1]
         return pull(tuple(u for u in upstream if u is not None))
 
-    linearised: Any = torch.func.vjp(first, *(arguments[i] for i in places))
+    linearised: Any = torch.func.vjp(first, *(arguments[i] for i in tensors_at))
     gradients, pull = linearised
     arriving = dict(zip(differentiable, d_gradients, strict=True))
     pairs = [(g, arriving[i]) for i, g in zip(wanted, gradients, strict=True)]
     second = iter(pull(tuple(torch.zeros_like(g) if d is None or d.shape != g.shape else d for g, d in pairs)))
-    return [next(second) if i in places else None for i in range(len(arguments))]
+    return [next(second) if i in tensors_at else None for i in range(len(arguments))]

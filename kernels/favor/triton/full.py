@@ -157,7 +157,7 @@ def _launch_attend(queries: Problem, state: FavorState) -> AttendResults:
 def full_triton(inputs: FullInputs) -> FullResults:
     """Run both hops."""
     if is_short(inputs):
-        results = _empty_full(inputs, inputs.key.new_empty(0))
+        results = empty_full(inputs)
         hop = SummarizeResults(results.state, results.landmark_statistics)
         launch_short(inputs, hop, results.output, results.statistics)
         return results
@@ -169,12 +169,8 @@ def full_triton(inputs: FullInputs) -> FullResults:
 
 def empty_full(inputs: FullInputs) -> FullResults:
     """Allocate what `full_triton` returns."""
-    return _empty_full(inputs, inputs.key.new_empty(0) if is_short(inputs) else _empty_projection(inputs))
-
-
-def _empty_full(inputs: FullInputs, projection: Tensor) -> FullResults:
     output = attention_output(inputs.query, inputs.value.shape[-1])
-    return FullResults(output, empty_statistics(inputs.query), *_empty_hop(inputs), projection)
+    return FullResults(output, empty_statistics(inputs.query), *_empty_hop(inputs), _empty_projection(inputs))
 
 
 def _empty_hop(inputs: FullInputs) -> SummarizeResults:
@@ -184,7 +180,7 @@ def _empty_hop(inputs: FullInputs) -> SummarizeResults:
 def _empty_projection(inputs: FullInputs) -> Tensor:
     """Allocate the projection in the tokens' dtype, for those that later kernels do not convert again."""
     key, space = inputs.key, inputs.space
-    if inputs.query.dtype != key.dtype or key.dtype == torch.float32:
+    if inputs.query.dtype != key.dtype or key.dtype == torch.float32 or is_short(inputs):  # lengths come last
         return key.new_empty(0)
     m, d = space.projection.shape[-2:]
     return key.new_empty(*space.projection.shape[:-2], m // 2 if space.paired else m, d)
