@@ -4,6 +4,7 @@ b batch, l context_len, n target_len; d_x covariates, d_y_context and d_y_target
 """
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,17 +13,32 @@ from torch import Tensor
 
 from ..kernels import series_decomposition
 from .closed_form_linear import ClosedFormLinear, WindowBlocks
-from .linear_model import LinearChoice, LinearFit, LinearPart
-from .metrics.losses import LossName
+from .flat_arguments import FieldsSignature, takes_fields_of
 from .missing_values import fill_missing, mark_missing
-from .normalization import GlobalNorm, NoNorm, RevIN
+from .normalization import GlobalNorm
 from .rollout import roll_forward
-from .training.schedules import WarmupPlateau
+from .signal_config import SignalConfig
 from .training.training import ForecastTraining, Window
+from .training.training_config import TrainingConfig
 from .window_widths import WindowWidths
 
 if TYPE_CHECKING:
     from .labelled_forecast import Forecast
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecasterConfig(TrainingConfig, SignalConfig, WindowWidths):
+    """Arguments of every forecaster.
+
+    Args:
+        learning_rate: AdamW's peak rate.
+    """
+
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for part in (TrainingConfig, SignalConfig, WindowWidths):
+            part.__post_init__(self)
 
 
 class Forecaster(ForecastTraining):
@@ -42,91 +58,23 @@ class Forecaster(ForecastTraining):
     `trainer.datamodule.window_blocks("train")`, its penalty chosen on `window_blocks("val")`; both stay in the
     checkpoint. Training, losses and logged errors: see ForecastTraining.
 
-    ==========================  ============================================================================
-    d_x, d_y_context,           numbers of covariates, context columns and target columns;
-    d_y_target                  targets are the first d_y_target context columns
-    loss, huber_delta           "mse", "mae" or "huber"; huber turns linear at huber_delta training stds
-    null_value                  the data set's code for a missing value, beside NaN
-    use_revin                   normalise each window by its own mean and std
-    use_global_norm             normalise by the training mean and std
-    global_mean, global_std     training mean and std, (d_y_context,), when no datamodule offers them
-    use_seasonal_decomp,        split off a moving-average trend of that many time steps
-    decomposition_kernel_size
-    linear_model,               "none", "per_sensor", "shared" or "vector" (all sensors from all columns), reading
-    linear_window               that many past rows; None: by linear_window (0: none) and linear_shared_weights
-    linear_fit                  "gradient": an autoregression, trained; "ridge": solved in closed form, then frozen;
-                                "both": solved, then trained
-    linear_shared_weights       one autoregression for all sensors instead of one for each
-    learning_rate               AdamW's peak rate
-    l2_regul_factor             AdamW's weight decay of matrices
-    warmup_steps                optimiser steps of linear warm-up
-    num_training_steps          optimiser step at which a linear decay reaches 0 (None: no decay)
-    decay_factor,               after more than plateau_patience validations without a better val/loss, multiply
-    plateau_patience            the rate by decay_factor; without a validation loop nothing is cut
-    ==========================  ============================================================================
+    Its arguments are the fields of ForecasterConfig.
 
     Raises:
         ValueError: for an argument outside its range, naming it.
     """
 
-    def __init__(
-        self,
-        d_x: int,
-        d_y_context: int,
-        d_y_target: int,
-        learning_rate: float = 1e-3,
-        l2_regul_factor: float = 0.0,
-        loss: LossName = "mse",
-        linear_window: int = 0,
-        linear_shared_weights: bool = False,
-        use_seasonal_decomp: bool = False,
-        use_revin: bool = False,
-        num_training_steps: int | None = None,
-        use_global_norm: bool = False,
-        global_mean: list[float] | Tensor | None = None,
-        global_std: list[float] | Tensor | None = None,
-        *,
-        null_value: float | None = None,
-        huber_delta: float = 1.0,
-        decomposition_kernel_size: int = 25,
-        warmup_steps: int = 0,
-        decay_factor: float = 0.8,
-        plateau_patience: int = 2,
-        linear_model: LinearChoice | None = None,
-        linear_fit: LinearFit = "gradient",
-    ) -> None:
-        super().__init__(
-            loss=loss,
-            huber_delta=huber_delta,
-            null_value=null_value,
-            learning_rate=learning_rate,
-            weight_decay=l2_regul_factor,
-            schedule=WarmupPlateau(
-                warmup_steps=warmup_steps,
-                decay_steps=num_training_steps,
-                factor=decay_factor,
-                patience=plateau_patience,
-            ),
-        )
-        if decomposition_kernel_size < 1:
-            raise ValueError(f"decomposition_kernel_size must be at least 1: got {decomposition_kernel_size}")
-        linear_part = LinearPart(
-            linear_model=linear_model,
-            linear_window=linear_window,
-            linear_shared_weights=linear_shared_weights,
-            linear_fit=linear_fit,
-        )
-        if use_revin and use_global_norm:
-            raise ValueError("use_revin and use_global_norm exclude each other: set one of them to False")
-        check_given_statistics(global_mean, global_std)
+    __signature__ = FieldsSignature()
+
+    @takes_fields_of(ForecasterConfig)
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        config = ForecasterConfig(*args, **arguments)
+        super().__init__(config, learning_rate=config.learning_rate, null_value=config.null_value)
         self.data_card: dict[str, Any] | None = None  # what the datamodule of the first fit tells of its data
-        self.widths = WindowWidths(d_x, d_y_context, d_y_target)
-        self.trend_kernel_size = decomposition_kernel_size if use_seasonal_decomp else None
-        self.linear_model = linear_part.build(d_y_context, d_y_target)
-        norm = RevIN if use_revin else GlobalNorm if use_global_norm else NoNorm
-        self.normalization = norm(d_y_context)
-        if global_mean is not None and global_std is not None:
-            self.fit_statistics(torch.as_tensor(global_mean), torch.as_tensor(global_std))
+        self.widths = WindowWidths(config.d_x, config.d_y_context, config.d_y_target)
+        self.trend_kernel_size = config.decomposition_kernel_size if config.use_seasonal_decomp else None
+        self.linear_model = config.build_linear_model(config.d_y_context, config.d_y_target)
+        self.normalization = config.build_normalization(config.d_y_context)
 
     @abstractmethod
     def forward_model_pass(
@@ -353,14 +301,3 @@ class Forecaster(ForecastTraining):
         """Restore what `on_save_checkpoint` kept."""
         super().on_load_checkpoint(checkpoint)
         self.data_card = checkpoint.get("data_card")
-
-
-def check_given_statistics(mean: object, std: object) -> None:
-    """Raise ValueError unless global_mean and global_std are both given, as lists or tensors, or neither is."""
-    if (mean is None) != (std is None):
-        raise ValueError("global_mean and global_std go together: give both or neither")
-    if not isinstance(mean, list | Tensor | None) or not isinstance(std, list | Tensor | None):
-        raise ValueError(
-            "global_mean and global_std must be lists or tensors, which checkpoints hold without pickled objects: "
-            f"got {type(mean).__name__} and {type(std).__name__}; use .tolist()"
-        )

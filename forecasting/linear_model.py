@@ -21,13 +21,13 @@ class LinearPart:
     """Which linear part a forecaster has.
 
     Args:
-        linear_model: "none", "per_sensor", "shared" or "vector"; None: "none" without a linear_window, else "shared"
-            or "per_sensor" as linear_shared_weights says.
-        linear_window: past rows read; 0 for none.
-        linear_shared_weights: see linear_model.
+        linear_model: "none", "per_sensor", "shared" or "vector" (all sensors from all columns); None: "none" without a
+            linear_window, else "shared" or "per_sensor" as linear_shared_weights says.
+        linear_window: past rows that the linear part reads; 0 for none.
         linear_fit: "gradient": an autoregression that starts as persistence and is trained with everything else;
-            "ridge": a ClosedFormLinear, solved when the first fit starts, which then stays as it is; "both": solved,
-            then trained.
+            "ridge": a ClosedFormLinear, solved on the training rows when the first fit starts, then frozen; "both":
+            solved, then trained.
+        linear_shared_weights: one autoregression for all sensors instead of one for each.
 
     Raises:
         ValueError: values that are unknown or contradict each other.
@@ -35,8 +35,8 @@ class LinearPart:
 
     linear_model: LinearChoice | None = None
     linear_window: int = 0
-    linear_shared_weights: bool = False
     linear_fit: LinearFit = "gradient"
+    linear_shared_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.linear_window < 0:
@@ -60,7 +60,7 @@ class LinearPart:
                 "linear_model='vector' is solved in closed form: set linear_fit='ridge', or 'both' to train it on"
             )
 
-    def build(self, d_y_context: int, d_y_target: int) -> "LinearModel | ClosedFormLinear | None":
+    def build_linear_model(self, d_y_context: int, d_y_target: int) -> "LinearModel | ClosedFormLinear | None":
         """Build the module for these widths; None for no linear part."""
         if self.linear_window == 0:
             return None

@@ -12,6 +12,11 @@ from torch import Tensor
 class WindowWidths:
     """Numbers of columns; the targets are the first d_y_target context columns.
 
+    Args:
+        d_x: time covariates.
+        d_y_context: context columns.
+        d_y_target: target columns.
+
     Raises:
         ValueError: unless d_x >= 0 and 1 <= d_y_target <= d_y_context.
     """

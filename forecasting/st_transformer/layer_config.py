@@ -1,7 +1,7 @@
 """What the encoder and decoder layers have in common, checked once, and the parts built from it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
 from torch import nn
@@ -16,27 +16,28 @@ PerformerKernel = Literal["softmax", "relu", "elu"]
 AttentionFactory = Callable[..., nn.Module]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LayerConfig:
     """Hyper-parameters of one transformer layer.
 
     Args:
-        d_model: token width.
+        d_model: width of a token.
         n_heads: attention heads.
         d_q_k: width of queries and keys per head; None: d_model / n_heads.
         d_v: width of values per head; None: d_model / n_heads.
-        d_ff: hidden width of the feed-forward network; None: 4 d_model.
+        d_ff: hidden width of the feed-forward networks; None: 4 d_model.
         dropout_attn: dropout rate on the heads' outputs, handed to `attention_factory` as `dropout`.
         dropout_qkv: dropout rate on the tokens that queries, keys and values are projected from.
-        dropout_ff: dropout rate in the feed-forward network.
+        dropout_ff: dropout rate in the feed-forward networks.
         activation: "relu", "gelu" or "silu".
         normalization_type: "layernorm" or "batchnorm".
         performer_attention_kernel: "softmax" (FAVOR+), "relu" or "elu" (generalised attention).
-        num_features: random features; None: FavorAttention's default.
+        num_features: random features per head; None: FavorAttention's default.
         features: how the random features are drawn, see `favorcast.kernels.draw_features`.
         qk_norm: normalise queries and keys, which keeps FAVOR+ in the range where it estimates softmax attention well.
         redraw_interval: optimiser steps between draws of the random features; None: never redraw.
-        local_attention: whether layers attend along time within each sensor, before they attend to all sensors.
+        local_attention: attend along time within each sensor too, before attending to all sensors; without it half
+            the cost.
         attention_factory: builds each attention; called with the keyword arguments of FavorAttention.
 
     Raises:
@@ -44,7 +45,8 @@ class LayerConfig:
             is derived from them.
     """
 
-    d_model: int = 64
+    d_model: int = 128
+    _: KW_ONLY
     n_heads: int = 4
     d_q_k: int | None = None
     d_v: int | None = None

@@ -10,20 +10,42 @@ from .patches import patch_count
 PositionEmbedding = Literal["learned", "periodic"]
 
 
+@dataclass(frozen=True)
+class SensorWidths:
+    """Numbers of columns, in the order in which the model and its forecaster take them by position.
+
+    Args:
+        d_y_context: context columns; the first `d_y_target` of them are the targets.
+        d_y_target: columns to forecast.
+        d_x: time covariates; 0 is allowed when `time_embedding` is off.
+    """
+
+    d_y_context: int = 49
+    d_y_target: int = 49
+    d_x: int = 1
+
+    def __post_init__(self) -> None:
+        require_at_least(1, d_y_target=self.d_y_target)
+        require_at_least(0, d_x=self.d_x)
+        if self.d_y_context < self.d_y_target:
+            raise ValueError(
+                f"d_y_context must be at least d_y_target, because the targets are the first context columns: "
+                f"got d_y_context={self.d_y_context}, d_y_target={self.d_y_target}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
-class PerformerConfig(LayerConfig):
+class PerformerConfig(LayerConfig, SensorWidths):
     """Hyper-parameters of the model; those of its layers are inherited from LayerConfig.
 
     Args:
-        d_y_context: sensors in the context; the first `d_y_target` of them are the targets.
-        d_y_target: sensors to forecast.
-        d_x: time covariates; 0 is allowed when `time_embedding` is off.
-        n_encoder_layers: number of encoder layers.
-        n_decoder_layers: number of decoder layers.
-        patch_len: steps of a sensor in one token, which is then one step of positions, windows and causality.
+        n_encoder_layers: encoder layers.
+        n_decoder_layers: decoder layers.
+        patch_len: steps of a sensor in one token, which is then one step of positions, windows and causality; 1: every
+            value is a token. Cost falls by as much.
         start_len: context steps repeated at the start of the decoder's input, rounded up to whole patches.
-        max_seq_len: learned positions: the largest context length plus target length; periodic positions: the longest
-            initial period.
+        max_seq_len: learned positions: the largest context_len + target_len; periodic positions: the longest initial
+            period.
         time_emb_dim: Time2Vec components for each time covariate.
         time_embedding: whether tokens carry the time covariates; when off, x is ignored.
         indicator_embedding: whether tokens tell given values from missing ones.
@@ -34,8 +56,10 @@ class PerformerConfig(LayerConfig):
         use_shifted_time_window: shift the windows of every second encoder layer by half a window.
         data_dropout_embedding: dropout rate on the embedding sums; plain dropout, despite its name.
         final_norm: whether encoder and decoder end with a normalisation.
-        decoder_reads_linear: whether the decoder is given what a linear model forecasts.
-        autoregressive_training: whether the decoder reads target values and is causal over time steps.
+        decoder_reads_linear: give the decoder, for each step that it forecasts, what the linear part does; None: when
+            a forecaster's linear part is solved in closed form.
+        autoregressive_training: forecast step by step, by a decoder that reads target values and is causal over time
+            steps, instead of all steps at once.
         seed: source of the random features; each attention gets a seed of its own derived from it. Parameters are
             drawn from torch's global generator.
 
@@ -43,9 +67,6 @@ class PerformerConfig(LayerConfig):
         ValueError: a value outside its range, an unknown name, or values that do not fit together.
     """
 
-    d_y_context: int
-    d_y_target: int
-    d_x: int
     n_encoder_layers: int = 2
     n_decoder_layers: int = 2
     patch_len: int = 1
@@ -61,15 +82,16 @@ class PerformerConfig(LayerConfig):
     use_shifted_time_window: bool = True
     data_dropout_embedding: float = 0.1
     final_norm: bool = True
-    decoder_reads_linear: bool = False
+    decoder_reads_linear: bool | None = None
     autoregressive_training: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("d_y_target", "n_encoder_layers", "n_decoder_layers", "max_seq_len", "windows", "patch_len"):
+        for part in (LayerConfig, SensorWidths):
+            part.__post_init__(self)
+        for name in ("n_encoder_layers", "n_decoder_layers", "max_seq_len", "windows", "patch_len"):
             require_at_least(1, **{name: getattr(self, name)})
-        for name in ("d_x", "start_len", "downsample_convs_embedding", "downsample_convs_block"):
+        for name in ("start_len", "downsample_convs_embedding", "downsample_convs_block"):
             require_at_least(0, **{name: getattr(self, name)})
         if self.time_embedding:
             require_at_least(1, d_x=self.d_x, time_emb_dim=self.time_emb_dim)
@@ -77,11 +99,6 @@ class PerformerConfig(LayerConfig):
             require_at_least(2, d_model=self.d_model, max_seq_len=self.max_seq_len)
         require_choice("position_embedding", self.position_embedding, get_args(PositionEmbedding))
         require_probability(data_dropout_embedding=self.data_dropout_embedding)
-        if self.d_y_context < self.d_y_target:
-            raise ValueError(
-                f"d_y_context must be at least d_y_target, because the targets are the first context columns: "
-                f"got d_y_context={self.d_y_context}, d_y_target={self.d_y_target}"
-            )
         if self.downsample_convs_block >= self.n_encoder_layers:
             raise ValueError(
                 f"downsample_convs_block must be smaller than n_encoder_layers, because its convolutions stand between "

@@ -206,7 +206,7 @@ def build_embedding(config: PerformerConfig) -> TokenEmbedding:
         indicator_embedding=config.indicator_embedding,
         dropout=config.data_dropout_embedding,
         patch_len=config.patch_len,
-        reads_linear=config.decoder_reads_linear,
+        reads_linear=bool(config.decoder_reads_linear),
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,49 +14,46 @@ class WarmupPlateau:
     """Parameters of a WarmupPlateauLR.
 
     Args:
-        warmup_steps: optimiser steps until the full rate; 0 for none.
-        decay_steps: step at which the rate has fallen linearly to 0; None for no decay.
-        factor: what a cut multiplies the rate by, in (0, 1]; 1 leaves it.
-        patience: validations in a row without improvement that are tolerated, >= 0.
-        threshold: relative improvement that counts, in [0, 1).
-        min_lr: cuts stop here, >= 0.
+        warmup_steps: optimiser steps of linear warm-up; 0 for none.
+        num_training_steps: optimiser step at which a linear decay reaches 0; None for no decay.
+        decay_factor: what a cut multiplies the rate by, in (0, 1]; 1 leaves it.
+        plateau_patience: validations in a row without a better val/loss that are tolerated before a cut, >= 0;
+            without a validation loop nothing is cut.
 
     Raises:
-        ValueError: for a number outside its range, or decay_steps that do not exceed warmup_steps.
+        ValueError: for a number outside its range, or num_training_steps that do not exceed warmup_steps.
     """
 
     warmup_steps: int = 0
-    decay_steps: int | None = None
-    factor: float = 0.8
-    patience: int = 2
-    threshold: float = 1e-4
-    min_lr: float = 1e-8
+    num_training_steps: int | None = None
+    decay_factor: float = 0.8
+    plateau_patience: int = 2
+    threshold: ClassVar[float] = 1e-4  # relative improvement of the loss that counts
+    min_lr: ClassVar[float] = 1e-8  # cuts stop here
 
     def __post_init__(self) -> None:
-        for name in ("warmup_steps", "patience", "min_lr"):
+        for name in ("warmup_steps", "plateau_patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0: got {getattr(self, name)}")
-        if not 0 < self.factor <= 1:
-            raise ValueError(f"the decay factor must lie in (0, 1]: got {self.factor}")
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold must lie in [0, 1): got {self.threshold}")
-        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+        if not 0 < self.decay_factor <= 1:
+            raise ValueError(f"decay_factor, the decay factor of cuts, must lie in (0, 1]: got {self.decay_factor}")
+        if self.num_training_steps is not None and self.num_training_steps <= self.warmup_steps:
             raise ValueError(
-                "the number of training steps must exceed warmup_steps, or be None for no decay: "
-                f"expected more than {self.warmup_steps}, got {self.decay_steps}"
+                "num_training_steps must exceed warmup_steps, or be None for no decay: "
+                f"expected more than {self.warmup_steps}, got {self.num_training_steps}"
             )
 
 
 class WarmupPlateauLR(LRScheduler):
     """Multiply a linear warm-up per optimiser step by the cuts made on a plateau of the validation loss.
 
-        lr(step) = max(base_lr factor^cuts, min_lr) warmup(step) decay(step)
+        lr(step) = max(base_lr decay_factor^cuts, min_lr) warmup(step) decay(step)
         warmup(step) = min(1, (step + 1) / warmup_steps)
-        decay(step)  = (decay_steps - step) / (decay_steps - warmup_steps), limited to [0, 1]
+        decay(step)  = (num_training_steps - step) / (num_training_steps - warmup_steps), limited to [0, 1]
 
     Call `step()` after each optimiser step and `observe(loss)` after each validation; `observe` makes a cut when more
-    than `patience` validations in a row have not lowered the loss by the relative `threshold`. The rate is a formula of
-    counters in the state dict, so a resumed schedule continues exactly.
+    than `plateau_patience` validations in a row have not lowered the loss by the relative `threshold`. The rate is a
+    formula of counters in the state dict, so a resumed schedule continues exactly.
 
     Args:
         optimizer: its learning rates are the base rates.
@@ -78,7 +75,7 @@ class WarmupPlateauLR(LRScheduler):
             self.bad_validations = 0
             return
         self.bad_validations += 1
-        if self.bad_validations > self.schedule.patience:
+        if self.bad_validations > self.schedule.plateau_patience:
             self.cuts += 1
             self.bad_validations = 0
             self._last_lr = self.get_lr()
@@ -89,10 +86,10 @@ class WarmupPlateauLR(LRScheduler):
         """Return the learning rate of each parameter group at the current step."""
         schedule, step = self.schedule, self.last_epoch
         shape = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
-        if schedule.decay_steps is not None:
-            decay = (schedule.decay_steps - step) / (schedule.decay_steps - schedule.warmup_steps)
+        if schedule.num_training_steps is not None:
+            decay = (schedule.num_training_steps - step) / (schedule.num_training_steps - schedule.warmup_steps)
             shape *= min(1.0, max(0.0, decay))
-        cut = schedule.factor**self.cuts
+        cut = schedule.decay_factor**self.cuts
         return [max(base * cut, min(schedule.min_lr, base)) * shape for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..metrics.dynamics import DynamicsErrors
 from ..metrics.forecast_errors import ForecastErrors
-from ..metrics.losses import LossName, check_loss, masked_loss
+from ..metrics.losses import LossName, masked_loss
 from ..missing_values import mark_missing
-from .schedules import WarmupPlateau, WarmupPlateauLR
+from .schedules import WarmupPlateauLR
+from .training_config import TrainingConfig
 
 Window = Sequence[Tensor]  # (context_x, context_y, target_x, target_y)
 
@@ -34,41 +35,24 @@ class ForecastTraining(pl.LightningModule, ABC):
     an uninterrupted one. The seed is that of torch's generator when the first fit starts, and stays in the checkpoint.
 
     Args:
-        loss: "mse", "mae" or "huber".
-        huber_delta: where huber turns linear, in units of target_scale.
-        null_value: the data set's code for a missing value, beside NaN.
+        config: loss, weight decay and schedule.
         learning_rate: AdamW's peak rate.
-        weight_decay: AdamW's weight decay for matrices; vectors (biases, norms) have none.
-        schedule: warm-up per optimiser step; cuts after validations of `fit`. Without a validation loop nothing is cut.
+        null_value: the data set's code for a missing value, beside NaN.
     """
 
-    def __init__(
-        self,
-        *,
-        loss: LossName,
-        huber_delta: float,
-        null_value: float | None,
-        learning_rate: float,
-        weight_decay: float,
-        schedule: WarmupPlateau,
-    ) -> None:
+    def __init__(self, config: TrainingConfig, *, learning_rate: float, null_value: float | None) -> None:
         super().__init__()
-        check_loss(loss, huber_delta)
-        if not learning_rate > 0 or not weight_decay >= 0:
-            raise ValueError(
-                "the learning rate must be positive and the weight decay at least 0: "
-                f"got {learning_rate} and {weight_decay}"
-            )
-        self.loss: LossName = loss
-        self.huber_delta = huber_delta
+        if not learning_rate > 0:
+            raise ValueError(f"the learning rate must be positive: got {learning_rate}")
+        self.loss: LossName = config.loss
+        self.huber_delta = config.huber_delta
         self.null_value = null_value
         self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.schedule = schedule
+        self.training_config = config
         self.training_seed: int | None = None
-        self.train_errors = ForecastErrors(loss, huber_delta=huber_delta)
-        self.val_errors = ForecastErrors(loss, huber_delta=huber_delta)
-        self.test_errors = ForecastErrors(loss, huber_delta=huber_delta)
+        self.train_errors = ForecastErrors(config.loss, huber_delta=config.huber_delta)
+        self.val_errors = ForecastErrors(config.loss, huber_delta=config.huber_delta)
+        self.test_errors = ForecastErrors(config.loss, huber_delta=config.huber_delta)
         self.test_dynamics = DynamicsErrors()
 
     @property
@@ -164,9 +148,9 @@ class ForecastTraining(pl.LightningModule, ABC):
         """Return AdamW and its schedule, stepped by Lightning after each optimiser step."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.training_config.l2_regul_factor},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.learning_rate)
-        scheduler = WarmupPlateauLR(optimizer, self.schedule)
+        scheduler = WarmupPlateauLR(optimizer, self.training_config)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -183,12 +183,12 @@ def test_contradictions_are_refused(options: dict, message: str):
 
 def test_the_arguments_of_the_seed_still_mean_its_autoregression():
     for shared in (False, True):
-        part = LinearPart(linear_window=3, linear_shared_weights=shared).build(3, 2)
+        part = LinearPart(linear_window=3, linear_shared_weights=shared).build_linear_model(3, 2)
         assert isinstance(part, LinearModel)
         assert part.weight.shape == (3, 1 if shared else 2)
-    assert LinearPart().build(3, 2) is None
-    both = LinearPart(linear_window=3, linear_model="vector", linear_fit="both").build(3, 2)
-    ridge = LinearPart(linear_window=3, linear_fit="ridge").build(3, 2)
+    assert LinearPart().build_linear_model(3, 2) is None
+    both = LinearPart(linear_window=3, linear_model="vector", linear_fit="both").build_linear_model(3, 2)
+    ridge = LinearPart(linear_window=3, linear_fit="ridge").build_linear_model(3, 2)
     assert isinstance(both, ClosedFormLinear)
     assert isinstance(ridge, ClosedFormLinear)
     assert (both.kind, both.weight.requires_grad) == ("vector", True)

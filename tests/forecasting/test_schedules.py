@@ -31,12 +31,12 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
 
 
 def test_the_decay_reaches_zero_at_its_last_step():
-    rates = advance(scheduler(warmup_steps=2, decay_steps=6), 8)
+    rates = advance(scheduler(warmup_steps=2, num_training_steps=6), 8)
     assert rates == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
 
 
 def test_a_cut_lasts_beyond_the_next_steps():
-    schedule = scheduler(factor=0.1, patience=0)
+    schedule = scheduler(decay_factor=0.1, plateau_patience=0)
     schedule.observe(1.0)
     advance(schedule, 2)
     schedule.observe(1.0)
@@ -44,7 +44,7 @@ def test_a_cut_lasts_beyond_the_next_steps():
 
 
 def test_a_cut_during_warm_up_scales_the_whole_ramp():
-    schedule = scheduler(factor=0.5, patience=0, warmup_steps=4)
+    schedule = scheduler(decay_factor=0.5, plateau_patience=0, warmup_steps=4)
     schedule.observe(1.0)
     advance(schedule, 1)
     schedule.observe(2.0)
@@ -53,7 +53,7 @@ def test_a_cut_during_warm_up_scales_the_whole_ramp():
 
 def test_cuts_agree_with_torch_reduce_lr_on_plateau():
     losses = [5.0, 4.0, 4.0, 4.0, 3.99999, 4.0, 3.0, 3.1, 3.1, 3.1, 3.1, 3.1, 3.1, 2.0, float("nan"), 2.0, 2.0, 1.0]
-    schedule = scheduler(factor=0.5, patience=2)
+    schedule = scheduler(decay_factor=0.5, plateau_patience=2)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2, threshold=1e-4)
     for loss in losses:
@@ -63,15 +63,16 @@ def test_cuts_agree_with_torch_reduce_lr_on_plateau():
     assert schedule.cuts >= 3
 
 
-def test_cuts_stop_at_the_smallest_rate():
-    schedule = scheduler(1e-3, factor=0.1, patience=0, min_lr=1e-5)
+def test_cuts_stop_at_the_smallest_rate(monkeypatch):
+    monkeypatch.setattr(WarmupPlateau, "min_lr", 1e-5)
+    schedule = scheduler(1e-3, decay_factor=0.1, plateau_patience=0)
     for _ in range(10):
         schedule.observe(1.0)
     assert advance(schedule, 1) == pytest.approx([1e-5])
 
 
 def test_a_resumed_schedule_continues_exactly():
-    options = {"warmup_steps": 5, "decay_steps": 40, "factor": 0.5, "patience": 1}
+    options = {"warmup_steps": 5, "num_training_steps": 40, "decay_factor": 0.5, "plateau_patience": 1}
     losses = itertools.cycle([3.0, 2.0, 2.0, 2.0, 2.5])
 
     def run(schedule: WarmupPlateauLR, rounds: int) -> list[float]:
@@ -101,10 +102,10 @@ def test_the_state_holds_plain_values_only(tmp_path):
     ("options", "message"),
     [
         ({"warmup_steps": -1}, "warmup_steps"),
-        ({"patience": -1}, "patience"),
-        ({"factor": 0.0}, "factor"),
-        ({"factor": 1.5}, "factor"),
-        ({"warmup_steps": 10, "decay_steps": 10}, "more than 10, got 10"),
+        ({"plateau_patience": -1}, "plateau_patience"),
+        ({"decay_factor": 0.0}, "decay_factor"),
+        ({"decay_factor": 1.5}, "decay_factor"),
+        ({"warmup_steps": 10, "num_training_steps": 10}, "more than 10, got 10"),
     ],
 )
 def test_bad_parameters_are_refused(options: dict, message: str):

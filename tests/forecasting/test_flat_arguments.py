@@ -1,0 +1,108 @@
+"""Constructors that take the fields of dataclasses: what is declared once is seen everywhere."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+import torch
+import yaml
+from small_forecaster import SMALL, cpu_trainer
+
+from favorcast.forecasting import Forecaster, SpatioTemporalPerformer_Forecaster
+from favorcast.forecasting.forecaster import ForecasterConfig
+from favorcast.forecasting.spatiotemporal_performer_forecaster import PerformerForecasterConfig
+
+SAVED_CONFIG = Path(__file__).with_name("saved_run") / "config.yaml"
+TAKERS = [(Forecaster, ForecasterConfig), (SpatioTemporalPerformer_Forecaster, PerformerForecasterConfig)]
+DIFFERENT_DEFAULTS = {"l2_regul_factor", "warmup_steps", "use_revin"}
+each_taker = pytest.mark.parametrize(("kind", "config"), TAKERS, ids=lambda x: x.__name__)
+
+
+class Deeper(SpatioTemporalPerformer_Forecaster):
+    """A user's own.
+
+    Args:
+        depth: how deep.
+    """
+
+    def __init__(self, depth: int = 1, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.depth = depth
+
+
+@each_taker
+def test_a_field_is_declared_in_one_class(kind, config):
+    declared = [name for each in config.__mro__ for name in inspect.get_annotations(each)]
+    twice = {name for name in declared if declared.count(name) > 1}
+    # attention_factory, no argument here, is what attention_class names
+    assert twice == (DIFFERENT_DEFAULTS | {"attention_factory"} if kind is not Forecaster else set())
+
+
+@each_taker
+def test_the_signature_is_that_of_the_fields(kind, config):
+    assert list(inspect.signature(kind).parameters) == [field.name for field in fields(config) if field.init]
+
+
+@each_taker
+def test_each_argument_has_its_sentence_in_the_docs_and_on_the_command_line(kind, config, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(kind, "model")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    text = capsys.readouterr().out
+    documented = inspect.getdoc(kind.__init__).splitlines()
+    for name in inspect.signature(kind).parameters:
+        (line,) = [line for line in documented if line.startswith(f"    {name}: ")]
+        assert line.partition(": ")[2] in text
+
+
+def test_a_subclass_has_its_own_signature_and_every_argument_on_the_command_line():
+    assert list(inspect.signature(Deeper).parameters) == ["depth", "arguments"]
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(Deeper, "model")
+    given = parser.parse_args(["--model.depth=3", "--model.d_model=8"]).model
+    assert set(given.as_dict()) == {"depth", *inspect.signature(SpatioTemporalPerformer_Forecaster).parameters}
+    assert (given.depth, given.d_model) == (3, 8)
+
+
+def test_a_subclass_that_saves_nothing_itself_loads_with_its_own_arguments(tmp_path):
+    model = Deeper(3, **SMALL)
+    trainer = cpu_trainer(max_epochs=0)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = Deeper.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert (loaded.depth, loaded.hparams) == (3, model.hparams)
+
+
+def test_arguments_and_defaults_are_those_of_a_run_saved_before():
+    saved = yaml.safe_load(SAVED_CONFIG.read_text())["model"]["init_args"]
+    now = inspect.signature(SpatioTemporalPerformer_Forecaster).parameters
+    assert set(saved) | {"d_x", "d_y_context", "d_y_target"} == set(now)
+    set_then = {"d_model", "n_heads", "n_encoder_layers", "n_decoder_layers", "max_seq_len"}
+    assert {name: now[name].default for name in saved if name not in set_then} == {
+        name: value for name, value in saved.items() if name not in set_then
+    }
+    sizes = ("d_y_context", "d_y_target", "d_x", "d_model", "n_heads", "n_encoder_layers", "n_decoder_layers")
+    assert [now[name].default for name in (*sizes, "max_seq_len")] == [49, 49, 1, 128, 4, 2, 2, 512]
+
+
+def test_positions_are_kept():
+    assert SpatioTemporalPerformer_Forecaster(3, 2, 1, 16, n_heads=2).hparams["d_model"] == 16
+    options = inspect.signature(Forecaster).parameters.values()
+    assert [x.name for x in options if x.kind != x.KEYWORD_ONLY] == ["d_x", "d_y_context", "d_y_target"]
+
+
+def test_an_unknown_argument_is_refused_by_name():
+    with pytest.raises(TypeError, match="d_modle"):
+        SpatioTemporalPerformer_Forecaster(d_modle=3)
+
+
+def test_statistics_given_as_tensors_are_saved_as_lists_and_applied_as_given():
+    mean = torch.tensor([1e8 + 0.5, 0.0, 0.0], dtype=torch.float64)
+    model = SpatioTemporalPerformer_Forecaster(**SMALL, global_mean=mean, global_std=torch.ones(3))
+    assert model.hparams["global_mean"] == mean.tolist()
+    assert model.normalization.mean_rest[0] != 0  # what float32 alone would have lost
