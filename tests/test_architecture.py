@@ -75,8 +75,10 @@ def test_kernels_know_nothing_of_forecasting_or_lightning():
 
 def test_data_does_not_know_models_nor_models_data():
     data, flows = "favorcast.forecasting.data", "favorcast.forecasting.flows"
-    above = [n for n in MODULES if n.startswith("favorcast.forecasting.") and not n.startswith((data, flows))]
+    neutral = "favorcast.forecasting.flat_arguments"
+    above = [n for n in MODULES if n.startswith("favorcast.forecasting.") and not n.startswith((data, flows, neutral))]
     assert not importing(data, "favorcast.kernels", *above)
+    assert not importing(neutral, "favorcast", "torch", "pytorch_lightning")
     for model in ("forecaster", "training", "spatiotemporal_performer_forecaster", "st_transformer"):
         assert not importing(f"favorcast.forecasting.{model}", data)
 

@@ -1,6 +1,7 @@
 """Choose target, exogenous and known columns by name or shell pattern."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -24,31 +25,42 @@ def match_columns(columns: Sequence[str], patterns: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def choose_columns(
-    columns: Sequence[str],
-    target_columns: Sequence[str] | None,
-    exogenous_columns: Sequence[str] | None,
-    known_columns: Sequence[str] | None = None,
-) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of the target (None: all others), exogenous and known columns.
+@dataclass(frozen=True, kw_only=True)
+class ColumnChoice:
+    """Which columns of a record are forecast, which are context alone, and which are known ahead.
 
-    Raises:
-        ValueError: an unknown name, a column chosen twice, no target at all.
+    Args:
+        target_columns: names or shell patterns ("u_*") of the forecast sensors, in this order; None: all that are not
+            chosen below. Every other column is dropped.
+        exogenous_columns: names or patterns of sensors that are only ever context.
+        known_columns: names or patterns of columns whose future is known, such as a plan or a forecast from elsewhere:
+            they become covariates, scaled by their training mean and std.
     """
-    exogenous = match_columns(columns, exogenous_columns or [])
-    known = match_columns(columns, known_columns or [])
-    if target_columns is None:
-        targets = [name for name in columns if name not in exogenous and name not in known]
-    else:
-        targets = match_columns(columns, target_columns)
-    if not targets:
-        raise ValueError(
-            f"at least one of the {len(columns)} columns must be a target, got target_columns={target_columns}, "
-            f"exogenous_columns={exogenous_columns}"
-        )
-    both = [name for name in targets if name in exogenous or name in known] + [
-        name for name in known if name in exogenous
-    ]
-    if both:
-        raise ValueError(f"a column is either a target, exogenous or known, got both for {both[:5]}")
-    return targets, exogenous, known
+
+    target_columns: list[str] | None = None
+    exogenous_columns: list[str] | None = None
+    known_columns: list[str] | None = None
+
+    def choose(self, columns: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+        """Return the names of the target, exogenous and known columns.
+
+        Raises:
+            ValueError: an unknown name, a column chosen twice, no target at all.
+        """
+        exogenous = match_columns(columns, self.exogenous_columns or [])
+        known = match_columns(columns, self.known_columns or [])
+        if self.target_columns is None:
+            targets = [name for name in columns if name not in exogenous and name not in known]
+        else:
+            targets = match_columns(columns, self.target_columns)
+        if not targets:
+            raise ValueError(
+                f"at least one of the {len(columns)} columns must be a target, got "
+                f"target_columns={self.target_columns}, exogenous_columns={self.exogenous_columns}"
+            )
+        both = [name for name in targets if name in exogenous or name in known] + [
+            name for name in known if name in exogenous
+        ]
+        if both:
+            raise ValueError(f"a column is either a target, exogenous or known, got both for {both[:5]}")
+        return targets, exogenous, known

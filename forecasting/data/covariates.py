@@ -11,6 +11,28 @@ from .time_grid import local_index
 ROWS_PER_CYCLE, CYCLES_SEEN = 4, 2  # what a calendar cycle needs to be a covariate by itself
 
 
+@dataclass(frozen=True, kw_only=True)
+class CovariateConfig:
+    """Which covariates a series has, beside its known columns.
+
+    Args:
+        time_step_feature: time between rows in the unit of the frequencies; None: the record's sampling time, else
+            time_step_df.
+        num_dominant_frequencies: frequencies, each of which gives two covariates, sine and cosine.
+        use_cycles: True: the frequencies; False: one covariate Time_Index (0 to 1 over the training rows); None: where
+            there are dates and no calendar is given, the calendar cycles that training rows resolve and hold twice,
+            else the frequencies.
+        nperseg: rows of a Welch segment; its peaks are refined on all training rows (see refine_frequencies).
+        calendar: cycles "day", "week", "year" of the local clock to add as covariates; needs dates.
+    """
+
+    time_step_feature: float | None = None
+    num_dominant_frequencies: int = 1
+    use_cycles: bool | None = None
+    nperseg: int = 1024
+    calendar: list[str] | None = None
+
+
 @dataclass(frozen=True)
 class TimeCovariates:
     """Map times to covariates, the same way for training and for whatever comes later.

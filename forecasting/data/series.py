@@ -5,20 +5,19 @@ d_x time covariates, d_y_context sensor columns of which the first d_y_target ar
 
 import warnings
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 
-from .column_choice import choose_columns
+from ..flat_arguments import FieldsSignature, takes_fields_of
 from .column_statistics import in_float32_if_fine_enough, mark_missing, rows_of, statistics, varies
-from .covariates import TimeCovariates, fitting_cycles, local_clock
+from .covariates import CovariateConfig, TimeCovariates, fitting_cycles, local_clock
 from .record import SensorRecord
+from .series_config import SeriesConfig
 from .sources import record_of
-from .splits import split_rows
-from .table_format import TableFormat
 from .time_features import check_calendar, generate_spectral_welch, phasors, refine_frequencies
-from .time_grid import Gaps, TimeGrid, on_grid
+from .time_grid import TimeGrid, on_grid
 
 
 class DataWarning(UserWarning):
@@ -31,36 +30,7 @@ class SimulationTimeSeries:
     Give data_path or data. The order is fixed: split first; then the frequencies, the range of Time_Index and the
     statistics come from training rows alone, so that nothing of validation or test reaches them.
 
-    Args:
-        data_path: a .npy, .npz, .csv, .parquet or .nc file, or the name of an embedded series (see read_series).
-        data: (rows, sensors) array or tensor, a pandas DataFrame or Series, an xarray DataArray or Dataset, whatever
-            has to_pandas(), or a SensorRecord; missing entries NaN.
-        time_col_name: the time column of a table; None finds it by name and content.
-        start_time: time of row 0 where the file holds no times.
-        time_step_df: time between rows, in seconds for dates; None takes the usual step of the file's times, else its
-            sampling time, else 1.
-        time_step_feature: time between rows in the unit of the frequencies; None takes the file's sampling time, else
-            time_step_df.
-        idx_start_train, idx_end_train, idx_start_val, idx_end_val, idx_start_test, idx_end_test: rows of the splits,
-            ends exclusive; without any end the rows from idx_start_train on are divided by fractions (see split_rows).
-        have_test: whether there is a test split.
-        num_dominant_frequencies: number of frequencies, each of which gives two covariates, sine and cosine.
-        use_cycles: True for the frequencies, False for one covariate Time_Index (0 to 1 over the training rows). None
-            takes, where there are dates and no calendar is given, the calendar cycles that training rows resolve and
-            hold twice, and the frequencies otherwise.
-        nperseg: rows of a Welch segment; its peaks are refined on all training rows (see refine_frequencies).
-        fractions: shares of training, validation and test.
-        target_columns: names or shell patterns ("u_*") of the forecast sensors, in this order; None takes all that are
-            not exogenous. Every other column that is not exogenous is dropped.
-        exogenous_columns: names or patterns of sensors that are only ever context.
-        null_value: a number that marks missing entries in the file, such as -9999.
-        calendar: cycles "day", "week", "year" of the local clock to add as covariates; needs dates.
-        known_columns: names or patterns of columns whose future is known, such as a plan or a forecast from elsewhere:
-            they become covariates, scaled by their training mean and std.
-        gaps: what to do where times have gaps, repeat themselves or differ in step, which is always reported: "split"
-            lets no window reach across, "resample" puts the rows on a regular grid (see on_grid), "refuse" raises
-            ValueError, "ignore" counts each row as one step.
-        table: what you state about a table whose content leaves a choice.
+    Its arguments are the fields of SeriesConfig, with those of Split, ColumnChoice and CovariateConfig.
 
     Attributes:
         values: (rows, d_y_context), targets first, missing entries NaN; float32 where that rounds by less than 1e-5 of
@@ -89,81 +59,40 @@ class SimulationTimeSeries:
         FileNotFoundError: data_path names nothing.
     """
 
-    def __init__(
-        self,
-        data_path: str | None = None,
-        data: Any = None,
-        time_col_name: str | None = None,
-        start_time: float = 0.0,
-        time_step_df: float | None = None,
-        time_step_feature: float | None = None,
-        idx_start_train: int = 0,
-        idx_end_train: int | None = None,
-        idx_start_val: int | None = None,
-        idx_end_val: int | None = None,
-        have_test: bool = True,
-        idx_start_test: int | None = None,
-        idx_end_test: int | None = None,
-        num_dominant_frequencies: int = 1,
-        use_cycles: bool | None = None,
-        nperseg: int = 1024,
-        *,
-        fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
-        target_columns: list[str] | None = None,
-        exogenous_columns: list[str] | None = None,
-        null_value: float | None = None,
-        calendar: list[str] | None = None,
-        known_columns: list[str] | None = None,
-        gaps: Gaps = "split",
-        table: TableFormat | None = None,
-    ):
-        if (data_path is None) == (data is None):
-            raise ValueError("give either data_path or data, got " + ("neither" if data is None else "both"))
-        record = record_of(data if data_path is None else data_path, time_column=time_col_name, table=table)
-        if gaps not in get_args(Gaps):
-            raise ValueError(f"gaps must be one of {get_args(Gaps)}, got {gaps!r}")
-        _check_steps(time_step_df=time_step_df, time_step_feature=time_step_feature)
-        record, self.grid = on_grid(record, gaps, time_step_df)
-        self.breaks = self.grid.breaks if self.grid is not None and gaps == "split" else np.empty(0, np.int64)
-        self.reading = {"null_value": null_value, "time_column": time_col_name, "table": table, "gaps": gaps}
-        self.source = data_path
+    __signature__ = FieldsSignature()
+
+    @takes_fields_of(SeriesConfig)
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        config = SeriesConfig(*args, **arguments)
+        data = config.data if config.data_path is None else config.data_path
+        record = record_of(data, time_column=config.time_col_name, table=config.table)
+        record, self.grid = on_grid(record, config.gaps, config.time_step_df)
+        self.breaks = self.grid.breaks if self.grid is not None and config.gaps == "split" else np.empty(0, np.int64)
+        self.reading: dict[str, Any] = {name: getattr(config, name) for name in ("null_value", "table", "gaps")}
+        self.reading["time_column"] = config.time_col_name
+        self.source = config.data_path
         self.notes = list(record.notes)
         if self.notes:
-            warnings.warn(f"{data_path or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
-        self.splits = split_rows(
-            len(record.values),
-            fractions=fractions,
-            idx_start_train=idx_start_train,
-            idx_end_train=idx_end_train,
-            idx_start_val=idx_start_val,
-            idx_end_val=idx_end_val,
-            have_test=have_test,
-            idx_start_test=idx_start_test,
-            idx_end_test=idx_end_test,
-        )
-        self.target_cols, self.exo_cols, self.known_cols = choose_columns(
-            record.columns, target_columns, exogenous_columns, known_columns
-        )
+            warnings.warn(f"{self.source or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
+        self.splits = config.divide(len(record.values))
+        self.target_cols, self.exo_cols, self.known_cols = config.choose(record.columns)
         used = self.target_cols + self.exo_cols + self.known_cols
         self.other_cols = [name for name in record.columns if name not in used]
         order = [record.columns.index(name) for name in self.target_cols + self.exo_cols]
-        values = mark_missing(np.take(record.values, order, axis=1), null_value)
+        values = mark_missing(np.take(record.values, order, axis=1), config.null_value)
         _check_training_rows(values, self.splits["train"])
         self.values = in_float32_if_fine_enough(values, self.splits["train"])
         self.coordinates = None if record.coordinates is None else record.coordinates[order]
-        self.times, self.step = _clock(record, self.grid, start_time, time_step_df)
-        self.sampling_time = time_step_feature or record.sampling_time or self.step
+        self.times, self.step = _clock(record, self.grid, config.start_time, config.time_step_df)
+        self.sampling_time = config.time_step_feature or record.sampling_time or self.step
         self.time_unit = record.time_unit
         self.units = None if record.units is None else [record.units[index] for index in order]
         self.unit = self.units[0] if self.units and len(set(self.units)) == 1 else None
         self.time_zone = record.time_zone
-        self.known_values = mark_missing(
-            record.values[:, [record.columns.index(name) for name in self.known_cols]], null_value
-        )
-        self.frequencies = (
-            np.empty(0) if use_cycles is False else self._dominant_frequencies(num_dominant_frequencies, nperseg)
-        )
-        self.covariates = self._covariates(use_cycles, calendar)
+        known = [record.columns.index(name) for name in self.known_cols]
+        self.known_values = mark_missing(record.values[:, known], config.null_value)
+        self.frequencies = np.empty(0) if config.use_cycles is False else self._dominant_frequencies(config)
+        self.covariates = self._covariates(config)
         self.time_features, self.time_cols = self.covariates.compute(self.times, self.known_values)
 
     @property
@@ -216,7 +145,8 @@ class SimulationTimeSeries:
         mean, std = statistics(rows_of(self.values, self.splits["train"]))
         return torch.from_numpy(mean), torch.from_numpy(std)
 
-    def _covariates(self, use_cycles: bool | None, calendar: list[str] | None) -> TimeCovariates:
+    def _covariates(self, config: CovariateConfig) -> TimeCovariates:
+        use_cycles, calendar = config.use_cycles, config.calendar
         train = self.splits["train"]
         has_dates = self.times.dtype.kind == "M"
         if calendar is not None:
@@ -245,13 +175,15 @@ class SimulationTimeSeries:
             amplitudes=() if self.grid is not None else tuple(amplitudes),
         )
 
-    def _dominant_frequencies(self, count: int, nperseg: int) -> np.ndarray:
+    def _dominant_frequencies(self, config: CovariateConfig) -> np.ndarray:
         rows = _longest_run(self.splits["train"], self.breaks)
         mean, std = statistics(rows_of(self.values, self.splits["train"]))
         # z-scored: a sensor in large units must not decide alone which frequencies are dominant
         scaled = (rows_of(self.values, rows) - mean) / std
-        frequencies, _ = generate_spectral_welch(scaled, 1 / self.sampling_time, nperseg, count)
-        width = 1 / (self.sampling_time * min(nperseg, len(scaled)))
+        frequencies, _ = generate_spectral_welch(
+            scaled, 1 / self.sampling_time, config.nperseg, config.num_dominant_frequencies
+        )
+        width = 1 / (self.sampling_time * min(config.nperseg, len(scaled)))
         return refine_frequencies(scaled, 1 / self.sampling_time, frequencies, width)
 
 
@@ -270,12 +202,6 @@ def _longest_run(rows: range, breaks: np.ndarray) -> range:
     inside = [int(row) for row in breaks if rows.start < row < rows.stop]
     edges = [rows.start, *inside, rows.stop]
     return max((range(start, stop) for start, stop in pairwise(edges)), key=len)
-
-
-def _check_steps(**steps: float | None) -> None:
-    for name, step in steps.items():
-        if step is not None and not (np.isfinite(step) and step > 0):
-            raise ValueError(f"{name} must be positive and finite, got {step}")
 
 
 def _check_training_rows(values: np.ndarray, train: range) -> None:

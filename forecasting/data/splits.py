@@ -1,61 +1,75 @@
 """Divide a record into training, validation and test rows by time, before anything is estimated from it."""
 
 import math
+from dataclasses import dataclass
 
 
-def split_rows(
-    rows: int,
-    *,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
-    idx_start_train: int = 0,
-    idx_end_train: int | None = None,
-    idx_start_val: int | None = None,
-    idx_end_val: int | None = None,
-    have_test: bool = True,
-    idx_start_test: int | None = None,
-    idx_end_test: int | None = None,
-) -> dict[str, range]:
-    """Return the row range of each split, ends exclusive; without a test split the key "test" is absent.
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Rows of training, validation and test.
 
     With no index after idx_start_train, the rows from there on are divided by fractions: training and test take theirs
     rounded down, validation the rest (which is everything after training without a test split). With indices, a start
     that is left out is the end of the split before, and the last end that is left out is the end of the record.
 
-    Raises:
-        ValueError: fractions that do not sum to 1, indices outside the record, empty or overlapping splits.
+    Args:
+        idx_start_train: first training row; what is before it is left out.
+        idx_end_train: end of the training rows, exclusive.
+        idx_start_val: first validation row.
+        idx_end_val: end of the validation rows, exclusive.
+        have_test: whether there is a test split.
+        idx_start_test: first test row.
+        idx_end_test: end of the test rows, exclusive.
+        fractions: of training, validation and test, where no end is given.
     """
-    indices = (idx_end_train, idx_start_val, idx_end_val, idx_start_test, idx_end_test)
-    if not have_test and (idx_start_test is not None or idx_end_test is not None):
-        raise ValueError("idx_start_test and idx_end_test need have_test=True, got have_test=False")
-    if all(index is None for index in indices):
-        splits = _split_by_fractions(rows, idx_start_train, fractions, have_test)
-    else:
-        if idx_end_train is None or (have_test and idx_end_val is None):
+
+    idx_start_train: int = 0
+    idx_end_train: int | None = None
+    idx_start_val: int | None = None
+    idx_end_val: int | None = None
+    have_test: bool = True
+    idx_start_test: int | None = None
+    idx_end_test: int | None = None
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+
+    def divide(self, rows: int) -> dict[str, range]:
+        """Return the rows of each split of a record; without a test split the key "test" is absent.
+
+        Raises:
+            ValueError: fractions that do not sum to 1, indices outside the record, empty or overlapping splits.
+        """
+        indices = (self.idx_end_train, self.idx_start_val, self.idx_end_val, self.idx_start_test, self.idx_end_test)
+        if not self.have_test and (self.idx_start_test is not None or self.idx_end_test is not None):
+            raise ValueError("idx_start_test and idx_end_test need have_test=True, got have_test=False")
+        splits = self._by_fractions(rows) if all(index is None for index in indices) else self._by_indices(rows)
+        _check_order(splits, rows)
+        return {name: range(start, end) for name, (start, end) in splits.items()}
+
+    def _by_indices(self, rows: int) -> dict[str, tuple[int, int]]:
+        if self.idx_end_train is None or (self.have_test and self.idx_end_val is None):
             raise ValueError(
                 "a split by indices needs idx_end_train and, with a test split, idx_end_val; got "
-                f"idx_end_train={idx_end_train}, idx_end_val={idx_end_val}; leave out all of them to split by fractions"
+                f"idx_end_train={self.idx_end_train}, idx_end_val={self.idx_end_val}; leave out all of them to split "
+                "by fractions"
             )
-        val_start = idx_end_train if idx_start_val is None else idx_start_val
-        val_end = rows if idx_end_val is None else idx_end_val
-        splits = {"train": (idx_start_train, idx_end_train), "val": (val_start, val_end)}
-        if have_test:
-            test_start = val_end if idx_start_test is None else idx_start_test
-            splits["test"] = (test_start, rows if idx_end_test is None else idx_end_test)
-    _check_order(splits, rows)
-    return {name: range(start, end) for name, (start, end) in splits.items()}
+        val_start = self.idx_end_train if self.idx_start_val is None else self.idx_start_val
+        val_end = rows if self.idx_end_val is None else self.idx_end_val
+        splits = {"train": (self.idx_start_train, self.idx_end_train), "val": (val_start, val_end)}
+        if self.have_test:
+            test_start = val_end if self.idx_start_test is None else self.idx_start_test
+            splits["test"] = (test_start, rows if self.idx_end_test is None else self.idx_end_test)
+        return splits
 
-
-def _split_by_fractions(
-    rows: int, first: int, fractions: tuple[float, float, float], have_test: bool
-) -> dict[str, tuple[int, int]]:
-    if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
-        raise ValueError(f"fractions must be three shares (train, val, test) that sum to 1, got {fractions}")
-    available = rows - first
-    train_end = first + math.floor(fractions[0] * available + 1e-9)
-    if not have_test:
-        return {"train": (first, train_end), "val": (train_end, rows)}
-    test_start = rows - math.floor(fractions[2] * available + 1e-9)
-    return {"train": (first, train_end), "val": (train_end, test_start), "test": (test_start, rows)}
+    def _by_fractions(self, rows: int) -> dict[str, tuple[int, int]]:
+        first, fractions = self.idx_start_train, self.fractions
+        if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
+            raise ValueError(f"fractions must be three numbers (train, val, test) that sum to 1, got {fractions}")
+        available = rows - first
+        train_end = first + math.floor(fractions[0] * available + 1e-9)
+        if not self.have_test:
+            return {"train": (first, train_end), "val": (train_end, rows)}
+        test_start = rows - math.floor(fractions[2] * available + 1e-9)
+        return {"train": (first, train_end), "val": (train_end, test_start), "test": (test_start, rows)}
 
 
 def _check_order(splits: dict[str, tuple[int, int]], rows: int) -> None:

@@ -1,6 +1,10 @@
 import pytest
 
-from favorcast.forecasting.data.splits import split_rows
+from favorcast.forecasting.data.splits import Split
+
+
+def split_rows(rows, **options):
+    return Split(**options).divide(rows)
 
 
 def test_fractions_follow_the_published_rounding():
