@@ -11,7 +11,7 @@ import pandas as pd
 
 from .cell_kinds import MISSING
 from .record import SensorRecord, sensor_record
-from .table_format import TableFormat
+from .table_format import Table, TableFormat
 from .time_column import Times, find_times, is_text, times_of, unit_in_name
 
 COUNTER_NAMES = frozenset({"", "index", "no", "no.", "nr", "nr.", "row", "idx", "#"})
@@ -38,28 +38,12 @@ def record_from_frame(
         times = times_of(index.to_series(index=range(len(frame))), given, f"{source}, the index")
     elif not (isinstance(index, pd.RangeIndex) or (np.diff(index.to_numpy()) == 1).all()):
         notes.append("left out the index, whose whole numbers count no rows")
-    return record_from_table(
-        columns,
-        names,
-        [None] * len(names),
-        time_column=time_column,
-        given=given,
-        source=source,
-        times=times,
-        notes=notes,
-    )
+    table = Table(columns, names, [None] * len(names), given, source)
+    return record_from_table(table, time_column, times=times, notes=notes)
 
 
 def record_from_table(
-    columns: Sequence[pd.Series],
-    names: list[str],
-    units: list[str | None],
-    *,
-    time_column: str | None,
-    given: TableFormat,
-    source: str,
-    times: Times | None = None,
-    notes: Sequence[str] = (),
+    table: Table, time_column: str | None, *, times: Times | None = None, notes: Sequence[str] = ()
 ) -> SensorRecord:
     """Turn the columns of a table into a record.
 
@@ -67,12 +51,8 @@ def record_from_table(
     sensor) becomes one column a sensor.
 
     Args:
-        columns: of equal length.
-        names: one a column, "" where there is none.
-        units: one a column, None where unknown.
+        table: as it was read.
         time_column: name of the column that holds the time; None finds it.
-        given: what the user states about the table.
-        source: of the table, for messages.
         times: those of an index, taken where no column holds the time.
         notes: what was noticed before.
 
@@ -80,29 +60,29 @@ def record_from_table(
         ValueError: a column that is neither numbers nor text, or no way to tell what holds the time.
     """
     said = list(notes)
-    table = pd.DataFrame(dict(enumerate(columns)))
-    found = find_times(columns, names, units, time_column, given, source)
+    columns, names = table.columns, table.names
+    found = find_times(table, time_column)
     if found is not None:
         times = found
         said.extend(found.notes)
     kept = [i for i in range(len(names)) if times is None or i not in times.columns]
-    kept = [i for i in kept if not _is_left_out(table[i], names[i], said)]
-    ids = _id_column(table, kept, names, times, given, source)
+    kept = [i for i in kept if not _is_left_out(columns[i], names[i], said)]
+    ids = _id_column(table, kept, times)
     if ids is not None and times is not None:
-        return _record_from_long(table, kept, ids, names, units, times, given, source, said)
+        return _record_from_long(table, kept, ids, times, said)
     values, labels, known_units = [], [], []
     for i in kept:
-        numbers = _numbers(table[i], names[i], source, given)
+        numbers = _numbers(table, i)
         if numbers is None:
             said.append(f"left out the text column {names[i]!r}")
             continue
         if not names[i]:
-            raise ValueError(f"{source}: column {i} has no name in the header; give it one, or remove it")
+            raise ValueError(f"{table.source}: column {i} has no name in the header; give it one, or remove it")
         values.append(numbers)
         labels.append(names[i])
-        known_units.append(units[i] or unit_in_name(names[i]))
-    array = np.stack(values, axis=1) if values else np.empty((len(table), 0))
-    return _record(array, labels, known_units, times, source, said)
+        known_units.append(table.units[i] or unit_in_name(names[i]))
+    array = np.stack(values, axis=1) if values else np.empty((len(columns[0]) if columns else 0, 0))
+    return _record(array, labels, known_units, times, table.source, said)
 
 
 def _record(
@@ -135,14 +115,15 @@ def _is_left_out(column: pd.Series, name: str, notes: list[str]) -> bool:
     return False
 
 
-def _numbers(column: pd.Series, name: str, source: str, given: TableFormat) -> np.ndarray | None:
+def _numbers(table: Table, index: int) -> np.ndarray | None:
     """Return float64 numbers, NaN where missing; None for a column of text."""
+    column, name, source = table.columns[index], table.names[index], table.source
     if getattr(column.dtype, "kind", "O") in "fiub":
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     cells = column.astype(object).where(column.notna(), np.nan)
     if is_text(column):
         cells = column.str.strip()
-        cells = cells.mask(cells.str.casefold().isin(MISSING) | cells.isin(given.missing or []))
+        cells = cells.mask(cells.str.casefold().isin(MISSING) | cells.isin(table.given.missing or []))
     try:
         numbers = pd.to_numeric(cells, errors="coerce")
     except (TypeError, ValueError) as error:
@@ -160,50 +141,40 @@ def _numbers(column: pd.Series, name: str, source: str, given: TableFormat) -> n
     )
 
 
-def _id_column(
-    table: pd.DataFrame, kept: list[int], names: list[str], times: Times | None, given: TableFormat, source: str
-) -> int | None:
+def _id_column(table: Table, kept: list[int], times: Times | None) -> int | None:
     """Return the position of the column that names the sensor of a row, None where rows are times."""
+    columns, names, given = table.columns, table.names, table.given
     if given.id_column is not None:
         if given.id_column not in names or times is None:
             raise ValueError(
-                f"{source}: table.id_column {given.id_column!r} must name a column of a table with times; it has "
+                f"{table.source}: table.id_column {given.id_column!r} must name a column of a table with times; it has "
                 f"{names}"
             )
         return names.index(given.id_column)
     if times is None or pd.Series(times.stamps).is_unique:
         return None
-    possible = [i for i in kept if names[i].casefold() in ID_NAMES and table[i].notna().all()]
-    possible = possible or [i for i in kept if is_text(table[i]) and table[i].notna().all()]
-    ids = [i for i in possible if table[i].nunique() > 1]
-    ids = [i for i in ids if not pd.DataFrame({"id": table[i], "time": times.stamps}).duplicated().any()]
+    possible = [i for i in kept if names[i].casefold() in ID_NAMES and columns[i].notna().all()]
+    possible = possible or [i for i in kept if is_text(columns[i]) and columns[i].notna().all()]
+    ids = [i for i in possible if columns[i].nunique() > 1]
+    ids = [i for i in ids if not pd.DataFrame({"id": columns[i], "time": times.stamps}).duplicated().any()]
     if len(ids) > 1:
         raise ValueError(
-            f"{source} is a long table, whose sensors {' or '.join(repr(names[i]) for i in ids)} may name; state "
+            f"{table.source} is a long table, whose sensors {' or '.join(repr(names[i]) for i in ids)} may name; state "
             "table.id_column"
         )
     return ids[0] if ids else None
 
 
-def _record_from_long(
-    table: pd.DataFrame,
-    kept: list[int],
-    ids: int,
-    names: list[str],
-    units: list[str | None],
-    times: Times,
-    given: TableFormat,
-    source: str,
-    notes: list[str],
-) -> SensorRecord:
+def _record_from_long(table: Table, kept: list[int], ids: int, times: Times, notes: list[str]) -> SensorRecord:
+    names, source = table.names, table.source
     columns: dict[int, Any] = {}
     for i in (i for i in kept if i != ids):
-        numbers = _numbers(table[i], names[i], source, given)
+        numbers = _numbers(table, i)
         if numbers is None:
             notes.append(f"left out the text column {names[i]!r}")
         else:
             columns[i] = numbers
-    long = pd.DataFrame(columns | {"time": times.stamps, "id": table[ids].astype(str)})
+    long = pd.DataFrame(columns | {"time": times.stamps, "id": table.columns[ids].astype(str)})
     if long.duplicated(["time", "id"]).any():
         row = int(np.argmax(long.duplicated(["time", "id"])))
         raise ValueError(
@@ -217,7 +188,7 @@ def _record_from_long(
     return _record(
         wide[order].to_numpy(dtype=np.float64),
         labels,
-        [units[i] or unit_in_name(names[i]) for i, _ in order],
+        [table.units[i] or unit_in_name(names[i]) for i, _ in order],
         times,
         source,
         notes,

@@ -6,6 +6,7 @@ sensor values NaN.
 """
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from math import ceil
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..flat_arguments import FieldsSignature, takes_fields_of
 from .augmentation import AugmentedWindows, InputAugmentation
 from .data_card import DataCard, adopt, card_of
 from .series import SimulationTimeSeries
@@ -23,8 +25,9 @@ from .windows import SimulationTorchDataset, Window
 BLOCK_ELEMENTS = 1 << 22  # entries of the windows that window_blocks gathers at once: 16 MiB
 
 
-class DataModule(pl.LightningDataModule):
-    """Cut a series into windows and load them: training shuffled, everything else in order, no batch dropped.
+@dataclass(frozen=True)
+class WindowLoading:
+    """Arguments of a DataModule: the windows of a series, and how they are loaded.
 
     Args:
         series: the series, split by time.
@@ -40,47 +43,69 @@ class DataModule(pl.LightningDataModule):
         seed: seed of the training order and of the perturbations.
 
     Raises:
+        ValueError: for a value outside its range.
+    """
+
+    series: SimulationTimeSeries
+    context_len: int = 128
+    target_len: int = 32
+    batch_size: int = 32
+    num_workers: int = 0
+    _: KW_ONLY
+    stride: int = 1
+    time_resolution: int = 1
+    overfit: bool = False
+    prediction_split: Literal["train", "val", "test"] = "test"
+    augmentation: InputAugmentation | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(
+                f"batch_size must be at least 1 and num_workers at least 0, got {self.batch_size} and "
+                f"{self.num_workers}"
+            )
+        if self.prediction_split not in ("train", "val", "test"):
+            raise ValueError(f"prediction_split must be 'train', 'val' or 'test', got {self.prediction_split!r}")
+
+    def windows(self, split: str) -> SimulationTorchDataset:
+        """Cut the windows of a split.
+
+        Raises:
+            ValueError: the split is too short for one window.
+        """
+        stride = self.stride if split == "train" else 1
+        return SimulationTorchDataset(
+            self.series, split, self.context_len, self.target_len, self.time_resolution, stride=stride
+        )
+
+
+class DataModule(pl.LightningDataModule):
+    """Cut a series into windows and load them: training shuffled, everything else in order, no batch dropped.
+
+    Its arguments are the fields of WindowLoading.
+
+    Raises:
         ValueError: a split that is too short for one window, before anything is loaded.
     """
 
-    def __init__(
-        self,
-        series: SimulationTimeSeries,
-        context_len: int = 128,
-        target_len: int = 32,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        *,
-        stride: int = 1,
-        time_resolution: int = 1,
-        overfit: bool = False,
-        prediction_split: Literal["train", "val", "test"] = "test",
-        augmentation: InputAugmentation | None = None,
-        seed: int = 0,
-    ):
+    __signature__ = FieldsSignature()
+
+    @takes_fields_of(WindowLoading)
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        config = WindowLoading(*args, **arguments)
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
-            raise ValueError(
-                f"batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}"
-            )
-        if prediction_split not in ("train", "val", "test"):
-            raise ValueError(f"prediction_split must be 'train', 'val' or 'test', got {prediction_split!r}")
-        self.series = series
-        self.context_len = context_len
-        self.target_len = target_len
-        self.time_resolution = time_resolution
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.overfit = overfit
-        self.prediction_split = prediction_split
-        self.augmentation = augmentation
-        self.seed = seed
-        self._windows = {
-            split: SimulationTorchDataset(
-                series, split, context_len, target_len, time_resolution, stride=stride if split == "train" else 1
-            )
-            for split in series.splits
-        }
+        self.series = config.series
+        self.context_len = config.context_len
+        self.target_len = config.target_len
+        self.time_resolution = config.time_resolution
+        self.batch_size = config.batch_size
+        self.num_workers = config.num_workers
+        self.overfit = config.overfit
+        self.prediction_split = config.prediction_split
+        self.augmentation = config.augmentation
+        self.seed = config.seed
+        self._windows = {split: config.windows(split) for split in config.series.splits}
 
     @property
     def d_x(self) -> int:

@@ -13,7 +13,7 @@ from .delimited_text import read_delimited_text
 from .frame_record import record_from_frame, record_from_table
 from .labelled_array import record_from_xarray
 from .record import SensorRecord, sensor_record
-from .table_format import TableFormat
+from .table_format import Table, TableFormat
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 NETCDF_SUFFIXES = (".nc", ".nc4")
@@ -121,9 +121,8 @@ def _number(value: np.ndarray, name: str) -> float:
 def _read_text(path: Path, time_column: str | None, given: TableFormat) -> SensorRecord:
     text = read_delimited_text(path, given)
     columns = [text.frame.iloc[:, i] for i in range(text.frame.shape[1])]
-    return record_from_table(
-        columns, text.names, text.units, time_column=time_column, given=given, source=str(path), notes=text.notes
-    )
+    table = Table(columns, text.names, text.units, given, str(path))
+    return record_from_table(table, time_column, notes=text.notes)
 
 
 def _load_parquet(path: Path) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,23 +38,18 @@ class SensorRecord(NamedTuple):
 
 
 def sensor_record(
-    values: np.ndarray | torch.Tensor,
-    columns: Sequence[str] | None = None,
-    *,
-    timestamps: np.ndarray | None = None,
-    sampling_time: float | None = None,
-    time_unit: str | None = None,
-    unit: str | None = None,
-    coordinates: np.ndarray | None = None,
-    units: Sequence[str | None] | None = None,
-    time_zone: str | None = None,
-    notes: Sequence[str] = (),
-    source: str = "data",
+    values: np.ndarray | torch.Tensor, columns: Sequence[str] | None = None, *, source: str = "data", **labels: Any
 ) -> SensorRecord:
     """Check an array of sensor values and give it names.
 
     Columns without names are called Sensor_1, Sensor_2, ... A sampling time that is not given is the median positive
-    step of the timestamps, in seconds where they are dates.
+    step of the timestamps, in seconds where they are dates. A unit that is not given is that of all columns.
+
+    Args:
+        values: (rows, columns) numbers.
+        columns: one name a column.
+        source: of the values, for messages.
+        labels: other fields of SensorRecord, by name.
 
     Raises:
         ValueError: wrong dimensions, not real numbers, infinite values, names or times that do not fit.
@@ -67,7 +62,7 @@ def sensor_record(
         hint = "; pick sensors from a field with extract_datapoints" if array.ndim > 2 else hint
         raise ValueError(f"{source} must have shape (rows, columns), both at least 1, got {array.shape}{hint}")
     array = array.astype(np.result_type(array.dtype, np.float32), copy=False)  # digits are dropped once centred
-    rows, width = array.shape
+    width = array.shape[1]
     names = [f"Sensor_{i}" for i in range(1, width + 1)] if columns is None else [str(name) for name in columns]
     _check_names(names, width, source)
     infinite = np.argwhere(np.abs(array) > np.finfo(np.float32).max)
@@ -77,8 +72,16 @@ def sensor_record(
             f"{source} holds {len(infinite)} infinite values (or beyond float32), the first at row {row}, column "
             f"{names[column]!r}; mark missing values as NaN"
         )
+    return _checked_labels(SensorRecord(array, names, **labels), source)
+
+
+def _checked_labels(record: SensorRecord, source: str) -> SensorRecord:
+    """Check what is not values, and fill in what follows from the rest."""
+    rows, width = record.values.shape
+    coordinates, timestamps, units, unit = record.coordinates, record.timestamps, record.units, record.unit
     if coordinates is not None and (coordinates.ndim != 2 or len(coordinates) != width):
         raise ValueError(f"{source}: coordinates must have shape ({width}, dimensions), got {coordinates.shape}")
+    sampling_time, time_unit = record.sampling_time, record.time_unit
     if timestamps is not None:
         timestamps = _checked_timestamps(timestamps, rows, source)
         if sampling_time is None and rows > 1:
@@ -91,11 +94,16 @@ def sensor_record(
         raise ValueError(f"{source}: sampling_time must be positive and finite, got {sampling_time}")
     if units is not None and unit is None and len(set(units)) == 1:
         unit = units[0]
-    each: list[str | None] = [unit] * width if units is None else list(units)
-    if len(each) != width:
-        raise ValueError(f"{source}: expected {width} units, one a column, got {len(each)}")
-    return SensorRecord(
-        array, names, timestamps, sampling_time, time_unit, unit, coordinates, each, time_zone, tuple(notes)
+    units = [unit] * width if units is None else list(units)
+    if len(units) != width:
+        raise ValueError(f"{source}: expected {width} units, one a column, got {len(units)}")
+    return record._replace(
+        timestamps=timestamps,
+        sampling_time=sampling_time,
+        time_unit=time_unit,
+        unit=unit,
+        units=units,
+        notes=tuple(record.notes),
     )
 
 

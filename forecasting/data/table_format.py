@@ -1,7 +1,10 @@
-"""What a user states about a table where its content leaves a choice."""
+"""A table as it was read, and what a user states about it where its content leaves a choice."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import pandas as pd
 
 DateOrder = Literal["ymd", "dmy", "mdy"]
 EpochUnit = Literal["s", "ms", "us", "ns"]
@@ -32,3 +35,21 @@ class TableFormat:
     epoch_unit: EpochUnit | None = None
     time_zone: str | None = None
     id_column: str | None = None
+
+
+class Table(NamedTuple):
+    """The columns of a table.
+
+    Attributes:
+        columns: of equal length.
+        names: one a column, "" where there is none.
+        units: one a column, None where unknown.
+        given: what the user states about the table.
+        source: of the table, for messages.
+    """
+
+    columns: Sequence[pd.Series]
+    names: list[str]
+    units: list[str | None]
+    given: TableFormat
+    source: str

@@ -4,7 +4,6 @@
 # pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 import re
-from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .date_text import parse_dates
-from .table_format import TableFormat
+from .table_format import Table, TableFormat
 
 TIME_WORDS = frozenset(
     (
@@ -48,53 +47,43 @@ class Times(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def find_times(
-    columns: Sequence[pd.Series],
-    names: list[str],
-    units: list[str | None],
-    wanted: str | None,
-    given: TableFormat,
-    source: str,
-) -> Times | None:
+def find_times(table: Table, wanted: str | None) -> Times | None:
     """Return the times of a table, None where no column holds any.
 
     Args:
-        columns: of the table.
-        names: one a column.
-        units: one a column, None where unknown.
+        table: as it was read.
         wanted: name of the time column; None finds it.
-        given: what the user states.
-        source: of the table, for messages.
 
     Raises:
         ValueError: no such column, several that may hold the time, or a time that cannot be read.
     """
+    columns, names = table.columns, table.names
     if wanted is not None:
         if wanted not in names:
             close = get_close_matches(wanted, names, n=3, cutoff=0.4) or names[:5]
-            raise ValueError(f"{source} has no time column {wanted!r}; close matches: {close}")
-        return _times_at(names.index(wanted), columns, names, units, given, source)
+            raise ValueError(f"{table.source} has no time column {wanted!r}; close matches: {close}")
+        return _times_at(names.index(wanted), table)
     folded = [name.casefold().strip() for name in names]
     named = [i for i, name in enumerate(names) if is_time_name(name)]
     dated = [i for i, column in enumerate(columns) if _holds_dates(column)]
     clocks = [i for i, column in enumerate(columns) if is_text(column) and column.str.fullmatch(CLOCK).all()]
     if len(dated) == len(clocks) == 1 and dated != clocks:
-        return _date_and_clock(dated[0], clocks[0], columns, names, given, source)
+        return _date_and_clock(dated[0], clocks[0], table)
     candidates = [i for i in dated if i in named] or dated or named
     if len(candidates) > 1:
         raise ValueError(
-            f"{source}: {' and '.join(repr(names[i]) for i in candidates)} may hold the time; choose one with "
+            f"{table.source}: {' and '.join(repr(names[i]) for i in candidates)} may hold the time; choose one with "
             "time_col_name"
         )
     if candidates:
-        return _times_at(candidates[0], columns, names, units, given, source)
+        return _times_at(candidates[0], table)
     if {"year", "month"} <= set(folded):
-        return _calendar_times(folded, columns, given, source)
+        return _calendar_times(folded, table)
     growing = [i for i, name in enumerate(folded) if PERHAPS_TIME.fullmatch(_bare(name)) and _grows(columns[i])]
     growing += [i for i in (0,) if names and names[0] == "" and _is_float(columns[0]) and _grows(columns[0])]
     if len(growing) != 1:
         return None
-    times = _times_at(growing[0], columns, names, units, given, source)
+    times = _times_at(growing[0], table)
     return times._replace(
         notes=(f"took {names[growing[0]]!r}, which grows from row to row, for the time", *times.notes)
     )
@@ -151,40 +140,43 @@ def unit_in_name(name: str) -> str | None:
     return found.group(1).strip() if found else None
 
 
-def _times_at(index: int, columns, names, units, given: TableFormat, source: str) -> Times:
-    name = names[index]
+def _times_at(index: int, table: Table) -> Times:
+    name, given = table.names[index], table.given
     in_round_brackets = re.search(r"\(([^()]+)\)\s*$", name)
-    unit = units[index] or unit_in_name(name) or (in_round_brackets.group(1).strip() if in_round_brackets else None)
+    unit = (
+        table.units[index] or unit_in_name(name) or (in_round_brackets.group(1).strip() if in_round_brackets else None)
+    )
     last = re.split(r"[^a-z]+", name.casefold())[-1]
     unit = last if unit is None and last in TIME_UNITS and last != name.casefold() else unit
     words = {*re.split(r"[^a-z]+", name.casefold()), (unit or "").casefold()}
-    times = times_of(columns[index], given, f"{source}, {name!r}", unit=unit)
+    times = times_of(table.columns[index], given, f"{table.source}, {name!r}", unit=unit)
     if times.zone is None and times.stamps.dtype.kind == "M" and words & {"utc", "gmt"} and given.time_zone is None:
         times = times._replace(zone="UTC")
     return times._replace(columns=(index,), notes=tuple(f"time column {name!r}: {note}" for note in times.notes))
 
 
-def _date_and_clock(date: int, clock: int, columns, names, given: TableFormat, source: str) -> Times:
-    both = columns[date].str.strip() + " " + columns[clock].str.strip()
-    times = times_of(both, given, f"{source}, {names[date]!r} and {names[clock]!r}")
-    note = f"took {names[date]!r} and {names[clock]!r} together for the time"
+def _date_and_clock(date: int, clock: int, table: Table) -> Times:
+    both = table.columns[date].str.strip() + " " + table.columns[clock].str.strip()
+    names = f"{table.names[date]!r} and {table.names[clock]!r}"
+    times = times_of(both, table.given, f"{table.source}, {names}")
+    note = f"took {names} together for the time"
     return times._replace(columns=(date, clock), notes=(note, *times.notes))
 
 
-def _calendar_times(folded: list[str], columns, given: TableFormat, source: str) -> Times:
+def _calendar_times(folded: list[str], table: Table) -> Times:
     found = [part for part in CALENDAR_PARTS if part in folded]
-    places = tuple(folded.index(part) for part in found)
-    parts = {part: columns[place] for part, place in zip(found, places, strict=True)}
+    indices = tuple(folded.index(part) for part in found)
+    parts = {part: table.columns[index] for part, index in zip(found, indices, strict=True)}
     parts.setdefault("day", pd.Series(1, index=parts["year"].index))
     try:
         stamps = pd.to_datetime(parts).to_numpy().astype("datetime64[ns]")
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{source}: the columns {found} hold no valid dates: {error}; correct them, or rename them if they are "
-            "sensors"
+            f"{table.source}: the columns {found} hold no valid dates: {error}; correct them, or rename them if they "
+            "are sensors"
         ) from error
     note = f"took the columns {', '.join(repr(part) for part in found)} together for the time"
-    return _localized(stamps, given, source)._replace(columns=places, notes=(note,))
+    return _localized(stamps, table.given, table.source)._replace(columns=indices, notes=(note,))
 
 
 def _from_text(column: pd.Series, given: TableFormat, source: str) -> Times:

@@ -4,7 +4,7 @@ l context_len, n target_len, d d_y_target. Figures are matplotlib Figures withou
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -57,29 +57,35 @@ def plot_errors(report: Report) -> Figure:
     return figure
 
 
-def plot_forecast(
-    context: np.ndarray,
-    truth: np.ndarray,
-    forecast: np.ndarray,
-    *,
-    times: np.ndarray,
-    sensors: Sequence[str],
-    title: str,
-    unit: str | None = None,
-    time_unit: str | None = None,
-) -> Figure:
-    """Plot context, truth and forecast of a few sensors, each above the error of the forecast.
+class ForecastWindow(NamedTuple):
+    """A window of a few sensors with its forecast.
 
-    Args:
+    Attributes:
         context: (l, d), original units, NaN where missing.
         truth: (n, d), original units, NaN where missing.
         forecast: (n, d), original units.
         times: (l + n,) numbers or dates, those of context and truth.
+    """
+
+    context: np.ndarray
+    truth: np.ndarray
+    forecast: np.ndarray
+    times: np.ndarray
+
+
+def plot_forecast(
+    window: ForecastWindow, sensors: Sequence[str], title: str, *, unit: str | None = None, time_unit: str | None = None
+) -> Figure:
+    """Plot context, truth and forecast of a few sensors, each above the error of the forecast.
+
+    Args:
+        window: what to plot.
         sensors: d titles; each sensor takes 2.3 inches of height.
         title: title of the figure.
         unit: unit of the values, None where unknown.
         time_unit: unit of numeric times, None where unknown.
     """
+    context, truth, forecast, times = window
     count, context_len = len(sensors), len(context)
     figure = Figure(figsize=(9, 1.0 + 2.3 * count), layout="constrained", dpi=DPI)
     rows = figure.subplots(2 * count, 1, sharex=True, squeeze=False, height_ratios=[3, 1.2] * count)[:, 0]

@@ -10,7 +10,7 @@ import numpy as np
 from ..data import DataModule
 from ..forecaster import Forecaster
 from ..missing_values import mark_missing
-from .plots import plot_errors, plot_forecast
+from .plots import ForecastWindow, plot_errors, plot_forecast
 from .report import Report, write_metrics
 
 METRICS_FILE, ERRORS_FILE, FORECAST_FILE = "metrics.csv", "errors.png", "forecast.png"
@@ -39,10 +39,12 @@ def write_results(folder: Path, report: Report, model: Forecaster, data: DataMod
     sensors = representative_sensors(score.sensor["mse"])
     times = data.series.times
     figure = plot_forecast(
-        context[:, sensors].numpy(),
-        truth[:, sensors].numpy(),
-        forecast[:, sensors].numpy(force=True),
-        times=np.concatenate([times[part] for part in windows.window_slices(index)]),
+        ForecastWindow(
+            context[:, sensors].numpy(),
+            truth[:, sensors].numpy(),
+            forecast[:, sensors].numpy(force=True),
+            np.concatenate([times[part] for part in windows.window_slices(index)]),
+        ),
         sensors=[
             f"{report.sensors[sensor]}: {rank} test error, MSE {score.sensor['mse'][sensor]:.2e}"
             for rank, sensor in zip(_ranks(len(sensors)), sensors, strict=True)

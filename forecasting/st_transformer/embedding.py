@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .patches import to_patches
+from .performer_config import PerformerConfig
 from .position import TABLE_STD
 from .time2vec import Time2Vec
 
@@ -26,47 +27,30 @@ class TokenEmbedding(nn.Module):
     The encoder and the decoder share one embedding, so a sensor or a time step looks the same to both.
 
     Args:
-        d_y: number of sensors N.
-        d_x: number of time covariates; 0 is allowed when `time_emb_dim` is 0.
-        d_model: token width d.
+        config: widths, patches, dropout (that of the sum: it drops no data), and which terms there are; with
+            time_embedding off x is ignored, and without decoder_reads_linear there is no C.
         position: module mapping (start, length) to (s, d).
-        time_emb_dim: Time2Vec components for each covariate; 0 removes the time term, x is then ignored.
-        indicator_embedding: whether tokens know if they are given; when off, a missing value looks like the value 0.
-        dropout: dropout rate on the sum (called data_dropout_embedding in the model; it drops no data).
-        patch_len: steps in a token.
-        reads_linear: whether there is a C.
     """
 
-    def __init__(
-        self,
-        d_y: int,
-        d_x: int,
-        d_model: int,
-        position: nn.Module,
-        *,
-        time_emb_dim: int = 8,
-        indicator_embedding: bool = True,
-        dropout: float = 0.0,
-        patch_len: int = 1,
-        reads_linear: bool = False,
-    ) -> None:
+    def __init__(self, config: PerformerConfig, position: nn.Module) -> None:
         super().__init__()
-        self.patch_len = patch_len
-        self.observation = nn.Linear((2 if indicator_embedding else 1) * patch_len, d_model)
-        self.variable = nn.Parameter(torch.empty(d_y, d_model).normal_(std=TABLE_STD))
+        self.patch_len = patch_len = config.patch_len
+        d_model = config.d_model
+        self.observation = nn.Linear((2 if config.indicator_embedding else 1) * patch_len, d_model)
+        self.variable = nn.Parameter(torch.empty(config.d_y_context, d_model).normal_(std=TABLE_STD))
         self.position = position
-        self.indicator_embedding = indicator_embedding
+        self.indicator_embedding = config.indicator_embedding
         self.time: nn.Sequential | None = None
-        if time_emb_dim > 0:
-            width = time_emb_dim * d_x
+        if config.time_embedding:
+            width = config.time_emb_dim * config.d_x
             # The observation map already has a bias.
-            self.time = nn.Sequential(Time2Vec(d_x, width), nn.Linear(width * patch_len, d_model, bias=False))
+            self.time = nn.Sequential(Time2Vec(config.d_x, width), nn.Linear(width * patch_len, d_model, bias=False))
         self.linear: nn.Linear | None = None
-        if reads_linear:
+        if config.decoder_reads_linear:
             self.linear = nn.Linear(patch_len, d_model, bias=False)
             with torch.no_grad():
                 self.linear.weight.copy_(self.observation.weight[:, :patch_len])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.data_dropout_embedding)
 
     def forward(self, x: Tensor, y: Tensor, start: int = 0, linear: Tensor | None = None) -> Tensor:
         """Return the tokens (b, s, n, d) of the first n <= N sensors.

@@ -3,11 +3,14 @@
 Dimension key: b batch, h heads, t queries, s keys, d head dim, e value head dim.
 """
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..flat_arguments import FieldsSignature, takes_fields_of
 
 
 class SoftmaxState(NamedTuple):
@@ -18,13 +21,9 @@ class SoftmaxState(NamedTuple):
     hidden: Tensor  # (b, s) bool, True = ignore
 
 
-class SoftmaxAttention(nn.Module):
-    """Exact attention, quadratic in the length, in the place of FavorAttention.
-
-        o_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s
-
-    Takes FavorAttention's arguments, batch first; those of the random features mean nothing here. With `qk_norm`,
-    |q|^2 = |k|^2 = temperature sqrt(d), learnable for each head and 1 at the start, as there.
+@dataclass(frozen=True)
+class SoftmaxConfig:
+    """Arguments of a SoftmaxAttention: those of FavorAttention that a LayerConfig gives.
 
     Args:
         embed_dim: width of query, key, value and output.
@@ -34,36 +33,64 @@ class SoftmaxAttention(nn.Module):
         qk_norm: normalise queries and keys.
         is_causal: hide later steps.
         tokens_per_step: tokens that see each other when causal.
-        head_dim, value_head_dim: d and e; None: embed_dim / num_heads.
-        favor_options: num_features, features, feature_map, redraw_interval, seed.
+        head_dim: d; None: embed_dim / num_heads.
+        value_head_dim: e; None: d.
+        num_features: of FavorAttention, without meaning here, as are those that follow.
+        features: likewise.
+        feature_map: likewise.
+        redraw_interval: likewise.
+        seed: likewise.
+
+    Raises:
+        ValueError: for batch_first=False.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        dropout: float = 0.0,
-        batch_first: bool = True,
-        *,
-        qk_norm: bool = False,
-        is_causal: bool = False,
-        tokens_per_step: int = 1,
-        head_dim: int | None = None,
-        value_head_dim: int | None = None,
-        **favor_options: Any,
-    ) -> None:
-        super().__init__()
-        if not batch_first:
+    embed_dim: int
+    num_heads: int
+    dropout: float = 0.0
+    batch_first: bool = True
+    _: KW_ONLY
+    qk_norm: bool = False
+    is_causal: bool = False
+    tokens_per_step: int = 1
+    head_dim: int | None = None
+    value_head_dim: int | None = None
+    num_features: int | None = None
+    features: str | None = None
+    feature_map: str | None = None
+    redraw_interval: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batch_first:
             raise ValueError("SoftmaxAttention is batch first: expected batch_first=True, got False")
-        head_dim = embed_dim // num_heads if head_dim is None else head_dim
-        value_head_dim = head_dim if value_head_dim is None else value_head_dim
-        self.num_heads, self.dropout = num_heads, dropout
-        self.is_causal, self.tokens_per_step = is_causal, tokens_per_step
+
+
+class SoftmaxAttention(nn.Module):
+    """Exact attention, quadratic in the length, in the place of FavorAttention.
+
+        o_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s
+
+    Takes FavorAttention's arguments, batch first (see SoftmaxConfig). With `qk_norm`, |q|^2 = |k|^2 = temperature
+    sqrt(d), learnable for each head and 1 at the start, as there.
+    """
+
+    __signature__ = FieldsSignature()
+
+    @takes_fields_of(SoftmaxConfig)
+    def __init__(self, *args: Any, **arguments: Any) -> None:
+        config = SoftmaxConfig(*args, **arguments)
+        super().__init__()
+        embed_dim, num_heads = config.embed_dim, config.num_heads
+        head_dim = embed_dim // num_heads if config.head_dim is None else config.head_dim
+        value_head_dim = head_dim if config.value_head_dim is None else config.value_head_dim
+        self.num_heads, self.dropout = num_heads, config.dropout
+        self.is_causal, self.tokens_per_step = config.is_causal, config.tokens_per_step
         self.query = nn.Linear(embed_dim, num_heads * head_dim)
         self.key = nn.Linear(embed_dim, num_heads * head_dim)
         self.value = nn.Linear(embed_dim, num_heads * value_head_dim)
         self.out_proj = nn.Linear(num_heads * value_head_dim, embed_dim)
-        self.log_temperature = nn.Parameter(torch.zeros(num_heads, 1, 1)) if qk_norm else None
+        self.log_temperature = nn.Parameter(torch.zeros(num_heads, 1, 1)) if config.qk_norm else None
         for projection in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)

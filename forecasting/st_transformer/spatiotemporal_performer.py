@@ -197,17 +197,7 @@ def attention_seeds(seed: int) -> Iterator[int]:
 def build_embedding(config: PerformerConfig) -> TokenEmbedding:
     """Build the embedding that encoder and decoder share."""
     position = LearnedPosition if config.position_embedding == "learned" else PeriodicPosition
-    return TokenEmbedding(
-        config.d_y_context,
-        config.d_x,
-        config.d_model,
-        position(config.d_model, config.max_positions),
-        time_emb_dim=config.time_emb_dim if config.time_embedding else 0,
-        indicator_embedding=config.indicator_embedding,
-        dropout=config.data_dropout_embedding,
-        patch_len=config.patch_len,
-        reads_linear=bool(config.decoder_reads_linear),
-    )
+    return TokenEmbedding(config, position(config.d_model, config.max_positions))
 
 
 def build_encoder(config: PerformerConfig, seeds: Iterator[int]) -> Encoder:

@@ -2,14 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from favorcast.forecasting.st_transformer import LearnedPosition, Time2Vec, TokenEmbedding
+from favorcast.forecasting.st_transformer import LearnedPosition, PerformerConfig, Time2Vec, TokenEmbedding
 
 D_MODEL = 16
 
 
-def build(d_y=3, d_x=2, **options):
+def build(d_y=3, d_x=2, dropout=0.0, **options):
     torch.manual_seed(0)
-    return TokenEmbedding(d_y, d_x, D_MODEL, LearnedPosition(D_MODEL, 32), **options)
+    config = PerformerConfig(d_y, d_y, d_x, D_MODEL, data_dropout_embedding=dropout, **options)
+    return TokenEmbedding(config, LearnedPosition(D_MODEL, 32))
 
 
 def inputs(d_y=3, d_x=2, b=2, t=5):
@@ -79,7 +80,7 @@ def test_missing_value_leaves_output_and_gradients_finite():
 
 def test_time_term_switches_off():
     x, y = inputs()
-    embedding = build(time_emb_dim=0)
+    embedding = build(time_embedding=False)
     assert torch.equal(embedding(x, y), embedding(x + 1.0, y))
     assert not any(isinstance(module, Time2Vec) for module in embedding.modules())
     assert not torch.equal(build()(x, y), build()(x + 1.0, y))
@@ -87,7 +88,7 @@ def test_time_term_switches_off():
 
 def test_no_covariates_are_needed_without_the_time_term():
     x, y = inputs(d_x=0)
-    assert build(d_x=0, time_emb_dim=0)(x, y).shape == (2, 5, 3, D_MODEL)
+    assert build(d_x=0, time_embedding=False)(x, y).shape == (2, 5, 3, D_MODEL)
 
 
 def test_fewer_sensors_use_the_first_rows_of_the_variable_table():

@@ -1,5 +1,6 @@
 """Constructors that take the fields of dataclasses: what is declared once is seen everywhere."""
 
+import ast
 import inspect
 from dataclasses import fields
 from pathlib import Path
@@ -11,16 +12,21 @@ import torch
 import yaml
 from small_forecaster import SMALL, cpu_trainer
 
-from favorcast.forecasting import Forecaster, SimulationTimeSeries, SpatioTemporalPerformer_Forecaster
+from favorcast.forecasting import DataModule, Forecaster, SimulationTimeSeries, SpatioTemporalPerformer_Forecaster
+from favorcast.forecasting.data.module import WindowLoading
 from favorcast.forecasting.data.series_config import SeriesConfig
 from favorcast.forecasting.forecaster import ForecasterConfig
 from favorcast.forecasting.spatiotemporal_performer_forecaster import PerformerForecasterConfig
+from favorcast.forecasting.st_transformer.softmax_attention import SoftmaxAttention, SoftmaxConfig
 
+SOURCES = sorted(Path(inspect.getfile(Forecaster)).parent.rglob("*.py"))
 SAVED_CONFIG = Path(__file__).with_name("saved_run") / "config.yaml"
 TAKERS = [
     (Forecaster, ForecasterConfig),
     (SpatioTemporalPerformer_Forecaster, PerformerForecasterConfig),
     (SimulationTimeSeries, SeriesConfig),
+    (DataModule, WindowLoading),
+    (SoftmaxAttention, SoftmaxConfig),
 ]
 DIFFERENT_DEFAULTS = {"l2_regul_factor", "warmup_steps", "use_revin"}
 each_taker = pytest.mark.parametrize(("kind", "config"), TAKERS, ids=lambda x: x.__name__)
@@ -115,3 +121,12 @@ def test_statistics_given_as_tensors_are_saved_as_lists_and_applied_as_given():
     model = SpatioTemporalPerformer_Forecaster(**SMALL, global_mean=mean, global_std=torch.ones(3))
     assert model.hparams["global_mean"] == mean.tolist()
     assert model.normalization.mean_rest[0] != 0  # what float32 alone would have lost
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_function_takes_more_than_seven_arguments(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            names = [each.arg for each in given if each is not None and each.arg not in ("self", "cls")]
+            assert len(names) <= 7, f"{node.name} takes {names}: name what they have in common as a dataclass"

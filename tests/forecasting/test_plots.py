@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from favorcast.forecasting.evaluation.plots import plot_errors, plot_forecast
+from favorcast.forecasting.evaluation.plots import ForecastWindow, plot_errors, plot_forecast
 from favorcast.forecasting.evaluation.report import Report, Score
 
 NAN = float("nan")
@@ -30,10 +30,7 @@ def forecast_figure(times=None, *, context_len=8, missing=False, **labels):
     if missing:
         values[context_len // 2 : context_len + 2, 0] = NAN
     return plot_forecast(
-        values[:context_len],
-        values[context_len:],
-        values[context_len:] + 0.5,
-        times=time,
+        ForecastWindow(values[:context_len], values[context_len:], values[context_len:] + 0.5, time),
         sensors=["u_0", "u_1"],
         title="Model",
         **labels,
