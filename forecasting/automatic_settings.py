@@ -131,8 +131,8 @@ def choose_settings(
 def choose_linear_part(data: DataModule) -> tuple[LinearKind, int]:
     """Return the kind and the window of the linear part whose ridge forecasts the validation windows best.
 
-    Matrices for each sensor, one for all sensors, and one from all columns to all sensors, the latter over as many rows
-    as 1024 inputs are; errors in units of each column's training standard deviation.
+    Matrices for each sensor, one for all sensors, and one from all columns to all sensors; this one reads as many rows
+    as 1024 inputs are. Errors are in units of each column's training standard deviation.
     """
     mean, scale = data.training_statistics()
 

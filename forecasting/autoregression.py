@@ -6,9 +6,9 @@ are whole patches, and what is said of steps holds for patches: the model reads 
 At decoder step i the model reads the covariates of that step and the values of the step before, so that forecasts can
 be made all at once when the values are known, and one after the other when they are not:
 
-    decoder_x     start_x[0] ... start_x[s-1]            target_x[0]   target_x[1]  ...  target_x[n-1]
-    decoder_y     context_y[l-s-1] ... context_y[l-2]    context_y[l-1]  fed[0]     ...  fed[n-2]
-    forecast      (dropped)                              y[0]          y[1]         ...  y[n-1]
+    decoder_x     start_x[0] ... start_x[s-1]            target_x[0]     target_x[1]    ...  target_x[n-1]
+    decoder_y     context_y[l-s-1] ... context_y[l-2]    context_y[l-1]  next_input[0]  ...  next_input[n-2]
+    forecast      (dropped)                              y[0]            y[1]           ...  y[n-1]
 """
 
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def forecast_given(model: SpatioTemporalPerformer, memory: Memory, known: Decode
 
 
 def forecast_step_by_step(
-    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, feed: Callable[[int, Tensor], Tensor]
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, next_input: Callable[[int, Tensor], Tensor]
 ) -> Tensor:
     """Forecast n steps one after the other, (b, n, d), each at the same cost.
 
@@ -104,7 +104,8 @@ def forecast_step_by_step(
         model: with a step-causal decoder.
         memory: of the context.
         known: what precedes the first forecast.
-        feed: maps (patch i, forecast (b, p, d) of that patch) to what the decoder reads at patch i + 1, (b, p, d).
+        next_input: maps (patch i, forecast (b, p, d) of that patch) to what the decoder reads at patch i + 1,
+            (b, p, d).
     """
     patch_len = known.patch_len
     first = known.y.shape[1]
@@ -113,7 +114,7 @@ def forecast_step_by_step(
     forecast, states = model.stream(summary, known.x[:, now], known.y, known.position, None, known.linear_at(now))
     forecasts = [forecast[:, -patch_len:]]
     for i in range(first, known.x.shape[1], patch_len):
-        values = feed((i - first) // patch_len, forecasts[-1])
+        values = next_input((i - first) // patch_len, forecasts[-1])
         now, position = slice(i, i + patch_len), known.position + i // patch_len
         forecast, states = model.stream(summary, known.x[:, now], values, position, states, known.linear_at(now))
         forecasts.append(forecast)
@@ -127,8 +128,8 @@ def baseline_increments(offset: Tensor, last: Tensor | None, patch_len: int = 1)
 
         r[t] = f[t-1] + o[t-1]        decoder output c[t] = r[t] + change[t]        f[t] = c[t] - o[t-1]
 
-    so that c plus the drift o[t] - o[t-1] continues the signal, and without any change the baseline is followed. In a
-    patch, t - 1 is the last step of the patch before.
+    so that c plus the increment o[t] - o[t-1] continues the signal, and zero change follows the baseline. In a patch,
+    t - 1 is the last step of the patch before.
 
     Args:
         offset: (b, n, d) the baseline o, zero where there is none.
@@ -147,47 +148,47 @@ class TeacherInputs(NamedTuple):
 
     Attributes:
         truth: (b, n, d) the signal that continues the context, NaN where missing.
-        drift: (b, n, d) what a forecast lacks to continue the context, see `baseline_increments`.
+        increment: (b, n, d) what a forecast lacks to continue the context, see `baseline_increments`.
         ratio: 0-d, how often the truth is read.
     """
 
     truth: Tensor
-    drift: Tensor
+    increment: Tensor
     ratio: Tensor
 
 
 def teacher_forced_forecast(
-    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: TeacherInputs
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, teacher: TeacherInputs
 ) -> Tensor:
     """Forecast each step from the truth of the step before, all in parallel."""
-    return forecast_given(model, memory, known, given.truth[:, : -known.patch_len])
+    return forecast_given(model, memory, known, teacher.truth[:, : -known.patch_len])
 
 
 def parallel_scheduled_sampling(
-    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: TeacherInputs
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, teacher: TeacherInputs
 ) -> Tensor:
     """Forecast from the truth, then again from a mixture of truth and first forecasts; gradients flow through both.
 
     Mihaylova & Martins 2019 (Scheduled Sampling for Transformers), section 3, with a draw for each step.
     """
-    own = (teacher_forced_forecast(model, memory, known, given) + given.drift)[:, : -known.patch_len]
-    truth = given.truth[:, : -known.patch_len]
-    is_given = draw_given(truth, given.ratio, known.patch_len)
+    own = (teacher_forced_forecast(model, memory, known, teacher) + teacher.increment)[:, : -known.patch_len]
+    truth = teacher.truth[:, : -known.patch_len]
+    is_given = draw_given(truth, teacher.ratio, known.patch_len)
     return forecast_given(model, memory, known, torch.where(is_given, truth, own))
 
 
 def sequential_scheduled_sampling(
-    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, given: TeacherInputs
+    model: SpatioTemporalPerformer, memory: Memory, known: DecoderInput, teacher: TeacherInputs
 ) -> Tensor:
     """Forecast step by step from the truth or the model's own forecast; gradients flow through the forecasts."""
     patch_len = known.patch_len
-    is_given = draw_given(given.truth, given.ratio, patch_len)
+    is_given = draw_given(teacher.truth, teacher.ratio, patch_len)
 
-    def feed(i: int, forecast: Tensor) -> Tensor:
+    def next_input(i: int, forecast: Tensor) -> Tensor:
         step = slice(i * patch_len, (i + 1) * patch_len)
-        return torch.where(is_given[:, step], given.truth[:, step], forecast + given.drift[:, step])
+        return torch.where(is_given[:, step], teacher.truth[:, step], forecast + teacher.increment[:, step])
 
-    return forecast_step_by_step(model, memory, known, feed)
+    return forecast_step_by_step(model, memory, known, next_input)
 
 
 TRAINING_FORECASTS: dict[ScheduledSampling, Callable[..., Tensor]] = {

@@ -16,7 +16,7 @@ LinearKind = Literal["per_sensor", "shared", "vector"]
 WindowBlocks = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-MISSING_PASSES = 8  # a share p of missing targets leaves an error of about p^8 of what they would add
+MISSING_PASSES = 8  # a fraction p of missing targets leaves an error of about p^8 of what they would add
 
 
 class Pairs(NamedTuple):

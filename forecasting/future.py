@@ -64,18 +64,18 @@ def forecast(model: Forecaster, data: Any, horizon: int | None = None, covariate
         torch.from_numpy(target_x)[None],
         block_len=card.target_len,
     )
-    places = context[: len(card.target_columns)]
+    indices = context[: len(card.target_columns)]
     times = record.timestamps if record.timestamps is not None else clock
     return Forecast(
         values=rolled[0, :horizon].double().numpy(force=True),
         times=target_times[:horizon],
         columns=list(card.target_columns),
-        units=_units(record, places, card),
-        coordinates=None if card.coordinates is None else np.array(card.coordinates)[: len(places)],
+        units=_units(record, indices, card),
+        coordinates=None if card.coordinates is None else np.array(card.coordinates)[: len(indices)],
         time_unit=record.time_unit or card.time_unit,
         time_zone=record.time_zone,
         context_times=times[context_rows],
-        context=values[:, : len(places)].astype(np.float64),
+        context=values[:, : len(indices)].astype(np.float64),
     )
 
 
@@ -97,7 +97,7 @@ def _has_column(data: Any, name: str | None) -> bool:
 
 
 def _positions(columns: list[str], card: DataCard) -> list[int]:
-    """Return the places of the model's columns; those of an array without names are taken as they stand."""
+    """Return the indices of the model's columns; those of an array without names are taken as they stand."""
     wanted = card.context_columns + card.known_columns
     unnamed = columns == [f"Sensor_{i}" for i in range(1, len(columns) + 1)]
     if unnamed and len(columns) == len(wanted) and set(columns) != set(wanted):
@@ -180,7 +180,7 @@ def _future_known(covariates: Any, card: DataCard, times: np.ndarray, has_times:
     return values
 
 
-def _units(record: SensorRecord, places: list[int], card: DataCard) -> list[str | None]:
-    own = [None if record.units is None else record.units[place] for place in places]
-    trained = [None] * len(places) if card.units is None else card.units[: len(places)]
+def _units(record: SensorRecord, indices: list[int], card: DataCard) -> list[str | None]:
+    own = [None if record.units is None else record.units[index] for index in indices]
+    trained = [None] * len(indices) if card.units is None else card.units[: len(indices)]
     return [mine or theirs for mine, theirs in zip(own, trained, strict=True)]

@@ -55,7 +55,7 @@ class Normalization(nn.Module, ABC):
     def fit(self, mean: Tensor, std: Tensor) -> None:
         """Take the statistics of the training data.
 
-        A column that is constant or has no observation at all gets scale 1, the latter also mean 0.
+        A column that is constant or has no observation at all gets scale 1. Without observations its mean is 0.
 
         Args:
             mean: (c,), original units; NaN for a column without observations.

@@ -11,7 +11,7 @@ from .normalization import GlobalNorm, NoNorm, Normalization, RevIN
 
 @dataclass(frozen=True, kw_only=True)
 class SignalConfig(LinearPart):
-    """Normalisation, decomposition and linear part; those of the latter are inherited from LinearPart.
+    """Normalisation, decomposition and linear part, whose fields are inherited from LinearPart.
 
     Args:
         null_value: the data set's code for a missing value, beside NaN.

@@ -171,14 +171,14 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
             linear_forecast=linear,
         )
         has_baseline = self.linear_model is not None and self.trend_kernel_size is None
-        drift, before = baseline_increments(signal_offset, known.y[:, -1] if has_baseline else None, patch_len)
+        increment, before = baseline_increments(signal_offset, known.y[:, -1] if has_baseline else None, patch_len)
         if target_y is None:
-            drifts = drift.split(patch_len, dim=1)
-            signal = forecast_step_by_step(self.model, memory, known, lambda i, value: value + drifts[i])
+            increments = increment.split(patch_len, dim=1)
+            signal = forecast_step_by_step(self.model, memory, known, lambda i, value: value + increments[i])
         else:
             truth = pad_back(target_y, patch_len, torch.nan) + signal_offset.detach()
-            given = TeacherInputs(truth, drift, self.teacher_forcing_ratio)
-            signal = TRAINING_FORECASTS[self.scheduled_sampling](self.model, memory, known, given)
+            teacher = TeacherInputs(truth, increment, self.teacher_forcing_ratio)
+            signal = TRAINING_FORECASTS[self.scheduled_sampling](self.model, memory, known, teacher)
         return (signal - before)[:, :target_len]
 
     def _forecast_one_shot(
@@ -202,7 +202,7 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         )
 
     def on_train_batch_start(self, batch: Window, batch_idx: int) -> None:
-        """Set the random generators, the random features and the share of truth for this optimiser step.
+        """Set the random generators, the random features and the teacher forcing ratio for this optimiser step.
 
         Not at the end of a batch: a checkpoint that a callback writes there would miss the new features.
         """

@@ -81,8 +81,8 @@ def own_data_arguments(args: list[str]) -> tuple[list[str] | None, str | None]:
     if command == "predict":
         predict_command(options)
         return None, None
-    place = next(i for i, option in enumerate(options) if option.partition("=")[0] == "--data")
-    rest = options[:place] + options[place + (1 if "=" in options[place] else 2) :]
+    index = next(i for i, option in enumerate(options) if option.partition("=")[0] == "--data")
+    rest = options[:index] + options[index + (1 if "=" in options[index] else 2) :]
     if option_value(rest, "--config") is not None or option_value(rest, "--ckpt_path") is not None:
         raise ValueError(
             "fit --data FILE chooses its own settings: leave out --config and --ckpt_path, or name the file in the "

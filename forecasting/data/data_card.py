@@ -180,7 +180,7 @@ def adopt(series: SimulationTimeSeries, card: DataCard) -> None:
     columns = series.target_cols + series.exo_cols
     order = card.positions(columns + series.known_cols)
     context = order[: len(columns)]
-    known_values = series.known_values[:, [place - len(columns) for place in order[len(columns) :]]]
+    known_values = series.known_values[:, [index - len(columns) for index in order[len(columns) :]]]
     card.check_times(series.times if series.grid is not None else None)
     card.check_step(series.grid)
     features, names = card.covariates.compute(series.times, known_values)
@@ -195,6 +195,6 @@ def adopt(series: SimulationTimeSeries, card: DataCard) -> None:
     series.target_cols, series.exo_cols = list(card.target_columns), list(card.exogenous_columns)
     series.known_cols, series.known_values = list(card.known_columns), known_values
     if series.units is not None:
-        series.units = [series.units[place] for place in context]
+        series.units = [series.units[index] for index in context]
     if series.coordinates is not None:
         series.coordinates = series.coordinates[context]

@@ -112,8 +112,8 @@ def _find_delimiter(lines: list[str], path: Path) -> str:
         scores[delimiter] = (sum(map(is_plain_cell, cells)) / max(len(cells), 1), width)
     if not scores:  # one column, or rows of unequal length, which are reported where they are found
         return max(DELIMITERS[:4], key=lines[0].count)
-    best = max(share for share, _ in scores.values())
-    likely = {delimiter: width for delimiter, (share, width) in scores.items() if share == best}
+    best = max(fraction for fraction, _ in scores.values())
+    likely = {delimiter: width for delimiter, (fraction, width) in scores.items() if fraction == best}
     if len(likely) > 1:
         likely.pop(" ", None)  # white space holds tabs too, and stands inside dates that others delimit
     if len(set(likely.values())) > 1:

@@ -33,20 +33,20 @@ def record_from_xarray(data: Any, *, given: TableFormat | None = None, source: s
     notes = [f"left out the variable {name!r}, which is no number over {time!r}" for name in left_out]
     if not used:
         raise ValueError(f"{source} must hold numbers over {time!r}, got the variables {left_out}")
-    blocks, names, units, places = [], [], [], []
+    blocks, names, units, positions = [], [], [], []
     for array in used:
         others = [dimension for dimension in array.dims if dimension != time]
         values = array.transpose(time, *others).to_numpy()
         blocks.append(values.reshape(len(values), -1))
         labels = [_labels(array, dimension) for dimension in others]
-        for place in product(*labels):
-            position = ", ".join(f"{name}={value}" for name, value in zip(others, place, strict=True))
+        for position in product(*labels):
+            label = ", ".join(f"{name}={value}" for name, value in zip(others, position, strict=True))
             prefix = "" if array.name is None else str(array.name)
-            names.append(f"{prefix}({position})" if position else prefix or "value")
+            names.append(f"{prefix}({label})" if label else prefix or "value")
             units.append(array.attrs.get("units"))
-            places.append(place)
+            positions.append(position)
     same = all(each.dims == used[0].dims for each in used) and used[0].ndim > 1
-    numeric = same and all(isinstance(value, int | float) for place in places for value in place)
+    numeric = same and all(isinstance(value, int | float) for position in positions for value in position)
     times = _times(data, time, given or TableFormat(), source)
     return sensor_record(
         np.concatenate(blocks, axis=1),
@@ -54,7 +54,7 @@ def record_from_xarray(data: Any, *, given: TableFormat | None = None, source: s
         timestamps=None if times is None else times.stamps,
         time_unit=None if times is None else times.unit,
         time_zone=None if times is None else times.zone,
-        coordinates=np.array(places, dtype=np.float64) if numeric else None,
+        coordinates=np.array(positions, dtype=np.float64) if numeric else None,
         units=units,
         notes=[*notes, *(() if times is None else times.notes)],
         source=source,

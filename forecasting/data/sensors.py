@@ -66,13 +66,13 @@ def nearest_cells(positions: Sequence[float] | np.ndarray, num_cells: int, *, na
     Raises:
         ValueError: a position is outside [0, num_cells), or two positions fall into one cell.
     """
-    places = np.asarray(positions, dtype=np.float64)
-    outside = ~((places >= 0) & (places < num_cells))
+    in_cells = np.asarray(positions, dtype=np.float64)
+    outside = ~((in_cells >= 0) & (in_cells < num_cells))
     if outside.any():
         raise ValueError(
-            f"{name} must lie in [0, {num_cells}), got {places[outside].tolist()}: move the sensors into the field"
+            f"{name} must lie in [0, {num_cells}), got {in_cells[outside].tolist()}: move the sensors into the field"
         )
-    cells = np.floor(places).astype(int).tolist()
+    cells = np.floor(in_cells).astype(int).tolist()
     if len(set(cells)) < len(cells):
         raise ValueError(
             f"{name} must fall into different cells, got cells {cells}: space the sensors out or refine the grid"

@@ -190,20 +190,20 @@ def _resampled(record: SensorRecord, grid: TimeGrid) -> SensorRecord:
     numbers = record.timestamps.astype(np.int64 if is_date else np.float64)
     table = pd.DataFrame(record.values.astype(np.float64)).groupby(numbers).mean()
     known = table.index.to_numpy()
-    place = (known - known[0]) / grid.step  # in steps
-    count = int(np.floor(place[-1] + TOLERANCE)) + 1
+    index = (known - known[0]) / grid.step  # in steps
+    count = int(np.floor(index[-1] + TOLERANCE)) + 1
     wanted = np.arange(count, dtype=np.float64)
-    nearest = np.rint(place)
-    place = np.where(np.abs(place - nearest) <= TOLERANCE, nearest, place)  # jitter is no reason to interpolate
-    after = np.searchsorted(place, wanted).clip(0, len(place) - 1)
-    before = np.where(place[after] == wanted, after, (after - 1).clip(0))
-    near = place[after] - place[before] <= FILL_STEPS
-    share = np.where(
-        after == before, 0.0, (wanted - place[before]) / np.where(after == before, 1.0, place[after] - place[before])
+    nearest = np.rint(index)
+    index = np.where(np.abs(index - nearest) <= TOLERANCE, nearest, index)  # jitter is no reason to interpolate
+    after = np.searchsorted(index, wanted).clip(0, len(index) - 1)
+    before = np.where(index[after] == wanted, after, (after - 1).clip(0))
+    near = index[after] - index[before] <= FILL_STEPS
+    weight = np.where(
+        after == before, 0.0, (wanted - index[before]) / np.where(after == before, 1.0, index[after] - index[before])
     )
     values = table.to_numpy()
     filled = np.where(
-        share[:, None] == 0, values[before], values[before] + share[:, None] * (values[after] - values[before])
+        weight[:, None] == 0, values[before], values[before] + weight[:, None] * (values[after] - values[before])
     )
     filled[~near] = np.nan
     offsets = np.rint(grid.step * wanted).astype("timedelta64[ns]") if is_date else grid.step * wanted

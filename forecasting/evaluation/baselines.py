@@ -163,7 +163,7 @@ class DynamicModeDecomposition(Baseline):
 
     Args:
         delays: rows in h; at most context_len of them.
-        energy: share of the variance of h that the kept directions hold, in (0, 1].
+        energy: fraction of the variance of h that the kept directions hold, in (0, 1].
         max_modes: how many directions are kept at most.
     """
 
@@ -188,10 +188,10 @@ class DynamicModeDecomposition(Baseline):
             gram.addmm_(now.T, now)
             cross.addmm_(later.T, now)
         variance, directions = (part.flip(-1) for part in torch.linalg.eigh(gram))
-        share = variance.cumsum(0) / variance.sum()
+        fraction = variance.cumsum(0) / variance.sum()
         # directions below the rounding of the Gram matrix are noise and would be divided by next to nothing
         useful = int((variance > 1e-12 * variance[0]).sum())
-        rank = min(int((share < self.energy).sum()) + 1, useful, self.max_modes)
+        rank = min(int((fraction < self.energy).sum()) + 1, useful, self.max_modes)
         self._basis = directions[:, :rank]
         self._operator = _stabilize(self._basis.T @ cross @ self._basis / variance[:rank])
         self._readout = self._basis[-columns:][: self._d_y_target]  # the last row in h is the present one

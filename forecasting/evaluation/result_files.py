@@ -66,8 +66,8 @@ def representative_sensors(mse: np.ndarray) -> list[int]:
     """
     ranked = np.argsort(mse)  # NaN last
     observed = max(int(np.isfinite(mse).sum()), 1)
-    places = [0, observed // 2, observed - 1] if observed >= 3 else range(observed)
-    return [int(ranked[place]) for place in places]
+    ranks = [0, observed // 2, observed - 1] if observed >= 3 else range(observed)
+    return [int(ranked[rank]) for rank in ranks]
 
 
 def _ranks(count: int) -> list[str]:

@@ -23,9 +23,9 @@ from .lattice import SOUND_SPEED, Grid
 from .lattice_boltzmann import LatticeBoltzmann
 
 MAX_VELOCITY = 0.15  # Mach 0.26: the compressibility error grows as Mach^2
-MIN_RELAXATION_TIME = 0.505
-MIN_DIAMETER = 6.0
-MIN_GAP = 4.0  # interpolation reads two fluid cells beyond every wall
+MIN_RELAXATION_TIME = 0.505  # in time steps
+MIN_DIAMETER = 6.0  # in cells
+MIN_GAP = 4.0  # in cells: interpolation reads two fluid cells beyond every wall
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ class FlowConfiguration:
     def sensor_cells(self) -> tuple[list[int], list[int]]:
         """Return the cells along x and across y that hold the sensors."""
         diameter = self.channel.diameter
-        x = [self.origin[0] + diameter * place for place in self.sensors_x]
-        y = [self.origin[1] + diameter * place for place in self.sensors_y]
+        x = [self.origin[0] + diameter * position for position in self.sensors_x]
+        y = [self.origin[1] + diameter * position for position in self.sensors_y]
         return (
             nearest_cells(x, self.channel.cells_x, name="sensors_x"),
             nearest_cells(y, self.channel.cells_y, name="sensors_y"),

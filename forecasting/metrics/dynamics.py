@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-VALID_ERROR = 0.4
+VALID_ERROR = 0.4  # in units of scale
 
 
 class DynamicsErrors(Metric):

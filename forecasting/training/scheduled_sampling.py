@@ -13,7 +13,7 @@ ScheduledSampling = Literal["none", "parallel", "sequential"]
 
 
 def inverse_sigmoid_ratio(step: float, k: float) -> float:
-    """Return the probability of feeding the truth after `step` optimiser steps.
+    """Return the probability of reading the truth after `step` optimiser steps.
 
         eps = k / (k + exp(step / k)) = sigmoid(log k - step / k)
 
