@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from .st_transformer import Memory, SpatioTemporalPerformer
-from .st_transformer.patches import from_patches, to_patches
+from .st_transformer.patches import to_patches
 from .training.scheduled_sampling import ScheduledSampling, draw_given
 
 
@@ -138,8 +139,7 @@ def baseline_increments(offset: Tensor, last: Tensor | None, patch_len: int = 1)
     """
     first = torch.zeros_like(offset[:, 0]) if last is None else torch.where(last.isnan(), 0.0, last)
     ends = to_patches(offset, patch_len)[..., -1]  # (b, n / p, d)
-    before = torch.cat((first.unsqueeze(1), ends[:, :-1]), dim=1)
-    before = from_patches(before.unsqueeze(-1).expand(*before.shape, patch_len))
+    before = repeat(torch.cat((first[:, None], ends[:, :-1]), dim=1), "b s d -> b (s p) d", p=patch_len)
     return offset - before, before
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from .missing_values import carry_forward, fill_missing
@@ -206,12 +207,12 @@ class ClosedFormLinear(nn.Module):
         if self.kind == "vector":
             inputs = torch.cat((values.flatten(1), values.new_ones(len(values), 1)), dim=1)
             return Pairs(inputs.unsqueeze(0), None if target is None else target.flatten(1).unsqueeze(0))
-        own = values[..., : self.d_y_target].permute(2, 0, 1)  # (d, b, w)
+        own = rearrange(values[..., : self.d_y_target], "b w d -> d b w")
         last = own[..., -1:]
-        inputs, outputs = own - last, None if target is None else target.permute(2, 0, 1) - last
+        inputs, outputs = own - last, None if target is None else rearrange(target, "b n d -> d b n") - last
         if self.kind == "shared":
-            inputs = inputs.flatten(0, 1).unsqueeze(0)
-            outputs = None if outputs is None else outputs.flatten(0, 1).unsqueeze(0)
+            inputs = rearrange(inputs, "d b w -> 1 (d b) w")
+            outputs = None if outputs is None else rearrange(outputs, "d b n -> 1 (d b) n")
         return Pairs(inputs, outputs)
 
     def _map(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -220,8 +221,9 @@ class ClosedFormLinear(nn.Module):
         forecast = self._pairs(values).inputs @ weight.flatten(2)  # (g, rows, k)
         if self.kind == "vector":
             return forecast[0].unflatten(1, weight.shape[2:])
-        change = forecast.reshape(self.d_y_target, len(values), weight.shape[2])
-        return values[:, -1:, : self.d_y_target] + change.permute(1, 2, 0)
+        # one group g for each sensor, or one for all
+        change = rearrange(forecast, "g (d b) n -> b n (g d)", d=self.d_y_target // len(forecast))
+        return values[:, -1:, : self.d_y_target] + change
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         saved = state_dict.get(f"{prefix}weight")

@@ -6,6 +6,7 @@ Whatever is estimated from data is given by the caller from training rows only.
 from collections.abc import Sequence
 
 import numpy as np
+from einops import rearrange
 from scipy.signal import welch, zoom_fft
 
 from .column_statistics import statistics
@@ -156,7 +157,7 @@ def calendar_features(timestamps: np.ndarray, cycles: Sequence[str]) -> tuple[np
 
 
 def _interleave(sines: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    return np.stack([sines, cosines], axis=2).reshape(len(sines), -1)
+    return rearrange([sines, cosines], "wave rows k -> rows (k wave)")
 
 
 def _interpolate_missing(columns: np.ndarray) -> np.ndarray:

@@ -10,17 +10,18 @@ A padding mask is laid out like the keys; True = ignore this key.
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+from einops import rearrange
 from torch import Tensor, nn
 
 
 def per_sensor(x: Tensor) -> Tensor:
     """Lay out x (b, t, n, ...) as one time series for each sensor, (b * n, t, ...); one copy when n > 1."""
-    return x.transpose(1, 2).flatten(0, 1)
+    return rearrange(x, "b t n ... -> (b n) t ...")
 
 
 def joint(x: Tensor) -> Tensor:
     """Lay out x (b, t, n, ...) as one time-major sequence, (b, t * n, ...); no copy."""
-    return x.flatten(1, 2)
+    return rearrange(x, "b t n ... -> b (t n) ...")
 
 
 class Memory(NamedTuple):
@@ -101,7 +102,7 @@ class LocalAttention(TokenAttention):
 
     def lay_back(self, sequences: Tensor, tokens: Tensor) -> Tensor:
         """Undo lay_out."""
-        return sequences.unflatten(0, (-1, tokens.shape[2])).transpose(1, 2)
+        return rearrange(sequences, "(b n) t d -> b t n d", n=tokens.shape[2])
 
 
 class GlobalAttention(TokenAttention):
@@ -113,4 +114,4 @@ class GlobalAttention(TokenAttention):
 
     def lay_back(self, sequences: Tensor, tokens: Tensor) -> Tensor:
         """Undo lay_out."""
-        return sequences.view(tokens.shape)
+        return rearrange(sequences, "b (t n) d -> b t n d", n=tokens.shape[2])

@@ -4,6 +4,7 @@ Dimension key: b batch, t time steps, N sensors, d model width.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from .feed_forward import Activation, activation_module
@@ -35,5 +36,5 @@ class DownsampleConv(nn.Module):
                 f"downsample_convs_embedding or downsample_convs_block, or lengthen the context"
             )
         ring = torch.cat((tokens[:, -1:], tokens, tokens[:, :1]), dim=1)
-        # Time-major tokens seen as (b, d, t, N) are in channels-last memory order: no copy on either side.
-        return self.layers(ring.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # Time-major tokens seen as (b, d, t, n) are in channels-last memory order: no copy on either side.
+        return rearrange(self.layers(rearrange(ring, "b t n d -> b d t n")), "b d t n -> b t n d")

@@ -5,6 +5,7 @@ Tokens are time-major: (b, s, N, d), flat index = patch * N + sensor.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from .patches import to_patches
@@ -68,7 +69,7 @@ class TokenEmbedding(nn.Module):
             observation = torch.cat((observation, given.to(y.dtype)), dim=-1)
         step = self.position(start, patches.shape[1])
         if self.time is not None:
-            covariates = self.time[0](x).unflatten(1, (-1, self.patch_len)).flatten(2)
+            covariates = rearrange(self.time[0](x), "b (s p) k -> b s (p k)", p=self.patch_len)
             step = step + self.time[1](covariates)  # (b, s, d)
         tokens = self.observation(observation) + self.variable[: y.shape[2]] + step.unsqueeze(-2)
         if self.linear is not None and linear is not None:

@@ -1,10 +1,11 @@
 """Patches: several steps of a sensor in one token.
 
-b batch, t time steps, n columns, p patch_len. Patches end where the context ends: it is padded at its front, the
-horizon at its end.
+b batch, t time steps, n columns, p patch_len, s = t / p patches. Patches end where the context ends: it is padded at
+its front, the horizon at its end.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -26,13 +27,13 @@ def pad_back(series: Tensor, patch_len: int, value: float | None = None) -> Tens
 
 
 def to_patches(series: Tensor, patch_len: int) -> Tensor:
-    """Lay out whole patches (b, t, n) as (b, t / p, n, p)."""
-    return series.unflatten(1, (-1, patch_len)).transpose(2, 3)
+    """Lay out whole patches (b, t, n) as (b, s, n, p)."""
+    return rearrange(series, "b (s p) n -> b s n p", p=patch_len)
 
 
 def from_patches(patches: Tensor) -> Tensor:
     """Undo `to_patches`."""
-    return patches.transpose(2, 3).flatten(1, 2)
+    return rearrange(patches, "b s n p -> b (s p) n")
 
 
 def _filling(step: Tensor, count: int, value: float | None) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,10 +145,10 @@ class SoftmaxAttention(nn.Module):
         q = self._normalized(self._split(self.query(query)))
         heads = F.scaled_dot_product_attention(q, state.key, state.value, attn_mask=visible | ~sees_any)
         heads = torch.where(sees_any, heads, 0.0)  # a query that sees no key gets zeros, as in FavorAttention
-        return self.out_proj(F.dropout(heads.transpose(1, 2).flatten(2), self.dropout, self.training))
+        return self.out_proj(F.dropout(rearrange(heads, "b h t e -> b t (h e)"), self.dropout, self.training))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return rearrange(x, "b s (h d) -> b h s d", h=self.num_heads)
 
     def _normalized(self, x: Tensor) -> Tensor:
         if self.log_temperature is None:

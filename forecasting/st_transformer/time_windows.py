@@ -5,6 +5,7 @@ Dimension key: b batch, t time steps, N sensors, w windows.
 
 from dataclasses import dataclass
 
+from einops import rearrange
 from torch import Tensor
 
 
@@ -25,18 +26,16 @@ class TimeWindows:
 
     def split(self, x: Tensor) -> Tensor:
         """Cut x (b, t, N, ...) into (b * w, t / w, N, ...)."""
-        b, t = x.shape[:2]
-        if t % self.count != 0:
+        if x.shape[1] % self.count != 0:
             raise ValueError(
                 f"windows must divide the number of time steps in every encoder layer: got windows={self.count} "
-                f"for {t} steps"
+                f"for {x.shape[1]} steps"
             )
-        return self._roll(x, -1).reshape(b * self.count, t // self.count, *x.shape[2:])
+        return rearrange(self._roll(x, -1), "b (w t) ... -> (b w) t ...", w=self.count)
 
     def merge(self, x: Tensor) -> Tensor:
         """Undo split."""
-        t = x.shape[1] * self.count
-        return self._roll(x.reshape(x.shape[0] // self.count, t, *x.shape[2:]), 1)
+        return self._roll(rearrange(x, "(b w) t ... -> b (w t) ...", w=self.count), 1)
 
     def _roll(self, x: Tensor, direction: int) -> Tensor:
         half_window = x.shape[1] // self.count // 2
