@@ -4,7 +4,7 @@ b batch, l context_len, n target_len; d_x covariates, d_y_context and d_y_target
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .st_transformer import PerformerConfig, SpatioTemporalPerformer
 from .st_transformer.attention_class import attention_class_named
 from .st_transformer.layer_config import AttentionFactory
 from .st_transformer.patches import pad_back, pad_front
-from .training.scheduled_sampling import ScheduledSampling, check_strategy, inverse_sigmoid_ratio
+from .training.scheduled_sampling import ScheduledSampling, inverse_sigmoid_ratio
 from .training.training import Window
 from .training.training_config import TrainingConfig
 
@@ -53,9 +53,18 @@ class PerformerForecasterConfig(TrainingConfig, SignalConfig, PerformerConfig):
         for part in (TrainingConfig, SignalConfig, PerformerConfig):
             part.__post_init__(self)
         object.__setattr__(self, "attention_factory", attention_class_named(self.attention_class))
-        check_strategy(
-            self.autoregressive_training, self.scheduled_sampling, self.scheduled_sampling_k, self.normalization_type
-        )
+        if self.scheduled_sampling not in get_args(ScheduledSampling):
+            choices = ", ".join(get_args(ScheduledSampling))
+            raise ValueError(f"scheduled_sampling must be one of {choices}: got {self.scheduled_sampling!r}")
+        if not self.scheduled_sampling_k > 0:
+            raise ValueError(f"scheduled_sampling_k must be positive: got {self.scheduled_sampling_k}")
+        is_sequential = self.autoregressive_training and self.scheduled_sampling == "sequential"
+        if is_sequential and self.normalization_type == "batchnorm":
+            raise ValueError(
+                "normalization_type='batchnorm' cannot be used with scheduled_sampling='sequential': each step would "
+                "be normalised by its own statistics, and the running ones be those of the last steps; expected "
+                "'layernorm', or scheduled_sampling='parallel' or 'none'"
+            )
         if self.mask_missing and (self.downsample_convs_embedding or self.downsample_convs_block):
             raise ValueError(
                 "mask_missing cannot be used with downsampling convolutions, which mix missing and other steps: "
@@ -118,10 +127,9 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
             torch.tensor(inverse_sigmoid_ratio(0, config.scheduled_sampling_k)),
             persistent=False,
         )
-        reads_linear = config.decoder_reads_linear
-        if reads_linear is None:
-            reads_linear = isinstance(self.linear_model, ClosedFormLinear)
-        model = arguments_of(config, PerformerConfig) | {"decoder_reads_linear": reads_linear}
+        model = arguments_of(config, PerformerConfig)
+        if config.decoder_reads_linear is None:
+            model["decoder_reads_linear"] = isinstance(self.linear_model, ClosedFormLinear)
         self.model = SpatioTemporalPerformer(**model)
         if isinstance(self.linear_model, ClosedFormLinear):
             torch.nn.init.zeros_(self.model.head.weight)  # training starts at the linear forecast itself

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from ..data.time_grid import local_index
-from .plots import CONTEXT_COLOR, DPI, MODEL_STYLE
+from .plots import CONTEXT_COLOR, DPI, MODEL_STYLE, label_times, tidy
 from .report import with_unit
 
 if TYPE_CHECKING:
@@ -44,17 +43,10 @@ def plot_future(forecast: Forecast, sensors: list[str] | None = None) -> Figure:
         joined = np.r_[forecast.context[-1:, i], forecast.values[:, i]]
         every = max(1, len(future) // 40)
         axes.plot(np.r_[past[-1:], future], joined, label="forecast", markevery=every, **MODEL_STYLE)
-        axes.axvline(past[-1], color=CONTEXT_COLOR, linewidth=0.8, linestyle=":")
+        tidy(axes, start=past[-1])
         axes.set_title(name, loc="left", fontsize="medium")
         axes.set_ylabel(with_unit("value", forecast.units[i]))
-        axes.grid(color="#EEEEEE", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    if is_date:
-        locator = AutoDateLocator()
-        rows[-1].xaxis.set_major_locator(locator)
-        rows[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    rows[-1].set_xlabel(with_unit("time", forecast.time_zone if is_date else forecast.time_unit))
+    label_times(rows[-1], forecast.time_zone if is_date else forecast.time_unit, is_date=is_date)
     figure.align_ylabels()
     shown = "" if len(chosen) == len(forecast.columns) else f", {len(chosen)} of {len(forecast.columns)} sensors"
     figure.suptitle(f"Forecast of {len(future)} steps{shown}")

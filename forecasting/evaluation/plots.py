@@ -105,12 +105,8 @@ def plot_forecast(
         error.set_ylabel(with_unit("error", unit))
         error.yaxis.set_major_locator(MaxNLocator(nbins=2, symmetric=True))
         for axes in (values, error):
-            _tidy(axes, start=times[context_len - 1])
-    if times.dtype.kind == "M":
-        locator = AutoDateLocator()
-        rows[-1].xaxis.set_major_locator(locator)
-        rows[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    rows[-1].set_xlabel(with_unit("time", None if times.dtype.kind == "M" else time_unit))
+            tidy(axes, start=times[context_len - 1])
+    label_times(rows[-1], None if times.dtype.kind == "M" else time_unit, is_date=times.dtype.kind == "M")
     figure.align_ylabels()
     figure.suptitle(title)
     handles, labels = rows[0].get_legend_handles_labels()
@@ -119,7 +115,17 @@ def plot_forecast(
     return figure
 
 
-def _tidy(axes: Axes, start: Any) -> None:
+def label_times(axes: Axes, unit: str | None, *, is_date: bool) -> None:
+    """Label the axis of times, dates as briefly as they can be told apart."""
+    if is_date:
+        locator = AutoDateLocator()
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.set_xlabel(with_unit("time", unit))
+
+
+def tidy(axes: Axes, start: Any) -> None:
+    """Mark where the forecast starts, and leave out what tells nothing."""
     axes.axvline(start, color=CONTEXT_COLOR, linewidth=0.8, linestyle=":")
     axes.grid(color="#EEEEEE", linewidth=0.8)
     axes.set_axisbelow(True)

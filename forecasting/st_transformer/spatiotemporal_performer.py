@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..flat_arguments import FieldsSignature, takes_fields_of
 from .attention import Memory, TokenAttention, build_memory
 from .decoder import Decoder, DecoderLayer, LayerMemory, LayerState
 from .downsampling import DownsampleConv
@@ -40,11 +41,7 @@ class SpatioTemporalPerformer(nn.Module):
     step (0 where missing) plus the output of the head, and an untrained model repeats the last value. Batch norm in
     training mode still mixes steps in its statistics.
 
-    Args:
-        d_y_context: sensors in the context; the first `d_y_target` of them are the targets.
-        d_y_target: sensors to forecast.
-        d_x: time covariates.
-        options: any other field of PerformerConfig, by name.
+    Its arguments are the fields of PerformerConfig.
 
     Raises:
         ValueError: see PerformerConfig.
@@ -57,9 +54,12 @@ class SpatioTemporalPerformer(nn.Module):
         torch.Size([2, 20, 49])
     """
 
-    def __init__(self, d_y_context: int, d_y_target: int, d_x: int, **options: Any) -> None:
+    __signature__ = FieldsSignature()
+
+    @takes_fields_of(PerformerConfig)
+    def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__()
-        config = PerformerConfig(d_y_context=d_y_context, d_y_target=d_y_target, d_x=d_x, **options)
+        config = PerformerConfig(*args, **arguments)
         self.config = config
         seeds = attention_seeds(config.seed)
         self.embedding = build_embedding(config)

@@ -4,7 +4,7 @@ b batch, n target_len, d d_y_target
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,18 +49,3 @@ def draw_given(truth: Tensor, ratio: Tensor | float, patch_len: int = 1) -> Tens
     """
     coins = torch.rand(truth.shape[0], truth.shape[1] // patch_len, 1, device=truth.device) < ratio
     return coins.repeat_interleave(patch_len, dim=1) & ~truth.isnan()
-
-
-def check_strategy(autoregressive: bool, scheduled_sampling: str, k: float, normalization_type: str) -> None:
-    """Raise ValueError unless the strategy exists and the model can be trained with it."""
-    if scheduled_sampling not in get_args(ScheduledSampling):
-        choices = ", ".join(get_args(ScheduledSampling))
-        raise ValueError(f"scheduled_sampling must be one of {choices}: got {scheduled_sampling!r}")
-    if not k > 0:
-        raise ValueError(f"scheduled_sampling_k must be positive: got {k}")
-    if autoregressive and scheduled_sampling == "sequential" and normalization_type == "batchnorm":
-        raise ValueError(
-            "normalization_type='batchnorm' cannot be used with scheduled_sampling='sequential': each step would be "
-            "normalised by its own statistics, and the running ones be those of the last steps; expected 'layernorm', "
-            "or scheduled_sampling='parallel' or 'none'"
-        )
