@@ -23,9 +23,12 @@ def takes_fields_of(
     FieldsSignature.
     """
 
+    kind: Any = config
+
     def declare(build: Any) -> Any:
-        build.config = config
-        build.__doc__ = f"Build from the fields of {config.__name__}.\n\nArgs:\n" + "\n".join(_sentences(config))
+        build.config = kind
+        build.__doc__ = f"Build from the fields of {kind.__name__}.\n\nArgs:\n" + "\n".join(_sentences(kind))
+        kind.__init__.__doc__ = build.__doc__  # where every version of jsonargparse looks
         return build
 
     return declare
