@@ -99,9 +99,12 @@ def choose_settings(
     follows = period is not None and 4 <= period <= MOST_STEPS_AHEAD
     wanted = round(period) if follows and period else STEPS_AHEAD
     most_rows = max(6, MOST_TOKENS // series.d_y_context)
-    ahead = target_len or max(1, min(wanted, most_rows // 3, len(series.splits["val"]) // 2))
+    run_rows = [len(run) for run in series.rows_of_runs.values()]  # each of which should hold several windows
+    ahead = target_len or max(
+        1, min(wanted, most_rows // 3, len(series.splits["val"]) // 2, *(n // 4 for n in run_rows))
+    )
     while True:
-        most_context = min(most_rows - ahead, len(series.splits["train"]) // 3)
+        most_context = min(most_rows - ahead, len(series.splits["train"]) // 3, *(n // 2 - ahead for n in run_rows))
         back = context_len or max(2, min(CONTEXTS_PER_TARGET * ahead, most_context))
         try:
             data = DataModule(series, context_len=back, target_len=ahead)

@@ -73,16 +73,19 @@ def _facts(series: SimulationTimeSeries) -> list[str]:
     rows, columns = series.values.shape
     missing = np.isnan(series.values).mean()
     lines = [f"{rows} rows, {columns} columns, {missing:.2%} of the values missing"]
+    for split, inside in series.splits.items() if series.rows_of_runs else ():
+        chosen = [f"{name} ({len(run)})" for name, run in series.rows_of_runs.items() if run.start in inside]
+        lines.append(f"{split} runs (rows): {', '.join(chosen)}")
     if series.grid is None:
         lines.append("times: none, rows are counted")
     else:
-        first, last = time_texts(series.times[[0, -1]], series.time_zone)
+        first, last = time_texts(np.array([series.times.min(), series.times.max()]), series.time_zone)
         zone = f", time zone {series.time_zone}" if series.time_zone else ""
         lines.append(f"times: {first} to {last}, a row every {duration(series, 1)}{zone}")
         grid = series.grid
         lines.append(
             f"irregular: {grid.gaps} gaps, {grid.duplicates} duplicates, {grid.shorter} short steps"
-            if not grid.is_regular
+            if grid.gaps or grid.duplicates or grid.shorter
             else "irregular: nothing, all steps are equal"
         )
     return lines + [f"note: {note}" for note in series.notes]
@@ -108,7 +111,7 @@ def _columns(series: SimulationTimeSeries) -> Table:
 
 def _spectrum(series: SimulationTimeSeries) -> list[str]:
     """Name the strongest periods of the training rows, by Welch's estimate averaged over z-scored columns."""
-    train = series.splits["train"]
+    train = series.longest_training_run
     mean, std = (part.numpy() for part in series.training_statistics())
     scaled = (series.values[train.start : train.stop] - mean) / std
     count = min(PEAKS, min(1024, len(scaled)) // 2)

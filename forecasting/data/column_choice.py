@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 
-def match_columns(columns: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """Return the columns that the names or shell patterns choose, in the order of the patterns, each once.
+def match_names(names: Sequence[str], patterns: Sequence[str], *, kind: str = "column") -> list[str]:
+    """Return the names of columns or runs that names or shell patterns choose, in the order of the patterns, each once.
 
     Raises:
         ValueError: a pattern that matches nothing; the message lists names close to it.
@@ -15,12 +15,12 @@ def match_columns(columns: Sequence[str], patterns: Sequence[str]) -> list[str]:
     chosen: dict[str, None] = {}
     for pattern in patterns:
         # an exact name wins: "p [mbar]" is a name first and a pattern second
-        matches = [pattern] if pattern in columns else [name for name in columns if fnmatchcase(name, pattern)]
+        matches = [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
         if not matches:
-            by_folded = {name.casefold(): name for name in columns}
+            by_folded = {name.casefold(): name for name in names}
             folded = get_close_matches(pattern.casefold(), by_folded, n=5, cutoff=0.4)
-            close = [by_folded[name] for name in folded] or list(columns[:5])
-            raise ValueError(f"no column matches {pattern!r}; close matches: {close}, of {len(columns)} columns")
+            close = [by_folded[name] for name in folded] or list(names[:5])
+            raise ValueError(f"no {kind} matches {pattern!r}; close matches: {close}, of {len(names)} {kind}s")
         chosen.update(dict.fromkeys(matches))
     return list(chosen)
 
@@ -47,12 +47,12 @@ class ColumnChoice:
         Raises:
             ValueError: an unknown name, a column chosen twice, no target at all.
         """
-        exogenous = match_columns(columns, self.exogenous_columns or [])
-        known = match_columns(columns, self.known_columns or [])
+        exogenous = match_names(columns, self.exogenous_columns or [])
+        known = match_names(columns, self.known_columns or [])
         if self.target_columns is None:
             targets = [name for name in columns if name not in exogenous and name not in known]
         else:
-            targets = match_columns(columns, self.target_columns)
+            targets = match_names(columns, self.target_columns)
         if not targets:
             raise ValueError(
                 f"at least one of the {len(columns)} columns must be a target, got "

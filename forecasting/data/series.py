@@ -13,11 +13,9 @@ import torch
 from ..flat_arguments import FieldsSignature, takes_fields_of
 from .column_statistics import in_float32_if_fine_enough, mark_missing, rows_of, statistics, varies
 from .covariates import CovariateConfig, TimeCovariates, fitting_cycles, local_clock
-from .record import SensorRecord
+from .runs import Runs, read_runs
 from .series_config import SeriesConfig
-from .sources import record_of
 from .time_features import check_calendar, generate_spectral_welch, phasors, refine_frequencies
-from .time_grid import TimeGrid, on_grid
 
 
 class DataWarning(UserWarning):
@@ -39,7 +37,8 @@ class SimulationTimeSeries:
         time_features: (rows, d_x) float32.
         target_cols, exo_cols, time_cols: column names.
         splits: {"train", "val", "test"} to the range of rows; without a test split that key is absent.
-        times: (rows,) datetime64[ns] (UTC where there is a time zone) or float64.
+        rows_of_runs: the rows of each run by its name, in the order of the splits; empty for a single record.
+        times: (rows,) datetime64[ns] (UTC where there is a time zone) or float64; those of each run may start anew.
         breaks: rows that no window may reach across, each the first one after a break.
         notes: what was left out, taken for something, or irregular; warned of as DataWarning.
         sampling_time, time_unit, unit: of the record; unit and time_unit None where unknown.
@@ -64,17 +63,18 @@ class SimulationTimeSeries:
     @takes_fields_of(SeriesConfig)
     def __init__(self, *args: Any, **arguments: Any) -> None:
         config = SeriesConfig(*args, **arguments)
-        data = config.data if config.data_path is None else config.data_path
-        record = record_of(data, time_column=config.time_col_name, table=config.table)
-        record, self.grid = on_grid(record, config.gaps, config.time_step_df)
-        self.breaks = self.grid.breaks if self.grid is not None and config.gaps == "split" else np.empty(0, np.int64)
+        runs = read_runs(config)
+        record, self.grid, self.splits = runs.record, runs.grid, runs.splits
+        within = self.grid.breaks if self.grid is not None and config.gaps == "split" else np.empty(0, np.int64)
+        edges = [*runs.starts, len(record.values)]
+        self.rows_of_runs = {name: range(*ends) for name, ends in zip(runs.names, pairwise(edges), strict=False)}
+        self.breaks = np.union1d(within, runs.starts[1:]).astype(np.int64)
         self.reading: dict[str, Any] = {name: getattr(config, name) for name in ("null_value", "table", "gaps")}
         self.reading["time_column"] = config.time_col_name
-        self.source = config.data_path
+        self.source = config.data_path if isinstance(config.data_path, str | None) else ", ".join(config.data_path)
         self.notes = list(record.notes)
         if self.notes:
             warnings.warn(f"{self.source or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
-        self.splits = config.divide(len(record.values))
         self.target_cols, self.exo_cols, self.known_cols = config.choose(record.columns)
         used = self.target_cols + self.exo_cols + self.known_cols
         self.other_cols = [name for name in record.columns if name not in used]
@@ -83,7 +83,7 @@ class SimulationTimeSeries:
         _check_training_rows(values, self.splits["train"])
         self.values = in_float32_if_fine_enough(values, self.splits["train"])
         self.coordinates = None if record.coordinates is None else record.coordinates[order]
-        self.times, self.step = _clock(record, self.grid, config.start_time, config.time_step_df)
+        self.times, self.step = _clock(runs, config.start_time, config.time_step_df)
         self.sampling_time = config.time_step_feature or record.sampling_time or self.step
         self.time_unit = record.time_unit
         self.units = None if record.units is None else [record.units[index] for index in order]
@@ -109,6 +109,13 @@ class SimulationTimeSeries:
     def d_y_target(self) -> int:
         """Number of forecast sensor columns, the first of values."""
         return len(self.target_cols)
+
+    @property
+    def longest_training_run(self) -> range:
+        """The longest range of training rows without a break."""
+        train = self.splits["train"]
+        inside = [int(row) for row in self.breaks if train.start < row < train.stop]
+        return max((range(*ends) for ends in pairwise([train.start, *inside, train.stop])), key=len)
 
     def split_range(self, split: str) -> range:
         """Return the rows of a split.
@@ -149,6 +156,13 @@ class SimulationTimeSeries:
         use_cycles, calendar = config.use_cycles, config.calendar
         train = self.splits["train"]
         has_dates = self.times.dtype.kind == "M"
+        if self.rows_of_runs and not has_dates:
+            if use_cycles:
+                raise ValueError(
+                    "several runs without dates have no common phase: expected use_cycles=False or None (the time "
+                    "since the start of a run), got True"
+                )
+            use_cycles = False
         if calendar is not None:
             check_calendar(self.times if self.grid is not None else None, calendar)
         has_index = use_cycles is False
@@ -157,15 +171,20 @@ class SimulationTimeSeries:
             use_cycles = not calendar
         known_mean, known_std = statistics(rows_of(self.known_values, train))
         elapsed = np.arange(train.start, train.stop) * self.sampling_time
+        index_start, index_span = train.start, max(len(train) - 1, 1)
+        origin = int(self.times[0].astype(np.int64)) if has_dates else float(self.times[0])
+        if self.rows_of_runs:  # whose clocks are not those of rows
+            rows = (rows_of(self.times, train).astype(np.int64 if has_dates else np.float64) - origin) / self.step
+            index_start, index_span = round(float(rows.min())), max(round(float(rows.max() - rows.min())), 1)
         waves = phasors(rows_of(self.values, train), self.frequencies, elapsed)
         amplitudes = [float(part) for parts in (np.real(waves), np.imag(waves)) for part in parts.ravel()]
         return TimeCovariates(
-            origin=int(self.times[0].astype(np.int64)) if has_dates else float(self.times[0]),
+            origin=origin,
             step=self.step,
             feature_step=self.sampling_time,
             frequencies=tuple(self.frequencies.tolist()) if use_cycles is not False else (),
-            index_start=train.start,
-            index_span=max(len(train) - 1, 1) if has_index else 0,
+            index_start=index_start,
+            index_span=index_span if has_index else 0,
             calendar=tuple(calendar or ()),
             zone=self.time_zone,
             known=tuple(self.known_cols),
@@ -176,7 +195,7 @@ class SimulationTimeSeries:
         )
 
     def _dominant_frequencies(self, config: CovariateConfig) -> np.ndarray:
-        rows = _longest_run(self.splits["train"], self.breaks)
+        rows = self.longest_training_run
         mean, std = statistics(rows_of(self.values, self.splits["train"]))
         # z-scored: a sensor in large units must not decide alone which frequencies are dominant
         scaled = (rows_of(self.values, rows) - mean) / std
@@ -187,21 +206,14 @@ class SimulationTimeSeries:
         return refine_frequencies(scaled, 1 / self.sampling_time, frequencies, width)
 
 
-def _clock(
-    record: SensorRecord, grid: TimeGrid | None, start_time: float, time_step: float | None
-) -> tuple[np.ndarray, float]:
+def _clock(runs: Runs, start_time: float, time_step: float | None) -> tuple[np.ndarray, float]:
     """Return the times, and the time between rows in their unit."""
+    record, grid = runs.record, runs.grid
     if grid is not None and record.timestamps is not None:
         return record.timestamps, grid.step
     step = time_step or record.sampling_time or 1.0
-    return start_time + step * np.arange(len(record.values)), step
-
-
-def _longest_run(rows: range, breaks: np.ndarray) -> range:
-    """Return the longest range of rows without a break."""
-    inside = [int(row) for row in breaks if rows.start < row < rows.stop]
-    edges = [rows.start, *inside, rows.stop]
-    return max((range(start, stop) for start, stop in pairwise(edges)), key=len)
+    rows = np.concatenate([np.arange(length) for length in runs.lengths])
+    return start_time + step * rows, step
 
 
 def _check_training_rows(values: np.ndarray, train: range) -> None:

@@ -17,9 +17,11 @@ class SeriesConfig(CovariateConfig, ColumnChoice, Split):
     """Arguments of a SimulationTimeSeries.
 
     Args:
-        data_path: a .npy, .npz, .csv, .parquet or .nc file, or the name of an embedded series (see read_series).
+        data_path: a .npy, .npz, .csv, .parquet or .nc file, or the name of an embedded series (see read_series); of
+            several runs of the same sensors, a list of files, a pattern such as "runs/*.csv", or a folder of files.
         data: in the place of data_path: (rows, sensors) array or tensor, a pandas DataFrame or Series, an xarray
-            DataArray or Dataset, whatever has to_pandas(), or a SensorRecord; missing entries NaN.
+            DataArray or Dataset, whatever has to_pandas(), or a SensorRecord; missing entries NaN. Of several runs a
+            list of these, or a dict by name.
         time_col_name: the time column of a table; None: found by name and content.
         start_time: time of row 0 where the file holds no times.
         time_step_df: time between rows, in seconds for dates; None: the usual step of the file's times, else its
@@ -34,7 +36,7 @@ class SeriesConfig(CovariateConfig, ColumnChoice, Split):
         ValueError: a value outside its range, or not exactly one of data_path and data.
     """
 
-    data_path: str | None = None
+    data_path: str | list[str] | None = None
     data: Any = field(default=None, repr=False)
     time_col_name: str | None = None
     start_time: float = 0.0

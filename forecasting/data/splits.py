@@ -1,7 +1,11 @@
 """Divide a record into training, validation and test rows by time, before anything is estimated from it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from .column_choice import match_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,10 @@ class Split:
         have_test: whether there is a test split.
         idx_start_test: first test row.
         idx_end_test: end of the test rows, exclusive.
-        fractions: of training, validation and test, where no end is given.
+        fractions: of training, validation and test, where no end is given; of several runs, as nearly as whole runs
+            allow.
+        val_runs: of several runs, names or shell patterns of those of validation; None: those before the runs of test.
+        test_runs: likewise of test; None: the last ones.
     """
 
     idx_start_train: int = 0
@@ -31,6 +38,8 @@ class Split:
     idx_start_test: int | None = None
     idx_end_test: int | None = None
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    val_runs: list[str] | None = None
+    test_runs: list[str] | None = None
 
     def divide(self, rows: int) -> dict[str, range]:
         """Return the rows of each split of a record; without a test split the key "test" is absent.
@@ -38,12 +47,56 @@ class Split:
         Raises:
             ValueError: fractions that do not sum to 1, indices outside the record, empty or overlapping splits.
         """
-        indices = (self.idx_end_train, self.idx_start_val, self.idx_end_val, self.idx_start_test, self.idx_end_test)
+        if self.val_runs is not None or self.test_runs is not None:
+            raise ValueError(
+                "val_runs and test_runs divide several runs, got a single record; use fractions or indices"
+            )
+        indices = self._indices
         if not self.have_test and (self.idx_start_test is not None or self.idx_end_test is not None):
             raise ValueError("idx_start_test and idx_end_test need have_test=True, got have_test=False")
         splits = self._by_fractions(rows) if all(index is None for index in indices) else self._by_indices(rows)
         _check_order(splits, rows)
         return {name: range(start, end) for name, (start, end) in splits.items()}
+
+    def divide_runs(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Return the runs of each split, training first, whole runs in the order given.
+
+        Raises:
+            ValueError: too few runs, indices of rows, an unknown name, a run of two splits, or none left to train on.
+        """
+        if self.idx_start_train or any(index is not None for index in self._indices):
+            raise ValueError("indices count the rows of one record; divide several runs by fractions or by their names")
+        fewest = 3 if self.have_test else 2
+        if len(names) < fewest:
+            raise ValueError(
+                f"several runs are divided by run: expected at least {fewest}, one a split, got {list(names)}; give "
+                "more runs, or a single record, which is divided by time"
+            )
+        if not self.have_test and self.test_runs is not None:
+            raise ValueError("test_runs needs have_test=True, got have_test=False")
+        _check_fractions(self.fractions)
+        test = [] if not self.have_test else self._chosen("test_runs", names, self.fractions[2], [])
+        val = self._chosen("val_runs", names, self.fractions[1], test)
+        train = [name for name in names if name not in val and name not in test]
+        both = [name for name in val if name in test]
+        if both or not train:
+            raise ValueError(
+                f"each run is of one split and training needs one: got val_runs {val} and test_runs {test} of "
+                f"{list(names)}"
+            )
+        return {"train": train, "val": val} | ({"test": test} if self.have_test else {})
+
+    def _chosen(self, which: str, names: Sequence[str], fraction: float, taken: list[str]) -> list[str]:
+        patterns = getattr(self, which)
+        if patterns is not None:
+            return match_names(names, patterns, kind="run")
+        explicit = self.val_runs or []
+        free = [name for name in names if name not in taken and (which == "val_runs" or not _matches(name, explicit))]
+        return free[len(free) - max(1, round(fraction * len(names))) :]
+
+    @property
+    def _indices(self) -> tuple[int | None, ...]:
+        return self.idx_end_train, self.idx_start_val, self.idx_end_val, self.idx_start_test, self.idx_end_test
 
     def _by_indices(self, rows: int) -> dict[str, tuple[int, int]]:
         if self.idx_end_train is None or (self.have_test and self.idx_end_val is None):
@@ -62,14 +115,22 @@ class Split:
 
     def _by_fractions(self, rows: int) -> dict[str, tuple[int, int]]:
         first, fractions = self.idx_start_train, self.fractions
-        if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
-            raise ValueError(f"fractions must be three numbers (train, val, test) that sum to 1, got {fractions}")
+        _check_fractions(fractions)
         available = rows - first
         train_end = first + math.floor(fractions[0] * available + 1e-9)
         if not self.have_test:
             return {"train": (first, train_end), "val": (train_end, rows)}
         test_start = rows - math.floor(fractions[2] * available + 1e-9)
         return {"train": (first, train_end), "val": (train_end, test_start), "test": (test_start, rows)}
+
+
+def _check_fractions(fractions: tuple[float, float, float]) -> None:
+    if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
+        raise ValueError(f"fractions must be three numbers (train, val, test) that sum to 1, got {fractions}")
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _check_order(splits: dict[str, tuple[int, int]], rows: int) -> None:

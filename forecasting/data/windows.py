@@ -3,6 +3,7 @@
 l context_len, n target_len, d_x time covariates, d_y_context sensor columns, d_y_target forecast ones.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .series import SimulationTimeSeries
+from .series import DataWarning, SimulationTimeSeries
 
 Window = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -86,6 +87,7 @@ class SimulationTorchDataset(Dataset[Window]):
                     f"no window of {span} rows of the {split} split lies between two of the {len(time_series.breaks)} "
                     "breaks in time; shorten the window, or set gaps to 'resample'"
                 )
+        _warn_of_short_runs(time_series, split, span)
         self._time_features = torch.from_numpy(time_series.time_features)
         self._context = torch.from_numpy(time_series.values)
         self._targets = self._context[:, : time_series.d_y_target]
@@ -109,3 +111,15 @@ class SimulationTorchDataset(Dataset[Window]):
         start, step = self.starts[index], self.time_resolution
         middle = start + step * self.context_len
         return slice(start, middle, step), slice(middle, middle + step * self.target_len, step)
+
+
+def _warn_of_short_runs(time_series: SimulationTimeSeries, split: str, span: int) -> None:
+    rows = time_series.split_range(split)
+    short = [name for name, run in time_series.rows_of_runs.items() if run.start in rows and len(run) < span]
+    if short:
+        warnings.warn(
+            f"{len(short)} runs of the {split} split are shorter than a window of {span} rows and give none: "
+            f"{', '.join(short[:5])}; shorten the window to use them",
+            DataWarning,
+            stacklevel=3,
+        )

@@ -5,6 +5,7 @@ b batch, l context_len, n target_len, c d_y_context columns of which the first d
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -37,7 +38,15 @@ class Baseline(ABC):
 
     name: str
 
-    def fit(self, values: Tensor | np.ndarray, *, context_len: int, target_len: int, d_y_target: int) -> Self:
+    def fit(
+        self,
+        values: Tensor | np.ndarray,
+        *,
+        context_len: int,
+        target_len: int,
+        d_y_target: int,
+        breaks: Sequence[int] = (),
+    ) -> Self:
         """Fit on the training rows.
 
         Args:
@@ -45,9 +54,11 @@ class Baseline(ABC):
             context_len: l, rows of context in predict, at least 1.
             target_len: n, rows to forecast, at least 1.
             d_y_target: number of forecast columns, 1 to c.
+            breaks: rows that do not follow the row before, such as the first of each run but the first: no window
+                reaches across.
 
         Raises:
-            ValueError: widths that do not fit, or fewer than context_len + target_len rows.
+            ValueError: widths that do not fit, or fewer than context_len + target_len rows without a break.
         """
         rows = torch.as_tensor(values).detach().to("cpu", torch.float64)
         if rows.ndim != 2 or not 1 <= d_y_target <= rows.shape[1]:
@@ -55,10 +66,12 @@ class Baseline(ABC):
                 f"values must be (rows, columns) with at least d_y_target={d_y_target} >= 1 columns, "
                 f"got {tuple(rows.shape)}"
             )
-        if min(context_len, target_len) < 1 or len(rows) < context_len + target_len:
+        self._edges = sorted({0, *(int(row) for row in breaks), len(rows)})
+        longest = max(stop - start for start, stop in pairwise(self._edges)) if len(rows) else 0
+        if min(context_len, target_len) < 1 or longest < context_len + target_len:
             raise ValueError(
-                f"{self.name} needs context_len and target_len of at least 1 and that many training rows together, got "
-                f"context_len={context_len}, target_len={target_len} and {len(rows)} rows"
+                f"{self.name} needs context_len and target_len of at least 1 and that many training rows together "
+                f"without a break, got context_len={context_len}, target_len={target_len} and {longest} rows"
             )
         observed = ~rows.isnan()
         count = observed.sum(dim=0).clamp(min=1)
@@ -68,7 +81,7 @@ class Baseline(ABC):
         # a constant column deviates by rounding alone
         self._std = torch.where(std > 1e-9 * self._mean.abs(), std, 1.0)
         self._context_len, self._target_len, self._d_y_target = context_len, target_len, d_y_target
-        self._fit(self._scale(rows))
+        self._fit(torch.cat([self._scale(run) for run in self._runs(rows)]))
         return self
 
     def predict(self, context_y: Tensor) -> Tensor:
@@ -95,12 +108,18 @@ class Baseline(ABC):
     def _windows(self, scaled: Tensor, context_len: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (context (b, l, c), target (b, n, d_y_target)) of all windows of scaled rows, many at a time."""
         length = self._context_len if context_len is None else context_len
-        for chunk in self._chunks(scaled.unfold(0, length + self._target_len, 1).mT):
+        for chunk in self._chunks(scaled, length + self._target_len):
             yield chunk[:, :length], chunk[:, length:, : self._d_y_target]
 
-    @staticmethod
-    def _chunks(windows: Tensor) -> tuple[Tensor, ...]:
-        return windows.split(max(1, CHUNK_ELEMENTS // windows[0].numel()))
+    def _chunks(self, scaled: Tensor, length: int) -> Iterator[Tensor]:
+        """Yield all windows (b, length, c) of rows without a break, many at a time, as views."""
+        for run in self._runs(scaled):
+            if len(run) >= length:
+                yield from run.unfold(0, length, 1).mT.split(max(1, CHUNK_ELEMENTS // (length * run.shape[1])))
+
+    def _runs(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield rows without a break."""
+        return (rows[start:stop] for start, stop in pairwise(self._edges))
 
     @abstractmethod
     def _fit(self, scaled: Tensor) -> None:
@@ -130,6 +149,7 @@ class HeldOutChoice(Baseline):
     def _fit(self, scaled: Tensor) -> None:
         sizes = {"context_len": self._context_len, "target_len": self._target_len, "d_y_target": self._d_y_target}
         boundary = len(scaled) * 4 // 5
+        breaks = self._edges[1:-1]
         span = self._context_len + self._target_len
         if boundary < span or len(scaled) - boundary < self._target_len:
             raise ValueError(
@@ -137,9 +157,17 @@ class HeldOutChoice(Baseline):
                 f"too few for that with context_len={self._context_len} and target_len={self._target_len}; give more "
                 "rows, or fit one setting directly"
             )
-        held_out = scaled[boundary - self._context_len :].unfold(0, span, 1).mT  # (windows, l + n, c), a view
-        errors = [_squared_error(each.fit(scaled[:boundary], **sizes), held_out) for each in self.candidates]
-        self.chosen = self.candidates[errors.index(min(errors))].fit(scaled, **sizes)
+        first = boundary - self._context_len
+        held_out = scaled[first:].unfold(0, span, 1).mT  # (windows, l + n, c), a view
+        held_out = held_out[[not any(i < row - first < i + span for row in breaks) for i in range(len(held_out))]]
+        if len(held_out) == 0:
+            raise ValueError(
+                f"{self.name} holds back a fifth of the training rows to choose a setting, but no {span} of them are "
+                "without a break; give more rows, or fit one setting directly"
+            )
+        early = [row for row in breaks if row < boundary]
+        errors = [_squared_error(x.fit(scaled[:boundary], breaks=early, **sizes), held_out) for x in self.candidates]
+        self.chosen = self.candidates[errors.index(min(errors))].fit(scaled, breaks=breaks, **sizes)
 
     def _predict(self, scaled: Tensor) -> Tensor:
         return self.chosen.predict(scaled)

@@ -4,6 +4,7 @@ b batch, l context_len, n target_len, c d_y_context columns of which the first d
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -54,7 +55,9 @@ class BaselineComparison(pl.Callback):
         train = data.series.split_range("train")
         rows = torch.from_numpy(data.series.values[train.start : train.stop : data.time_resolution])
         rows = mark_missing(rows, model.null_value)
-        sizes = {"context_len": data.context_len, "target_len": data.target_len, "d_y_target": data.d_y_target}
+        sizes: dict[str, Any] = {name: getattr(data, name) for name in ("context_len", "target_len", "d_y_target")}
+        inside = data.series.breaks[(data.series.breaks > train.start) & (data.series.breaks < train.stop)]
+        sizes["breaks"] = (-(-(inside - train.start) // data.time_resolution)).tolist()
         self._errors = [
             (each.fit(rows, **sizes), ForecastErrors().to(model.device), DynamicsErrors().to(model.device))
             for each in baselines

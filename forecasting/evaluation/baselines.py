@@ -139,9 +139,9 @@ class Analogs(Baseline):
 
     def _fit(self, scaled: Tensor) -> None:
         lags = min(self.lags, self._context_len)
-        windows = scaled.unfold(0, lags + self._target_len, 1).mT  # (windows, lags + n, c), a view
-        self._past = windows[:, :lags].flatten(1)
-        self._futures = windows[:, lags:, : self._d_y_target]
+        windows = list(self._windows(scaled, lags))
+        self._past = torch.cat([past.flatten(1) for past, _ in windows])
+        self._futures = torch.cat([future for _, future in windows])
         self._square = self._past.square().sum(dim=1)
 
     def _predict(self, scaled: Tensor) -> Tensor:
@@ -180,10 +180,9 @@ class DynamicModeDecomposition(Baseline):
 
     def _fit(self, scaled: Tensor) -> None:
         delays, columns = min(self.delays, self._context_len), scaled.shape[1]
-        windows = scaled.unfold(0, delays + 1, 1).mT  # (windows, delays + 1, c), a view
         gram = torch.zeros(delays * columns, delays * columns, dtype=torch.float64)
         cross = torch.zeros_like(gram)
-        for chunk in self._chunks(windows):
+        for chunk in self._chunks(scaled, delays + 1):
             now, later = chunk[:, :-1].flatten(1), chunk[:, 1:].flatten(1)
             gram.addmm_(now.T, now)
             cross.addmm_(later.T, now)

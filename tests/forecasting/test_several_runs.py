@@ -1,0 +1,169 @@
+"""Several runs as one series: divided by run, windows within runs, yardsticks that keep to them too."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from favorcast.forecasting import train_forecaster
+from favorcast.forecasting.cli.main import main
+from favorcast.forecasting.data import DataModule, DataWarning, SimulationTimeSeries, SimulationTorchDataset
+from favorcast.forecasting.evaluation.baselines import (
+    Analogs,
+    DynamicModeDecomposition,
+    RidgeRegression,
+    VectorRidge,
+    default_baselines,
+)
+
+LENGTHS = {"re_80": 60, "re_100": 50, "re_120": 40, "re_140": 45}
+
+
+def wave(number: int, rows: int) -> np.ndarray:
+    """A record whose level tells its run: 100 times its number."""
+    phase = np.arange(rows)[:, None] * (0.2 + 0.02 * number) + np.arange(3)
+    return np.sin(phase) + 100 * number
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, (name, rows) in enumerate(LENGTHS.items()):
+        table = pd.DataFrame(wave(number, rows), columns=["u", "v", "w"])
+        table.insert(0, "time", 0.5 * np.arange(rows))
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", ["folder", "pattern", "list"])
+def test_runs_are_read_in_the_order_of_their_numbers_and_divided_by_run(folder, form):
+    paths = {
+        "folder": str(folder),
+        "pattern": f"{folder}/re_*.csv",
+        "list": [str(folder / f"{x}.csv") for x in LENGTHS],
+    }
+    series = SimulationTimeSeries(paths[form])
+    assert series.rows_of_runs == {
+        "re_80": range(60),
+        "re_100": range(60, 110),
+        "re_120": range(110, 150),
+        "re_140": range(150, 195),
+    }
+    assert series.splits == {"train": range(110), "val": range(110, 150), "test": range(150, 195)}
+    assert series.breaks.tolist() == [60, 110, 150]
+    assert series.time_cols == ["Time_Index"]
+    assert series.time_features[[0, 60, 110]].ravel().tolist() == [0, 0, 0]  # each run has its own start
+    assert series.time_features[:110].max() == 1
+    assert np.array_equal(series.times[60:110], 0.5 * np.arange(50))
+
+
+def test_no_window_reaches_from_one_run_into_another(folder):
+    series = SimulationTimeSeries(str(folder))
+    for split, expected in {"train": 60 - 11 + 50 - 11, "val": 40 - 11, "test": 45 - 11}.items():
+        windows = SimulationTorchDataset(series, split, context_len=8, target_len=4)
+        assert len(windows) == expected
+        for _, context, _, target in windows:
+            levels = torch.cat([context, target]).div(100).round()
+            assert (levels == levels[0, 0]).all()
+
+
+def test_runs_in_python_are_named_and_chosen_by_name():
+    runs = {name: wave(i, rows) for i, (name, rows) in enumerate(LENGTHS.items())}
+    series = SimulationTimeSeries(data=runs, test_runs=["re_100"], val_runs=["re_8*"])
+    assert list(series.rows_of_runs) == ["re_120", "re_140", "re_80", "re_100"]
+    assert [len(rows) for rows in series.splits.values()] == [85, 60, 50]
+    assert np.array_equal(series.values[series.rows_of_runs["re_100"].start], wave(1, 1)[0].astype(np.float32))
+    unnamed = SimulationTimeSeries(data=[wave(i, 30) for i in range(3)], have_test=False, fractions=(0.7, 0.3, 0.0))
+    assert list(unnamed.rows_of_runs) == ["run 1", "run 2", "run 3"]
+    assert list(unnamed.splits) == ["train", "val"]
+
+
+def test_columns_are_put_in_the_order_of_the_first_run():
+    first = pd.DataFrame(wave(0, 30), columns=["u", "v", "w"])
+    series = SimulationTimeSeries(data=[first, first[["w", "u", "v"]], first])
+    assert np.array_equal(series.values[:30], series.values[30:60])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.rename(columns={"v": "vv"}), "'b' lacks ['v'] and has ['vv']"),
+        (lambda table: table.set_axis(2.0 * table.index), "'a' has 1, 'b' 2"),
+        (lambda table: table.set_axis(pd.date_range("2024", periods=len(table), freq="s")), "'a' has numbers"),
+    ],
+)
+def test_a_run_of_another_kind_is_refused(change, message):
+    table = pd.DataFrame(wave(0, 30), columns=["u", "v", "w"]).set_axis(1.0 * np.arange(30))
+    with pytest.raises(ValueError, match="all runs must have") as refusal:
+        SimulationTimeSeries(data={"a": table, "b": change(table), "c": table})
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"idx_end_train": 40}, "indices count the rows of one record"),
+        ({"test_runs": ["re_200"]}, "no run matches 're_200'"),
+        ({"test_runs": ["re_80"], "val_runs": ["re_80"]}, "each run is of one split"),
+        ({"test_runs": ["*"]}, "each run is of one split"),
+        ({"use_cycles": True}, "no common phase"),
+    ],
+)
+def test_what_cannot_be_divided_is_said(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        SimulationTimeSeries(str(folder), **options)
+
+
+def test_too_few_runs_and_runs_of_a_single_record_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected at least 3, one a split"):
+        SimulationTimeSeries(data=[wave(0, 30), wave(1, 30)])
+    with pytest.raises(ValueError, match="got a single record"):
+        SimulationTimeSeries(data=wave(0, 30), test_runs=["a"])
+    with pytest.raises(FileNotFoundError, match="no runs at"):
+        SimulationTimeSeries(str(tmp_path))
+
+
+def test_a_run_shorter_than_a_window_is_named():
+    series = SimulationTimeSeries(data={"long": wave(0, 60), "brief": wave(0, 9), "v": wave(0, 30), "t": wave(0, 30)})
+    with pytest.warns(DataWarning, match=r"1 runs of the train split .* 12 rows and give none: brief"):
+        data = DataModule(series, context_len=8, target_len=4)
+    assert data.window_counts["train"] == 60 - 11
+
+
+@pytest.mark.parametrize(
+    "baseline", [RidgeRegression(), VectorRidge(3), DynamicModeDecomposition(2), Analogs(3, 4)], ids=lambda x: x.name
+)
+def test_yardsticks_learn_nothing_from_one_run_to_the_next(baseline):
+    """Their forecasts do not depend on which run stands before which, as they do with windows across the jump."""
+    one, other = torch.from_numpy(wave(0, 40)), torch.from_numpy(wave(1, 30))
+    orders = (torch.cat([one, other]), [40]), (torch.cat([other, one]), [30])
+    sizes = {"context_len": 8, "target_len": 4, "d_y_target": 3}
+    within, across = (
+        [
+            baseline.fit(rows, breaks=breaks if is_known else (), **sizes).predict(one[None, -8:])
+            for rows, breaks in orders
+        ]
+        for is_known in (True, False)
+    )
+    torch.testing.assert_close(*within)
+    if baseline.name != "analogs":  # whose neighbours are windows of the same run in any case
+        assert (across[0] - across[1]).abs().max() > 1e-3
+
+
+def test_a_choice_held_out_keeps_to_runs():
+    baseline = default_baselines()[2]
+    rows = torch.from_numpy(np.concatenate([wave(0, 40), wave(1, 30)]))
+    baseline.fit(rows, context_len=8, target_len=4, d_y_target=3, breaks=[40])
+    assert baseline.chosen._edges == [0, 40, 70]
+    with pytest.raises(ValueError, match="without a break"):
+        baseline.fit(rows, context_len=8, target_len=4, d_y_target=3, breaks=list(range(0, 70, 11)))
+
+
+def test_a_forecaster_trains_on_runs_and_forecasts_a_new_one(folder, capsys):
+    options = {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False, "limit_train_batches": 2}
+    forecaster = train_forecaster(str(folder), trainer=options)
+    forecast = forecaster.forecast(str(folder / "re_140.csv"), horizon=5)
+    assert forecast.values.shape == (5, 3)
+    main(["describe", str(folder)])
+    printed = capsys.readouterr().out
+    assert "train runs (rows): re_80 (60), re_100 (50)" in printed
+    assert "test runs (rows): re_140 (45)" in printed
