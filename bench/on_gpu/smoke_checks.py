@@ -100,7 +100,7 @@ def _through_states(query: Tensor, key: Tensor, value: Tensor, features: RandomF
 
 
 def _streamed(query: Tensor, key: Tensor, value: Tensor, features: RandomFeatures, impl: Any) -> Results:
-    """Attend in three stretches, the last of a single token."""
+    """Attend in three chunks, the last of a single token."""
     state, outputs, t = None, [], query.shape[2]
     for rows in (slice(0, t // 3), slice(t // 3, t - 1), slice(t - 1, t)):
         output, state = stream_attention(*(x[:, :, rows] for x in (query, key, value)), state, features, impl=impl)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ..closed_form_linear import ClosedFormLinear
 from ..data import DataModule, SimulationTimeSeries
+from ..data.runs import name_of, sources_of
 from ..evaluation.baseline_comparison import BaselineComparison
 from ..evaluation.forecast_writer import ForecastWriter
 from ..evaluation.model_card import write_model_card
@@ -136,7 +137,7 @@ class ForecastCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Name the run folder, and build the Trainer that writes to it."""
         config = self.config[self.command]
-        name = config.name or Path(config.data.series.init_args.get("data_path") or "series").stem
+        name = config.name or name_of(config.data.series.init_args.get("data_path"))
         self.run_folder = new_run_folder(Path(config.runs), name, self.command)
         options = self._get(self.config_init, "trainer")
         if self.command != "fit":
@@ -211,6 +212,10 @@ class ForecastCLI(LightningCLI):
             self._forecast_future(self.future_of)
 
     def _forecast_future(self, file: str) -> None:
+        runs = sources_of(file)
+        if runs is not None:
+            name, file = list(runs.items())[-1]
+            self.console.print(f"the future is that of the last run, {name}", markup=False)
         try:
             forecast = self.model.forecast(file)
         except ValueError as error:  # the latest rows may be too few, or broken, where training was possible

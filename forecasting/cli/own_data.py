@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..automatic_settings import choose_settings
 from ..data import SimulationTimeSeries, TableFormat
+from ..data.runs import name_of
 from ..data.time_grid import Gaps
 from ..labelled_forecast import SUFFIXES, Forecast
 from ..loading import load_forecaster
@@ -64,7 +65,7 @@ def own_data_config(file: str, options: Sequence[str]) -> tuple[Path, list[str]]
     if table is not None:
         init_args["table"] = {field.name: getattr(table, field.name) for field in fields(table)}
     config["data"]["series"] = {"class_path": "SimulationTimeSeries", "init_args": init_args}
-    config["name"] = Path(file).stem
+    config["name"] = name_of(file)
     path = Path(tempfile.mkdtemp(prefix="favorcast_")) / "own_data.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path, rest

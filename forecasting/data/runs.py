@@ -53,7 +53,7 @@ def read_runs(config: SeriesConfig) -> Runs:
     Raises:
         ValueError, FileNotFoundError: see record_of; runs of other columns, times or time steps than the first.
     """
-    found = _sources(config.data_path if config.data is None else config.data)
+    found = sources_of(config.data_path if config.data is None else config.data)
     if found is None:
         source = config.data if config.data_path is None else config.data_path
         record, grid = _read(source, config)
@@ -79,7 +79,7 @@ def _read(source: Any, config: SeriesConfig) -> tuple[SensorRecord, TimeGrid | N
     )
 
 
-def _sources(data: Any) -> dict[str, Any] | None:
+def sources_of(data: Any) -> dict[str, Any] | None:
     """Return the runs by name; None for a single record.
 
     Several are a folder, a pattern such as "runs/*.csv", or a list (or dict by name) of whatever record_of takes.
@@ -103,6 +103,15 @@ def _sources(data: Any) -> dict[str, Any] | None:
     if is_list and data and all(_is_record(each) for each in data):
         return {f"run {i}": each for i, each in enumerate(data, 1)}
     return None
+
+
+def name_of(data_path: str | list[str] | None) -> str:
+    """Return a name for results: of a file without its suffix, of several runs that of their folder."""
+    if data_path is None:
+        return "series"
+    is_several = isinstance(data_path, list) or has_magic(data_path)
+    first = Path(data_path[0] if isinstance(data_path, list) else data_path)
+    return (first.resolve().parent.name or "runs") if is_several else first.stem
 
 
 def _is_record(x: Any) -> bool:

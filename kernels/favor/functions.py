@@ -81,7 +81,7 @@ def favor_attention(
         key: (b, h, s, d).
         value: (b, h, s, e).
         features: from `draw_features`, or a bare projection (m, d) or (h, m, d).
-        feature_map: of `FeatureMap`: "exponential" is FAVOR+, others are generalised attention (see `random_features.py`).
+        feature_map: of `FeatureMap`; "exponential" is FAVOR+, others generalised attention (`random_features.py`).
         is_causal: key j is visible to query i iff j // tokens_per_step <= i // tokens_per_step. With t != s, both
             count from the start, as in `scaled_dot_product_attention`.
         tokens_per_step: tokens that see each other, e.g. the sensors of one time step in time-major order.

@@ -1,5 +1,7 @@
 """Several runs as one series: divided by run, windows within runs, yardsticks that keep to them too."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -163,7 +165,15 @@ def test_a_forecaster_trains_on_runs_and_forecasts_a_new_one(folder, capsys):
     forecaster = train_forecaster(str(folder), trainer=options)
     forecast = forecaster.forecast(str(folder / "re_140.csv"), horizon=5)
     assert forecast.values.shape == (5, 3)
-    main(["describe", str(folder)])
+    pattern, results = f"{folder}/re_*.csv", folder / "results"
+    main(["describe", pattern])
     printed = capsys.readouterr().out
     assert "train runs (rows): re_80 (60), re_100 (50)" in printed
     assert "test runs (rows): re_140 (45)" in printed
+    quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
+    main(["fit", "--data", pattern, "--runs", str(results), *quick])
+    printed = capsys.readouterr().out
+    assert "the future is that of the last run, re_140" in printed
+    run_folder = Path(printed.strip().splitlines()[-1])
+    assert run_folder.parent.name == folder.name
+    assert pd.read_csv(run_folder / "future.csv")["time"].iloc[0] == 0.5 * 45

@@ -1,4 +1,4 @@
-"""Causal attention stretch by stretch: splitting, resuming and decoding equal one pass, forward and every gradient."""
+"""Causal attention chunk by chunk: splitting, resuming and decoding equal one pass, forward and every gradient."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def leaves(dtype: torch.dtype, **shape) -> list[Tensor]:
 
 
 def streamed(inputs: list[Tensor], cuts: list[int], features: RandomFeatures, **options) -> tuple[Tensor, FavorState]:
-    """Run the stretches between the cuts, handing the state on."""
+    """Run the chunks between the cuts, handing the state on."""
     mask = options.pop("key_padding_mask", None)
     state, outputs = None, []
     for start, stop in pairwise(cuts):
@@ -77,7 +77,7 @@ def assert_equal_with_gradients(one: list[Tensor], other: list[Tensor], inputs: 
         (300, 150, [0, 150, 300]),
     ],
 )
-def test_stretches_equal_one_pass_with_all_gradients(impl, dtype, bound, length, tokens_per_step, cuts):
+def test_chunks_equal_one_pass_with_all_gradients(impl, dtype, bound, length, tokens_per_step, cuts):
     inputs = leaves(dtype, t=length, d=8, e=5, query_heads=4)
     features = drawn(32, 8, dtype)
     mask = (torch.rand(2, length, generator=torch.Generator().manual_seed(2)) < 0.3).to(DEVICE)
@@ -105,7 +105,7 @@ def test_decoding_step_by_step_equals_the_parallel_form_at_every_position(impl, 
 
 
 @EVERY_IMPL
-def test_a_stretch_is_read_through_its_own_and_the_earlier_state(impl, dtype, bound):
+def test_a_chunk_is_read_through_its_own_and_the_earlier_state(impl, dtype, bound):
     """A single step sees all of itself, so it is `attend` of the merged state."""
     inputs = leaves(dtype, t=30, d=8, e=5)
     features = drawn(16, 8, dtype)
@@ -130,7 +130,7 @@ def test_an_empty_state_is_no_state(impl, dtype, bound):
 
 @EVERY_IMPL
 @pytest.mark.parametrize("cut", [0, 1, 60])
-def test_padding_of_a_whole_stretch_leaves_the_state_as_it_was(impl, dtype, bound, cut):
+def test_padding_of_a_whole_chunk_leaves_the_state_as_it_was(impl, dtype, bound, cut):
     inputs = leaves(dtype, t=60, d=8)
     features = drawn(16, 8, dtype)
     mask = torch.ones(2, 60, dtype=torch.bool, device=DEVICE)
@@ -147,7 +147,7 @@ def test_padding_of_a_whole_stretch_leaves_the_state_as_it_was(impl, dtype, boun
 
 @EVERY_IMPL
 @pytest.mark.parametrize("tokens_per_step", [1, 20])
-def test_a_nan_key_stays_visible_in_later_stretches(impl, dtype, bound, tokens_per_step):
+def test_a_nan_key_stays_visible_in_later_chunks(impl, dtype, bound, tokens_per_step):
     """A state that has seen a NaN is not one that has seen nothing."""
     q, k, v = (x.detach() for x in leaves(dtype, b=1, t=40, d=8))
     k[0, 0, 3, 0] = torch.nan
@@ -204,7 +204,7 @@ def test_a_state_used_alone_has_gradients():
     assert not alone.any()
 
 
-def test_a_stretch_that_does_not_fit_is_refused():
+def test_a_chunk_that_does_not_fit_is_refused():
     q, k, v = qkv(t=12, dtype=torch.float32)
     features = draw_features(8, 4)
     state = summarize(k, v, features)

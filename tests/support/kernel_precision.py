@@ -63,7 +63,7 @@ def attention(**options: Any) -> Callable[..., Result]:
 
 
 def streamed(query: Tensor, key: Tensor, value: Tensor, features: RandomFeatures, impl: str) -> Result:
-    """Attend in three stretches, the last of a single token; gradients reach the first through the states."""
+    """Attend in three chunks, the last of a single token; gradients reach the first through the states."""
     state, outputs = None, []
     for rows in (slice(0, 90), slice(90, -1), slice(-1, None)):
         output, state = stream_attention(*(x[:, :, rows] for x in (query, key, value)), state, features, impl=impl)
