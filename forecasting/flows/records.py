@@ -1,4 +1,4 @@
-"""Generate the flows that favorcast ships: the wake of one cylinder (periodic) and the fluidic pinball (chaotic).
+r"""Generate the flows that favorcast ships: the wake of one cylinder (periodic) and the fluidic pinball (chaotic).
 
 Dimension key: K sensors, two velocity components each.
 
@@ -12,6 +12,11 @@ same flow. Elsewhere (another processor, torch version, number of threads, a GPU
 sums differ in the last digit. The cylinder's wake ends on the same cycle, with another phase at most; in the pinball
 such differences grow until two runs share nothing but their statistics. The shipped files are data, not a test of a
 machine.
+
+    python -m favorcast.forecasting.flows.records fluidic_pinball --output DIR --compile --samples 1000 \
+        --reynolds 80 90 100 110 120 130 140 150 160 --noise 0.02 --missing 0.1 --dead u_24
+
+writes DIR/re_80.npz ..., several runs with poor sensors: what `favorcast fit --config unseen_reynolds.yaml` is for.
 """
 
 import argparse
@@ -29,6 +34,40 @@ from .boundary_links import Cylinder
 from .channel_flow import ChannelFlow
 
 SOLVER_VERSION = "1"  # raise it with every change that alters a file
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What poor sensors make of a record.
+
+    Args:
+        noise: standard deviation of the noise added, in standard deviations of each column.
+        missing: share of the values that are missing, at random.
+        dead: columns that are missing throughout.
+    """
+
+    noise: float = 0.0
+    missing: float = 0.0
+    dead: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.noise < 0 or not 0 <= self.missing < 1:
+            raise ValueError(f"expected noise >= 0 and 0 <= missing < 1, got {self.noise} and {self.missing}")
+
+    def of(self, values: np.ndarray, columns: list[str], seed: int) -> np.ndarray:
+        """Return values (rows, columns) with the damage, missing ones as NaN.
+
+        Raises:
+            ValueError: a dead column that there is not.
+        """
+        unknown = [name for name in self.dead if name not in columns]
+        if unknown:
+            raise ValueError(f"dead columns must be among {columns[0]} ... {columns[-1]}, got {unknown}")
+        draw = np.random.default_rng(seed)
+        damaged = values + self.noise * values.std(axis=0) * draw.standard_normal(values.shape)
+        damaged[draw.random(values.shape) < self.missing] = np.nan
+        damaged[:, [columns.index(name) for name in self.dead]] = np.nan
+        return damaged.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -209,6 +248,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("flow", choices=sorted(FLOWS))
     parser.add_argument("--output", type=Path, required=True, help="folder for FLOW.npz; made if missing")
     parser.add_argument("--samples", type=int, help="samples to keep (default: the configuration's)")
+    parser.add_argument(
+        "--discard", type=int, help="samples of the transient to leave out (default: the configuration's)"
+    )
+    parser.add_argument(
+        "--reynolds", type=float, nargs="+", help="Reynolds numbers: one file re_NUMBER.npz each (default: FLOW.npz)"
+    )
+    parser.add_argument(
+        "--noise", type=float, default=0.0, help="std of noise added, in std of each column (default: 0)"
+    )
+    parser.add_argument("--missing", type=float, default=0.0, help="share of the values left out (default: 0)")
+    parser.add_argument("--dead", nargs="*", default=[], metavar="COLUMN", help="columns that are missing throughout")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that breaks the symmetry (default: 0)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument(
@@ -219,15 +269,39 @@ def main(arguments: list[str] | None = None) -> None:
     configuration = FLOWS[options.flow]
     if options.samples is not None:
         configuration = replace(configuration, num_samples=options.samples)
-    samples = simulate_samples(configuration, seed=options.seed, device=options.device, compile=options.compile)
-    rows = list(track(samples, description=configuration.name, total=configuration.num_samples))
-    command = [parser.prog, options.flow, "--output", "DIR", "--samples", str(configuration.num_samples)]
-    command += ["--seed", str(options.seed), "--device", options.device] + ["--compile"] * options.compile
+    if options.discard is not None:
+        configuration = replace(configuration, discarded_samples=options.discard)
+    try:
+        damage = Damage(options.noise, options.missing, tuple(options.dead))
+        configurations = {configuration.name: configuration} | {
+            f"re_{number:g}": replace(configuration, channel=replace(configuration.channel, reynolds=number))
+            for number in options.reynolds or ()
+        }
+    except ValueError as error:
+        parser.error(str(error))
+    if options.reynolds:
+        del configurations[configuration.name]
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{configuration.name}.npz"
-    contents = sensor_file(configuration, np.stack(rows), command=" ".join(command))
-    np.savez_compressed(path, allow_pickle=False, **contents)
-    sys.stdout.write(f"{path}\n")
+    for name, each in configurations.items():
+        samples = simulate_samples(each, seed=options.seed, device=options.device, compile=options.compile)
+        rows = np.stack(list(track(samples, description=name, total=each.num_samples)))
+        contents = sensor_file(each, rows, command=_spelled(parser.prog, options, each))
+        columns = contents["columns"].tolist()
+        contents["dataset"] = damage.of(contents["dataset"], columns, options.seed)
+        path = options.output / f"{name}.npz"
+        np.savez_compressed(path, allow_pickle=False, **contents)
+        sys.stdout.write(f"{path}\n")
+
+
+def _spelled(program: str, options: argparse.Namespace, configuration: FlowConfiguration) -> str:
+    """Return the command that writes one file."""
+    parts = [program, options.flow, "--output", "DIR", "--samples", str(configuration.num_samples)]
+    parts += ["--seed", str(options.seed), "--device", options.device] + ["--compile"] * options.compile
+    given = {"discard": options.discard, "noise": options.noise, "missing": options.missing}
+    given["reynolds"] = configuration.channel.reynolds if options.reynolds else None
+    for name, number in given.items():
+        parts += [f"--{name}", f"{number:g}"] if number else []
+    return " ".join(parts + (["--dead", *options.dead] if options.dead else []))
 
 
 if __name__ == "__main__":

@@ -227,7 +227,8 @@ def test_help_says_where_the_bundled_configurations_are(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["cylinder_wake", "fluidic_pinball", "fluidic_pinball_plain", "fluidic_pinball_stepwise"]
+    "name",
+    ["cylinder_wake", "fluidic_pinball", "fluidic_pinball_plain", "fluidic_pinball_stepwise", "unseen_reynolds"],
 )
 def test_bundled_configurations_are_accepted_by_name(name, capsys):
     with pytest.raises(SystemExit) as stop:

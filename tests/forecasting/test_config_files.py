@@ -7,7 +7,7 @@ from favorcast.forecasting.cli.config_files import bundled_configs, bundled_fold
 
 def test_the_bundled_configurations_are_listed():
     assert bundled_configs() == [
-        *("cylinder_wake", "fluidic_pinball", "fluidic_pinball_plain", "fluidic_pinball_stepwise")
+        *("cylinder_wake", "fluidic_pinball", "fluidic_pinball_plain", "fluidic_pinball_stepwise", "unseen_reynolds")
     ]
 
 

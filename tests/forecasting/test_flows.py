@@ -6,12 +6,14 @@ from importlib import resources
 import numpy as np
 import pytest
 
+from favorcast.forecasting import SimulationTimeSeries
 from favorcast.forecasting.flows.boundary_links import Cylinder
 from favorcast.forecasting.flows.channel_flow import ChannelFlow
 from favorcast.forecasting.flows.records import (
     CYLINDER_WAKE,
     FLOWS,
     FLUIDIC_PINBALL,
+    Damage,
     FlowConfiguration,
     main,
     sensor_file,
@@ -91,6 +93,33 @@ def test_a_sensor_file_holds_every_promised_key():
     assert contents["coordinates"].shape == (12, 2)
     assert contents["sampling_time"] == pytest.approx(5 / 80)
     assert not any(value.dtype.hasobject for value in contents.values())
+
+
+def test_runs_at_several_reynolds_numbers_come_with_damage_and_train(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(FLOWS, "cylinder_wake", SMALL)
+    damage = ["--noise", "0.02", "--missing", "0.1", "--dead", "v_2"]
+    main(["cylinder_wake", "--output", str(tmp_path), "--reynolds", "60", "80", "100", *damage])
+    capsys.readouterr()
+    series = SimulationTimeSeries(str(tmp_path), target_columns=["u_*"], exogenous_columns=["v_*"])
+    assert list(series.rows_of_runs) == ["re_60", "re_80", "re_100"]
+    assert np.isnan(series.values[:, series.d_y_target + 2]).all()
+    others = np.delete(series.values, series.d_y_target + 2, axis=1)
+    assert 0.05 < np.isnan(others).mean() < 0.15
+    with np.load(tmp_path / "re_80.npz") as file:
+        assert float(file["reynolds"]) == 80
+        assert str(file["command"]).endswith("--noise 0.02 --missing 0.1 --reynolds 80 --dead v_2")
+    clean = np.stack(list(simulate_samples(replace(SMALL, channel=replace(SMALL.channel, reynolds=80.0)))))
+    rows = series.rows_of_runs["re_80"]
+    difference = (series.values[rows.start : rows.stop] - clean) / clean.std(axis=0)
+    assert 0.015 < np.nanstd(difference) < 0.025
+
+
+def test_damage_that_cannot_be_done_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["cylinder_wake", "--output", str(tmp_path), "--missing", "1"])
+    assert "0 <= missing < 1, got 0.0 and 1.0" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"dead columns must be among a .* b, got"):
+        Damage(dead=("c",)).of(np.zeros((3, 2)), ["a", "b"], 0)
 
 
 def test_the_command_writes_the_same_bytes_twice(tmp_path, monkeypatch, capsys):
