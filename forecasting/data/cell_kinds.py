@@ -3,7 +3,12 @@
 import re
 
 MISSING = ("", "na", "n/a", "nan", "null", "none")
-NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+|\d{1,3}(,\d{3})+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE)
+GROUP_MARKS = (".", ",", " ", "'", "’", "\u00a0", "\u202f")  # between thousands; the last two are spaces of print
+GROUPED = (
+    r"\d{1,3}((\.\d{3})+(,\d*)?|(,\d{3})+(\.\d*)?|"
+    r"(?P<mark>[ '’\u00a0\u202f])\d{3}((?P=mark)\d{3})*([.,]\d*)?)"
+)
+NUMBER = re.compile(rf"[+-]?(\d+([.,]\d*)?|[.,]\d+|{GROUPED})([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE)
 DATE = r"\d{1,4}(?P<separator>[-/.])\d{1,2}(?P=separator)\d{1,4}|\d{1,2}[-/. ]*[A-Za-z]{3,9}[-/., ]*\d{2,4}"
 CLOCK = r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?"
 ZONE = r"( ?(Z|UTC|GMT|[+-]\d{2}(:?\d{2})?))?"
@@ -16,7 +21,7 @@ def is_missing(cell: str) -> bool:
 
 
 def is_number(cell: str) -> bool:
-    """Tell whether a cell is a number, with a decimal point or a decimal comma."""
+    """Tell whether a cell is a number, with a decimal point or comma and perhaps marks between thousands."""
     return NUMBER.fullmatch(cell) is not None
 
 

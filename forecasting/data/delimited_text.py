@@ -7,14 +7,15 @@ import codecs
 import csv
 import io
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from .cell_kinds import MISSING, is_missing, is_number, is_plain_cell, looks_like_date
+from .number_text import Marks, find_marks, holds_numbers, numbers_of
 from .table_format import TableFormat
+from .time_column import is_text
 
 DELIMITERS = (",", ";", "\t", "|", " ")  # " " stands for any white space
 COMMENT_MARKS = ("#", "%")
@@ -60,8 +61,16 @@ def read_delimited_text(path: Path, given: TableFormat) -> TextTable:
         units = [cell or None for cell in next(_cells(data, delimiter))][: len(names)]
         data = data[1:]
         notes.append("took the row below the header for units")
-    decimal = given.decimal or _find_decimal(list(_cells(data[: 10 * SAMPLE_LINES], delimiter)), delimiter, path)
-    frame = _parse(data, width, delimiter, decimal, given).iloc[:, : len(names)]
+    marks = find_marks(list(_cells(data[: 10 * SAMPLE_LINES], delimiter)), delimiter, given, path)
+    frame = _parse(data, width, delimiter, marks, given)
+    if len(data) > 10 * SAMPLE_LINES and any(is_text(column) and holds_numbers(column) for _, column in frame.items()):
+        marks = find_marks(list(_cells(data, delimiter)), delimiter, given, path)  # marks that come later in the file
+        frame = _parse(data, width, delimiter, marks, given)
+    if marks.thousands is not None:
+        notes.append(
+            f"took {marks.thousands!r} in numbers for a mark of thousands, {marks.decimal!r} for that of decimals"
+        )
+    frame = frame.iloc[:, : len(names)]
     return TextTable(frame, names, units, notes)
 
 
@@ -185,52 +194,19 @@ def _is_units_row(row: list[str], below: list[str]) -> bool:
     )
 
 
-def _find_decimal(rows: list[list[str]], delimiter: str, path: Path) -> str:
-    if delimiter == ",":
-        return "."
-    _refuse_marks_of_thousands(rows[: 10 * SAMPLE_LINES], path)
-    numbers = [cell for row in rows[: 10 * SAMPLE_LINES] for cell in row if is_number(cell) and not cell.isdecimal()]
-    commas = [cell for cell in numbers if "," in cell]
-    points = [cell for cell in numbers if "." in cell]
-    if commas and points:
-        raise ValueError(
-            f"{path} holds numbers with decimal points ({points[0]!r}) and with commas ({commas[0]!r}); write them "
-            "alike, without marks of thousands"
-        )
-    if commas and all(_may_be_thousands(cell, ",") for cell in commas):
-        raise ValueError(
-            f"{path}: the comma in {commas[0]!r} may mark decimals or thousands; state table.decimal ',' for decimals, "
-            "or write numbers without marks of thousands"
-        )
-    return "," if commas else "."
-
-
-def _refuse_marks_of_thousands(rows: list[list[str]], path: Path) -> None:
-    """Raise ValueError where a column holds numbers such as 973 beside 1.256, and no other kind of point."""
-    for column in zip_longest(*rows, fillvalue=""):
-        pointed = [cell for cell in column if is_number(cell) and "." in cell]
-        if pointed and all(_may_be_thousands(cell, ".") for cell in pointed) and any(map(str.isdecimal, column)):
-            raise ValueError(
-                f"{path}: the point in {pointed[0]!r} may mark decimals or thousands; state table.decimal '.' for "
-                "decimals, or write numbers without marks of thousands"
-            )
-
-
-def _may_be_thousands(cell: str, mark: str) -> bool:
-    head, *groups = cell.lstrip("+-").split(mark)
-    return 1 <= len(head) <= 3 and head[0] != "0" and all(len(group) == 3 and group.isdecimal() for group in groups)
-
-
-def _parse(lines: list[str], width: int, delimiter: str, decimal: str, given: TableFormat) -> pd.DataFrame:
+def _parse(lines: list[str], width: int, delimiter: str, marks: Marks, given: TableFormat) -> pd.DataFrame:
     forms = {form for mark in MISSING for form in (mark, mark.upper(), mark.capitalize())}
-    return pd.read_csv(
+    has_groups = marks.thousands is not None
+    frame = pd.read_csv(
         io.StringIO("\n".join(lines)),
         sep=r"\s+" if delimiter == " " else delimiter,
         header=None,
         names=list(range(width)),
-        decimal=decimal,
+        decimal=marks.decimal,
+        dtype=str if has_groups else None,  # pandas takes marks of thousands out of dates too
         na_values=[*forms, "NaN", *(given.missing or [])],
         keep_default_na=False,
         skipinitialspace=True,
         low_memory=False,
     )
+    return frame.apply(lambda column: numbers_of(column, marks)) if has_groups else frame

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .cell_kinds import MISSING
+from .cell_kinds import MISSING, is_number
+from .number_text import Marks, check_marks, holds_numbers, numbers_of
 from .record import SensorRecord, sensor_record
 from .table_format import Table, TableFormat
 from .time_column import Times, find_times, is_text, times_of, unit_in_name
@@ -124,6 +125,7 @@ def _numbers(table: Table, index: int) -> np.ndarray | None:
     if is_text(column):
         cells = column.str.strip()
         cells = cells.mask(cells.str.casefold().isin(MISSING) | cells.isin(table.given.missing or []))
+        cells = _with_stated_marks(cells, table.given, source)
     try:
         numbers = pd.to_numeric(cells, errors="coerce")
     except (TypeError, ValueError) as error:
@@ -132,13 +134,26 @@ def _numbers(table: Table, index: int) -> np.ndarray | None:
     if not wrong.any():
         return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     row = int(np.argmax(wrong))
-    if is_text(column) and numbers.isna().all():
+    if is_text(column) and numbers.isna().all() and not holds_numbers(cells):
         return None
+    if is_text(column) and is_number(str(cells.iloc[row])):
+        raise ValueError(
+            f"{source}: column {name!r} holds text with the form of numbers, such as {cells.iloc[row]!r} in data row "
+            f"{row} (counted from 0); state its marks of decimals and thousands as table.decimal and table.thousands, "
+            "or remove the column"
+        )
     raise ValueError(
         f"{source}: column {name!r} must hold numbers, but data row {row} (counted from 0) holds {cells.iloc[row]!r}; "
         f"remove the column, state table.missing [{str(cells.iloc[row])!r}] if that marks missing values, or pass "
         f"time_col_name={name!r} if it holds the time"
     )
+
+
+def _with_stated_marks(cells: pd.Series, given: TableFormat, source: str) -> pd.Series:
+    if given.decimal is None and given.thousands is None:
+        return cells
+    check_marks(given, source)
+    return numbers_of(cells, Marks(given.decimal or ("," if given.thousands == "." else "."), given.thousands))
 
 
 def _id_column(table: Table, kept: list[int], times: Times | None) -> int | None:

@@ -17,6 +17,7 @@ class TableFormat:
     Args:
         delimiter: of the cells: ",", ";", "|", a tab, or " " for any white space.
         decimal: decimal mark of numbers, "." or ",".
+        thousands: mark between thousands in numbers: ".", ",", a space or an apostrophe.
         encoding: of the text, such as "latin-1".
         column_names: names of the columns of a text file without a header line.
         missing: more marks of missing values, beside empty cells, NA, N/A, NaN, null and none.
@@ -28,6 +29,7 @@ class TableFormat:
 
     delimiter: str | None = None
     decimal: Literal[".", ","] | None = None
+    thousands: str | None = None
     encoding: str | None = None
     column_names: list[str] | None = None
     missing: list[str] | None = None

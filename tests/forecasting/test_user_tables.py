@@ -6,6 +6,7 @@ import pytest
 from user_tables import DATED, LONG, R_STYLE, ROWS, STAMPS, VALUES, insert_after_header, numbered, rows, table
 
 from favorcast.forecasting.data import TableFormat, read_series
+from favorcast.forecasting.data.frame_record import record_from_frame
 
 
 def write(folder, text, encoding="utf-8", name="a.csv"):
@@ -243,3 +244,64 @@ def test_an_epoch_unit_can_be_stated(tmp_path):
 def test_large_counts_keep_every_nanosecond(tmp_path):
     text = "timestamp,u\n" + "".join(f"{1709251200000000001 + 7 * i},{i}\n" for i in range(5))
     assert np.diff(read(tmp_path, text).timestamps).astype(int).tolist() == [7] * 4
+
+
+GROUPED = [1234.5, 973.25, 1234567.125, -20.5, 1000.0]
+
+
+@pytest.mark.parametrize(
+    ("thousands", "decimal"),
+    [(".", ","), (",", "."), (" ", ","), ("'", "."), ("’", ","), ("\u00a0", ","), ("\u202f", ".")],
+    ids=["German", "American", "French", "Swiss", "Swiss print", "no-break space", "thin space"],
+)
+@pytest.mark.parametrize("delimiter", [";", ",", "\t"])
+def test_marks_of_thousands_that_tell_themselves_are_read_and_said(tmp_path, thousands, decimal, delimiter):
+    def cell(x):
+        text = f"{x:,.3f}".translate({ord(","): thousands, ord("."): decimal})
+        return f'"{text}"' if delimiter in text else text
+
+    stamps = [f"0{day}.01.2024 00:00" for day in range(1, 6)]
+    lines = [delimiter.join((stamp, cell(x), cell(-x))) for stamp, x in zip(stamps, GROUPED, strict=True)]
+    record = read(tmp_path, "\n".join([delimiter.join(("Datum", "a", "b")), *lines]))
+    assert record.columns == ["a", "b"]
+    np.testing.assert_array_equal(record.values, np.stack([GROUPED, np.negative(GROUPED)], axis=1))
+    assert record.timestamps[1] == np.datetime64("2024-01-02")
+    assert any("for a mark of thousands" in note for note in record.notes)
+
+
+def test_marks_of_thousands_may_come_late_in_a_long_file(tmp_path):
+    cells = ["973,5"] * 3000 + ["1.234,5"]
+    record = read(tmp_path, "time;u;id\n" + "".join(f"{i};{cell};A\n" for i, cell in enumerate(cells)))
+    assert record.columns == ["u"]
+    assert record.values[-1, 0] == 1234.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("time;u;v\n0;1.234,5;2.5\n1;2.345,5;2.5\n", r"'2.5' is no number with '.' between thousands"),
+        ("time;u;v\n0;1.234,5;2\n1;2,345.5;3\n", r"use different marks; write them alike"),
+        ("time;u;v\n0;973,5;1.256\n1;980,5;1.001\n", r"decimal points .* which of them marks thousands"),
+        ('time,u,v\n0,"1,234",2\n1,"2,345",3\n', r"state table.decimal ',' for decimals, or table.thousands ','"),
+    ],
+)
+def test_marks_of_thousands_that_disagree_or_leave_a_choice_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, text)
+
+
+def test_stated_marks_of_thousands_decide(tmp_path):
+    text = "time;u;v\n0;973,5;1.256\n1;980,5;1.001\n"
+    np.testing.assert_array_equal(read(tmp_path, text, thousands=".").values, [[973.5, 1256], [980.5, 1001]])
+    np.testing.assert_array_equal(read(tmp_path, "time;u\n0;973\n1;1.256\n", thousands=".").values[:, 0], [973, 1256])
+    with pytest.raises(ValueError, match=r"table.thousands must be one of"):
+        read(tmp_path, text, thousands=".", decimal=".")
+
+
+def test_numbers_that_a_frame_holds_as_text_are_read_as_stated_or_refused():
+    frame = pd.DataFrame({"u": ["1.234,5", "973,5"], "site": ["A", "B"]})
+    with pytest.raises(ValueError, match=r"'u' holds text with the form of numbers.*table.decimal and table.thousands"):
+        record_from_frame(frame)
+    record = record_from_frame(frame, given=TableFormat(decimal=",", thousands="."))
+    assert (record.columns, record.notes) == (["u"], ("left out the text column 'site'",))
+    np.testing.assert_array_equal(record.values[:, 0], [1234.5, 973.5])
