@@ -15,7 +15,14 @@ from .record import SensorRecord, sensor_record
 from .table_format import Table, TableFormat
 from .time_column import Times, find_times, is_text, times_of, unit_in_name
 
-COUNTER_NAMES = frozenset({"", "index", "no", "no.", "nr", "nr.", "row", "idx", "#"})
+COUNTER_NAMES = frozenset(
+    (
+        *("", "#", "index", "idx", "level_0", "id", "pk", "counter", "seq", "sequence", "obs", "observation"),
+        *("no", "no.", "nr", "nr.", "number", "nummer", "lfd", "lfd.", "lfdnr", "lfd nr", "lfd. nr."),
+        *("row", "rowid", "row_id", "row number", "row_number", "rownum", "record", "record_no", "recnum", "rec"),
+    )
+)
+FEWEST_COUNTED = 10  # rows from which on a column counts by its numbers alone, whatever its name
 ID_NAMES = ("unique_id", "id", "sensor_id", "sensor", "station_id", "station", "item_id", "series_id", "series")
 
 
@@ -68,6 +75,10 @@ def record_from_table(
         said.extend(found.notes)
     kept = [i for i in range(len(names)) if times is None or i not in times.columns]
     kept = [i for i in kept if not _is_left_out(columns[i], names[i], said)]
+    counters = [i for i in kept if _counts_rows(columns[i], names[i]) and names[i] != table.given.id_column]
+    if len(counters) < sum(not is_text(columns[i]) for i in kept):  # the only sensor may grow by one from row to row
+        said.extend(f"left out the column {names[i]!r}, which counts rows" for i in counters)
+        kept = [i for i in kept if i not in counters]
     ids = _id_column(table, kept, times)
     if ids is not None and times is not None:
         return _record_from_long(table, kept, ids, times, said)
@@ -103,17 +114,30 @@ def _record(
 
 def _is_left_out(column: pd.Series, name: str, notes: list[str]) -> bool:
     folded = name.casefold().strip()
-    if folded in COUNTER_NAMES or folded.startswith("unnamed:"):
-        if column.isna().all():
-            notes.append("left out a column without name and values")
-            return True
-        if getattr(column.dtype, "kind", "O") in "iu" and len(column) > 1 and (np.diff(column.to_numpy()) == 1).all():
-            notes.append(f"left out the column {name!r}, which counts rows")
-            return True
+    if (not folded or folded.startswith("unnamed:")) and column.isna().all():
+        notes.append("left out a column without name and values")
+        return True
     if folded in ID_NAMES and len(column) > 1 and column.nunique(dropna=False) == 1 and not is_text(column):
         notes.append(f"left out the column {name!r}, which is the same in every row")
         return True
     return False
+
+
+def _counts_rows(column: pd.Series, name: str) -> bool:
+    """Tell whether a column only counts rows: by one from row to row, or, of a name that says so, mostly by one.
+
+    Rows that were deleted or repeated leave jumps in the count.
+    """
+    if getattr(column.dtype, "kind", "O") not in "fiu" or len(column) < 2 or column.isna().any():
+        return False
+    numbers = column.to_numpy(dtype=np.float64)
+    steps = np.diff(numbers)
+    if (numbers != np.floor(numbers)).any():
+        return False
+    folded = name.casefold().strip()
+    if folded in COUNTER_NAMES or folded.startswith("unnamed:"):
+        return bool((steps >= 0).all() and np.median(steps) == 1)
+    return len(numbers) >= FEWEST_COUNTED and bool((steps == 1).all())
 
 
 def _numbers(table: Table, index: int) -> np.ndarray | None:

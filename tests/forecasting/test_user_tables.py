@@ -305,3 +305,40 @@ def test_numbers_that_a_frame_holds_as_text_are_read_as_stated_or_refused():
     record = record_from_frame(frame, given=TableFormat(decimal=",", thousands="."))
     assert (record.columns, record.notes) == (["u"], ("left out the text column 'site'",))
     np.testing.assert_array_equal(record.values[:, 0], [1234.5, 973.5])
+
+
+@pytest.mark.parametrize("name", ["RECORD", "Nr.", "lfd. Nr.", "n", "sample", "position", "Unnamed: 0"])
+@pytest.mark.parametrize("start", [0, 1, 4711])
+@pytest.mark.parametrize("place", ["before the time", "last"])
+@pytest.mark.parametrize("spelled", ["{}", "{}.0"])
+def test_columns_that_count_rows_are_left_out_and_said(tmp_path, name, start, place, spelled):
+    counts = [name, *(spelled.format(start + i) for i in range(ROWS))]
+    lines = table().splitlines()
+    pairs = [(c, line) if place == "before the time" else (line, c) for c, line in zip(counts, lines, strict=True)]
+    record = read(tmp_path, "\n".join(",".join(pair) for pair in pairs))
+    assert record.columns == ["temp", "pres"]
+    assert f"left out the column {name!r}, which counts rows" in record.notes
+
+
+def test_counts_with_jumps_are_known_by_their_name(tmp_path):
+    counts = [7, 8, 9, 12, 13, 13, 14, 15]  # rows were deleted, and one repeated
+    text = "".join(f"{i},{count},{count},{i % 3}\n" for i, count in enumerate(counts))
+    record = read(tmp_path, f"time,record,flow,u\n{text}")
+    assert record.columns == ["flow", "u"]
+    assert record.notes == ("left out the column 'record', which counts rows",)
+
+
+def test_a_sensor_that_grows_by_one_is_kept_where_it_is_the_only_one(tmp_path):
+    record = read(tmp_path, "time,u\n" + "".join(f"{0.5 * i},{i}\n" for i in range(20)))
+    assert (record.columns, record.notes) == (["u"], ())
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2, 2] * 5, [0.5 + i for i in range(20)], [2 * i for i in range(20)]])
+def test_sensors_that_do_not_count_rows_are_kept(tmp_path, values):
+    record = read(tmp_path, "time,u,v\n" + "".join(f"{0.5 * i},{x},{i % 3}\n" for i, x in enumerate(values)))
+    assert record.columns == ["u", "v"]
+
+
+def test_a_new_file_may_hold_the_count_that_training_left_out(tmp_path):
+    frame = pd.DataFrame({"u": np.sin(np.arange(60.0)), "v": np.cos(np.arange(60.0)), "n": np.arange(60)})
+    assert record_from_frame(frame).columns == record_from_frame(frame.iloc[-24:]).columns == ["u", "v"]
