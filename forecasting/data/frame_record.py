@@ -94,11 +94,17 @@ def record_from_table(
         labels.append(names[i])
         known_units.append(table.units[i] or unit_in_name(names[i]))
     array = np.stack(values, axis=1) if values else np.empty((len(columns[0]) if columns else 0, 0))
-    return _record(array, labels, known_units, times, table.source, said)
+    return _record(array, labels, known_units, times, table.given, table.source, said)
 
 
 def _record(
-    array: np.ndarray, names: list[str], units: list[str | None], times: Times | None, source: str, notes: list[str]
+    array: np.ndarray,
+    names: list[str],
+    units: list[str | None],
+    times: Times | None,
+    given: TableFormat,
+    source: str,
+    notes: list[str],
 ) -> SensorRecord:
     return sensor_record(
         array,
@@ -107,6 +113,7 @@ def _record(
         time_unit=None if times is None else times.unit,
         time_zone=None if times is None else times.zone,
         units=units,
+        missing=given.missing_numbers,
         source=source,
         notes=notes,
     )
@@ -229,6 +236,7 @@ def _record_from_long(table: Table, kept: list[int], ids: int, times: Times, not
         labels,
         [table.units[i] or unit_in_name(names[i]) for i, _ in order],
         times,
+        table.given,
         source,
         notes,
     )

@@ -47,7 +47,8 @@ def record_from_xarray(data: Any, *, given: TableFormat | None = None, source: s
             positions.append(position)
     same = all(each.dims == used[0].dims for each in used) and used[0].ndim > 1
     numeric = same and all(isinstance(value, int | float) for position in positions for value in position)
-    times = _times(data, time, given or TableFormat(), source)
+    given = given or TableFormat()
+    times = _times(data, time, given, source)
     return sensor_record(
         np.concatenate(blocks, axis=1),
         names,
@@ -57,6 +58,7 @@ def record_from_xarray(data: Any, *, given: TableFormat | None = None, source: s
         coordinates=np.array(positions, dtype=np.float64) if numeric else None,
         units=units,
         notes=[*notes, *(() if times is None else times.notes)],
+        missing=given.missing_numbers,
         source=source,
     )
 

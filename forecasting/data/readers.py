@@ -63,9 +63,10 @@ def read_series(path: str | Path, *, time_column: str | None = None, table: Tabl
         )
     match path.suffix.lower():
         case ".npy":
-            return sensor_record(_load_array(path), source=str(path))
+            missing = (table or TableFormat()).missing_numbers
+            return sensor_record(_load_array(path), missing=missing, source=str(path))
         case ".npz":
-            return _read_npz(path)
+            return _read_npz(path, table or TableFormat())
         case suffix if suffix in TEXT_SUFFIXES:
             return _read_text(path, time_column, table or TableFormat())
         case ".parquet":
@@ -85,7 +86,7 @@ def _load_array(path: Path) -> Any:
         ) from error
 
 
-def _read_npz(path: Path) -> SensorRecord:
+def _read_npz(path: Path, given: TableFormat) -> SensorRecord:
     archive = _load_array(path)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError(f"{path} must be an archive written by np.savez, got a single array; rename it to .npy")
@@ -108,6 +109,7 @@ def _read_npz(path: Path) -> SensorRecord:
         time_unit=str(found["time_unit"]) if "time_unit" in found else None,
         unit=str(found["unit"]) if "unit" in found else None,
         coordinates=found.get("coordinates"),
+        missing=given.missing_numbers,
         source=str(path),
     )
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .marks_of_missing import mark_text, replace_marks, suspected_marks
+
 
 class SensorRecord(NamedTuple):
     """Hold one record of sensors over time, as read_series and sensor_record return it.
@@ -38,9 +40,16 @@ class SensorRecord(NamedTuple):
 
 
 def sensor_record(
-    values: np.ndarray | torch.Tensor, columns: Sequence[str] | None = None, *, source: str = "data", **labels: Any
+    values: np.ndarray | torch.Tensor,
+    columns: Sequence[str] | None = None,
+    *,
+    source: str = "data",
+    missing: Sequence[float] = (),
+    **labels: Any,
 ) -> SensorRecord:
     """Check an array of sensor values and give it names.
+
+    Numbers that look like marks of missing values are noted (see suspected_marks).
 
     Columns without names are called Sensor_1, Sensor_2, ... A sampling time that is not given is the median positive
     step of the timestamps, in seconds where they are dates. A unit that is not given is that of all columns.
@@ -49,6 +58,7 @@ def sensor_record(
         values: (rows, columns) numbers.
         columns: one name a column.
         source: of the values, for messages.
+        missing: numbers that become NaN.
         labels: other fields of SensorRecord, by name.
 
     Raises:
@@ -62,6 +72,7 @@ def sensor_record(
         hint = "; pick sensors from a field with extract_datapoints" if array.ndim > 2 else hint
         raise ValueError(f"{source} must have shape (rows, columns), both at least 1, got {array.shape}{hint}")
     array = array.astype(np.result_type(array.dtype, np.float32), copy=False)  # digits are dropped once centred
+    array = replace_marks(array, missing)
     width = array.shape[1]
     names = [f"Sensor_{i}" for i in range(1, width + 1)] if columns is None else [str(name) for name in columns]
     _check_names(names, width, source)
@@ -70,7 +81,8 @@ def sensor_record(
         row, column = infinite[0]
         raise ValueError(
             f"{source} holds {len(infinite)} infinite values (or beyond float32), the first at row {row}, column "
-            f"{names[column]!r}; mark missing values as NaN"
+            f"{names[column]!r}; mark missing values as NaN, or state the number that "
+            f"marks them as table.missing [{mark_text(array.item(row, column))!r}]"
         )
     return _checked_labels(SensorRecord(array, names, **labels), source)
 
@@ -103,7 +115,7 @@ def _checked_labels(record: SensorRecord, source: str) -> SensorRecord:
         time_unit=time_unit,
         unit=unit,
         units=units,
-        notes=tuple(record.notes),
+        notes=tuple(dict.fromkeys((*record.notes, *suspected_marks(record.values, record.columns)))),
     )
 
 

@@ -26,8 +26,10 @@ def record_of(data: Any, *, time_column: str | None = None, table: TableFormat |
     """
     if isinstance(data, str | Path):
         return read_series(data, time_column=time_column, table=table)
+    missing = [] if table is None else table.missing_numbers
     if isinstance(data, SensorRecord):
-        return sensor_record(data.values, data.columns, **{k: getattr(data, k) for k in data._fields[2:]})
+        labels = {name: getattr(data, name) for name in data._fields[2:]}
+        return sensor_record(data.values, data.columns, missing=missing, **labels)
     if is_xarray(data):
         return record_from_xarray(data, given=table)
     if not isinstance(data, pd.DataFrame | pd.Series) and hasattr(data, "to_pandas"):
@@ -36,4 +38,4 @@ def record_of(data: Any, *, time_column: str | None = None, table: TableFormat |
         data = data.to_frame(data.name if data.name is not None else "value")
     if isinstance(data, pd.DataFrame):
         return record_from_frame(data, time_column=time_column, given=table)
-    return sensor_record(data)
+    return sensor_record(data, missing=missing)

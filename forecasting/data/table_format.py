@@ -20,7 +20,8 @@ class TableFormat:
         thousands: mark between thousands in numbers: ".", ",", a space or an apostrophe.
         encoding: of the text, such as "latin-1".
         column_names: names of the columns of a text file without a header line.
-        missing: more marks of missing values, beside empty cells, NA, N/A, NaN, null and none.
+        missing: more marks of missing values, beside empty cells, NA, N/A, NaN, null and none; numbers such as -9999
+            are missing in arrays and frames too.
         date_order: order of year, month and day in dates.
         epoch_unit: unit of a time column that counts since 1970-01-01 UTC.
         time_zone: zone of local times, such as "Europe/Berlin", or the zone to show times in that have one.
@@ -32,11 +33,22 @@ class TableFormat:
     thousands: str | None = None
     encoding: str | None = None
     column_names: list[str] | None = None
-    missing: list[str] | None = None
+    missing: list[str | float] | None = None
     date_order: DateOrder | None = None
     epoch_unit: EpochUnit | None = None
     time_zone: str | None = None
     id_column: str | None = None
+
+    @property
+    def missing_numbers(self) -> list[float]:
+        """The marks of missing values that are numbers."""
+        numbers = []
+        for mark in self.missing or []:
+            try:
+                numbers.append(float(mark))
+            except ValueError:
+                continue  # a word
+        return [number for number in numbers if number == number]
 
 
 class Table(NamedTuple):
