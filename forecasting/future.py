@@ -53,7 +53,7 @@ def forecast(model: Forecaster, data: Any, horizon: int | None = None, covariate
             stacklevel=3,
         )
     past_known = mark_missing(record.values[context_rows][:, known], card.null_value)
-    future_known = _future_known(covariates, card, target_times, record.timestamps is not None, horizon)
+    future_known = _future_known(covariates, card, target_times, record, horizon)
     clock = _clock(record, card)
     start = _start(record, context, clock, card)
     context_x, _ = card.covariates.compute(clock[context_rows], past_known, start)
@@ -87,7 +87,7 @@ def _read(data: Any, card: DataCard) -> tuple[SensorRecord, TimeGrid | None]:
     if record.notes:
         source = data if isinstance(data, str | Path) else "data"
         warnings.warn(f"{source}: {'; '.join(record.notes)}", DataWarning, stacklevel=4)
-    card.check_times(record.timestamps)
+    card.check_times(record.timestamps, record.time_zone)
     card.check_step(grid)
     return record, grid
 
@@ -152,8 +152,8 @@ def _start(record: SensorRecord, context: list[int], clock: np.ndarray, card: Da
     return covariates.start_of(record.values[:, context], clock)
 
 
-def _future_known(covariates: Any, card: DataCard, times: np.ndarray, has_times: bool, horizon: int) -> np.ndarray:
-    """Return the known columns at the target times, NaN beyond the horizon."""
+def _future_known(covariates: Any, card: DataCard, times: np.ndarray, data: SensorRecord, horizon: int) -> np.ndarray:
+    """Return the known columns at the target times, which continue those of `data`; NaN beyond the horizon."""
     values = np.full((len(times), len(card.known_columns)), np.nan)
     if not card.known_columns:
         if covariates is not None:
@@ -167,7 +167,12 @@ def _future_known(covariates: Any, card: DataCard, times: np.ndarray, has_times:
         raise ValueError(f"covariates must hold the columns {card.known_columns}: {missing} are missing")
     known = mark_missing(record.values[:, [record.columns.index(name) for name in card.known_columns]], card.null_value)
     rows = np.arange(len(known))
-    if has_times and record.timestamps is not None:
+    if data.timestamps is not None and record.timestamps is not None:
+        if (record.time_zone is None) != (data.time_zone is None):
+            raise ValueError(
+                f"covariates must hold times by the clock of the data: the zone is {record.time_zone or 'unknown'}, "
+                f"that of the data {data.time_zone or 'unknown'}; write both with their offset, or both without"
+            )
         half = np.timedelta64(round(card.step / 2), "ns") if record.timestamps.dtype.kind == "M" else card.step / 2
         rows = np.searchsorted(record.timestamps, times[:horizon] - half)
         inside = rows < len(known)

@@ -115,8 +115,13 @@ class DataCard:
                 "data of this step"
             )
 
-    def check_times(self, timestamps: np.ndarray | None) -> None:
-        """Raise ValueError for data without times of the kind that the covariates follow."""
+    def check_times(self, timestamps: np.ndarray | None, time_zone: str | None = None) -> None:
+        """Raise ValueError for data without times of the kind that the covariates follow, or of an unknown clock.
+
+        Args:
+            timestamps: of the data, None where they have none.
+            time_zone: of the data; None where their dates name none.
+        """
         if not self.has_times or not self.covariates.needs_clock:
             return
         dated = timestamps is not None and timestamps.dtype.kind == "M"
@@ -125,6 +130,18 @@ class DataCard:
                 f"the training data had {'dates' if self.covariates.has_dates else 'numbers'} for times, these have "
                 f"{'none' if timestamps is None else 'dates' if dated else 'numbers'}; covariates follow the clock of "
                 "training: give the data a column of such times"
+            )
+        if dated and self.time_zone is None and time_zone is not None:
+            raise ValueError(
+                f"the times have the time zone {time_zone}, those of training had none, so that covariates would be "
+                "off by the hours between the two clocks; write the times by the clock of the training data, without a "
+                "zone, or train again with table.time_zone, the zone of that clock"
+            )
+        if dated and self.time_zone is not None and time_zone is None:
+            raise ValueError(
+                f"the times name no time zone, those of training were in {self.time_zone}, so that covariates might be "
+                f"off by hours; write the times with their offset from UTC (2016-07-01T00:00:00+02:00), or state their "
+                "zone as table.time_zone"
             )
 
     @property
@@ -181,7 +198,7 @@ def adopt(series: SimulationTimeSeries, card: DataCard) -> None:
     order = card.positions(columns + series.known_cols)
     context = order[: len(columns)]
     known_values = series.known_values[:, [index - len(columns) for index in order[len(columns) :]]]
-    card.check_times(series.times if series.grid is not None else None)
+    card.check_times(series.times if series.grid is not None else None, series.time_zone)
     card.check_step(series.grid)
     features, names = card.covariates.compute(series.times, known_values)
     if features.shape != series.time_features.shape:

@@ -158,3 +158,29 @@ def test_a_daily_cycle_keeps_its_phase_to_the_last_test_row():
     series = SimulationTimeSeries(data=data)
     drift = abs(series.frequencies[0] - 1 / 24) * rows * 360
     assert drift < 5  # degrees; a Welch bin of 1024 rows is 844 off by the first test row
+
+
+@pytest.mark.parametrize(
+    ("trained_in", "given_in", "message"),
+    [
+        (None, "Europe/Berlin", r"have the time zone Europe/Berlin, those of training had none.*without a zone"),
+        (None, "UTC", r"have the time zone UTC, those of training had none"),
+        ("Europe/Berlin", None, r"name no time zone, those of training were in Europe/Berlin.*table.time_zone"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"use_cycles": True}], ids=["calendar", "frequencies"])
+def test_clocks_that_cannot_be_compared_are_refused(trained_in, given_in, message, options):
+    model = trained(data_of(frame().tz_localize(trained_in), **options))
+    other = frame().tz_localize(given_in)
+    with pytest.raises(ValueError, match=message):
+        model.forecast(other)
+    with pytest.raises(ValueError, match=message):
+        cpu_trainer().test(model, datamodule=data_of(other, **options))
+
+
+def test_other_time_zones_than_that_of_training_are_the_same_moments():
+    there = frame().tz_localize("Europe/Berlin")
+    model = trained(data_of(there))
+    here = model.forecast(there.tz_convert("America/New_York"))
+    np.testing.assert_allclose(here.values, model.forecast(there).values, rtol=1e-6)
+    assert here.time_zone == "America/New_York"

@@ -275,6 +275,11 @@ class TestKnownColumns:
         with pytest.raises(ValueError, match="every time from 2024-01-17T16:00:00 to 2024-01-17T21:00:00"):
             forecaster.forecast(table.iloc[:ROWS], 6, table.iloc[: ROWS + 3])
 
+    def test_covariates_by_another_clock_are_refused(self, model):
+        forecaster, table = model
+        with pytest.raises(ValueError, match="the zone is UTC, that of the data unknown"):
+            forecaster.forecast(table.iloc[:ROWS], 6, table[["plan"]].tz_localize("UTC"))
+
     def test_covariates_that_nothing_asks_for_are_refused(self, hourly):
         with pytest.raises(ValueError, match="trained without known_columns"):
             hourly.forecast(TABLE.iloc[:ROWS], covariates=TABLE)
