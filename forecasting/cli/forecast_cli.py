@@ -26,6 +26,7 @@ from ..forecaster import Forecaster
 from ..spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 from ..training.best_checkpoint import BestCheckpoint
 from ..training.training_speed import WindowsPerSecond
+from .flags import with_flags
 from .run_folder import (
     BEST_CHECKPOINT,
     CHECKPOINT_FOLDER,
@@ -181,7 +182,8 @@ class ForecastCLI(LightningCLI):
             check_weights(self.model, Path(checkpoint))
         if self.trainer.is_global_zero:
             for note in self.datamodule.series.notes:
-                self.console.print(f"note: {note}", markup=False)
+                said = with_flags(note, own_data=self.future_of is not None)
+                self.console.print(f"note: {said}", markup=False, highlight=False, soft_wrap=True)
             create_run_folder(self.run_folder)
 
     before_fit = before_test = before_predict = create_run_folder
@@ -219,7 +221,8 @@ class ForecastCLI(LightningCLI):
         try:
             forecast = self.model.forecast(file)
         except ValueError as error:  # the latest rows may be too few, or broken, where training was possible
-            self.console.print(f"note: no forecast of the future: {error}", markup=False)
+            said = with_flags(str(error), own_data=True)
+            self.console.print(f"note: no forecast of the future: {said}", markup=False, soft_wrap=True)
             return
         forecast.save(self.run_folder / "future.csv")
         forecast.plot().savefig(self.run_folder / "future.png")

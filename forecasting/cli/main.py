@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ..data import DataWarning
 from .config_files import bundled_configs, bundled_folder, resolve_config
+from .flags import with_flags
 from .forecast_cli import NEEDS_WEIGHTS, ForecastCLI
 from .own_data import describe_command, own_data_config, predict_command
 from .run_folder import resolve_checkpoint, run_config
@@ -38,9 +39,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # --model my_module.MyForecaster is found; installed packages come first
+    given = list(sys.argv[1:] if args is None else args)
     try:
         with lightning_advice_hidden():
-            options, own_data = own_data_arguments(list(sys.argv[1:] if args is None else args))
+            options, own_data = own_data_arguments(given)
             if options is None:
                 return
             ForecastCLI(
@@ -58,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
             message += (
                 "; this machine lacks it: --trainer.accelerator auto takes what is there, whatever the configuration"
             )
-        print(f"favorcast: error: {message}", file=sys.stderr)
+        print(f"favorcast: error: {with_flags(message, own_data=is_for_own_data(given))}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -71,13 +73,14 @@ def own_data_arguments(args: list[str]) -> tuple[list[str] | None, str | None]:
     Raises:
         ValueError, FileNotFoundError: the command cannot be carried out.
     """
-    command, options = (args[0], args[1:]) if args else ("", [])
+    if not is_for_own_data(args):
+        return args, None
+    command, options = args[0], args[1:]
     if command == "describe":
         describe_command(options)
         return None, None
     file = option_value(options, "--data")
-    if command not in ("fit", "predict") or file is None or Path(file).suffix in (".yaml", ".yml"):
-        return args, None
+    assert file is not None
     if command == "predict":
         predict_command(options)
         return None, None
@@ -90,6 +93,14 @@ def own_data_arguments(args: list[str]) -> tuple[list[str] | None, str | None]:
         )
     config, rest = own_data_config(file, rest)
     return [command, "--config", str(config), *rest], file
+
+
+def is_for_own_data(args: Sequence[str]) -> bool:
+    """Tell whether a command line is describe FILE, fit --data FILE or predict --data FILE."""
+    command, options = (args[0], args[1:]) if args else ("", [])
+    file = option_value(options, "--data")
+    is_file = file is not None and Path(file).suffix not in (".yaml", ".yml")
+    return command == "describe" or (command in ("fit", "predict") and is_file)
 
 
 def complete_arguments(args: list[str]) -> list[str]:

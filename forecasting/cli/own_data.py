@@ -2,8 +2,9 @@
 
 import argparse
 import tempfile
+import warnings
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -11,15 +12,32 @@ import yaml
 from rich.console import Console
 
 from ..automatic_settings import choose_settings
-from ..data import SimulationTimeSeries, TableFormat
+from ..data import DataWarning, SimulationTimeSeries, TableFormat
+from ..data.data_card import DataCard
+from ..data.record import SensorRecord
 from ..data.runs import name_of
+from ..data.sources import record_of
 from ..data.time_grid import Gaps
+from ..forecaster import Forecaster
 from ..labelled_forecast import SUFFIXES, Forecast
 from ..loading import load_forecaster
 from .describe import describe, print_all, settings_lines
+from .flags import with_flags
 from .run_folder import create_run_folder, new_run_folder, resolve_checkpoint
 
 LIST_OPTIONS = ("column_names", "missing")
+TABLE_HELP = {
+    "delimiter": "delimiter of cells, a space for any white space",
+    "decimal": "decimal mark, . or ,",
+    "thousands": "mark between thousands in numbers",
+    "encoding": "of the text, such as latin-1",
+    "column_names": "names of the columns of a text without header",
+    "missing": "more marks of missing values, words or numbers (write --missing=-1e30 with a sign and an exponent)",
+    "date_order": "ymd, dmy or mdy",
+    "epoch_unit": "s, ms, us or ns of times that count since 1970",
+    "time_zone": "zone of local times, such as Europe/Berlin",
+    "id_column": "column that names the sensor in a long table",
+}
 FORECAST_FILE, PICTURE_FILE = "forecast.csv", "forecast.png"
 
 
@@ -37,11 +55,13 @@ def describe_command(options: Sequence[str]) -> None:
     parser.add_argument("file", help="table, array or NetCDF file, or the name of an embedded series")
     arguments = parser.parse_args(options)
     series = SimulationTimeSeries(arguments.file, **_reading(arguments))
+    console = Console()
+    print_all(console, [f"{arguments.file}:", *describe(series)])
     try:
-        settings = choose_settings(series)
-    except ValueError:
-        settings = None  # said in the last line
-    print_all(Console(), [f"{arguments.file}:", *describe(series, settings)])
+        settings, why = choose_settings(series), ""
+    except ValueError as error:
+        settings, why = None, with_flags(str(error), own_data=True)
+    print_all(console, list(settings_lines(series, settings, why)))
 
 
 def own_data_config(file: str, options: Sequence[str]) -> tuple[Path, list[str]]:
@@ -81,6 +101,7 @@ def predict_command(options: Sequence[str]) -> None:
     parser.add_argument("--output", help=f"file to write ({', '.join(SUFFIXES)}), with a picture beside it")
     parser.add_argument("--runs", default="runs", help="folder of all runs, for results without --output")
     parser.add_argument("--name", help="folder of this run in --runs (default: the data's name)")
+    _add_table_options(parser, "as in training")
     arguments = parser.parse_args(options)
     output = None if arguments.output is None else Path(arguments.output)
     if output is not None and output.suffix.lower() not in SUFFIXES:
@@ -88,7 +109,12 @@ def predict_command(options: Sequence[str]) -> None:
     if output is not None and output.exists() and output.samefile(arguments.data):
         raise ValueError(f"--output {output} is the file that is forecast; write to another one")
     forecaster = load_forecaster(resolve_checkpoint(arguments.ckpt_path))
-    forecast = forecaster.forecast(arguments.data, arguments.horizon, arguments.covariates)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        data = _as_stated(arguments, forecaster)
+        forecast = forecaster.forecast(data, arguments.horizon, arguments.covariates)
+    said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DataWarning))
+    print_all(Console(), [f"note: {with_flags(note, own_data=True)}" for note in said])
     if output is None:
         folder = new_run_folder(Path(arguments.runs), arguments.name or Path(arguments.data).stem, "predict")
         create_run_folder(folder)
@@ -104,23 +130,41 @@ def _write(forecast: Forecast, file: Path, picture: Path) -> None:
     forecast.plot().savefig(picture)
 
 
+def _as_stated(arguments: argparse.Namespace, forecaster: Forecaster) -> str | SensorRecord:
+    """Return the data of predict: the file, read as in training, or its record where options say how it is read."""
+    given = _table_options(arguments)
+    if arguments.time_column is None and not given:
+        return arguments.data
+    card = DataCard.of_dict(forecaster.data_card or {})
+    table = replace(card.table or TableFormat(), **given)
+    return record_of(arguments.data, time_column=arguments.time_column or card.time_column, table=table)
+
+
 def _parser(program: str, description: str) -> Parser:
     parser = Parser(program, description=description, allow_abbrev=False)
-    parser.add_argument("--time_column", help="column that holds the time (default: found by name and content)")
+    _add_table_options(parser, "found by name and content")
     parser.add_argument("--gaps", choices=get_args(Gaps), default="split", help="what to do where times are irregular")
     parser.add_argument("--null_value", type=float, help="number that marks missing values")
     parser.add_argument("--target_columns", nargs="+", help="names or patterns of the sensors to forecast")
     parser.add_argument("--exogenous_columns", nargs="+", help="sensors that are only ever context")
     parser.add_argument("--known_columns", nargs="+", help="columns whose future is known")
-    for field in fields(TableFormat):
-        parser.add_argument(
-            f"--{field.name}", nargs="+" if field.name in LIST_OPTIONS else None, help="see TableFormat"
-        )
     return parser
 
 
-def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+def _add_table_options(parser: Parser, default: str) -> None:
+    parser.add_argument("--time_column", help=f"column that holds the time (default: {default})")
+    for field in fields(TableFormat):
+        options = "+" if field.name in LIST_OPTIONS else None
+        parser.add_argument(f"--{field.name}", nargs=options, help=f"{TABLE_HELP[field.name]} (default: {default})")
+
+
+def _table_options(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {field.name: getattr(arguments, field.name) for field in fields(TableFormat)}
-    table = TableFormat(**given) if any(value is not None for value in given.values()) else None
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = _table_options(arguments)
+    table = TableFormat(**given) if given else None
     names = ("gaps", "null_value", "target_columns", "exogenous_columns", "known_columns")
     return {name: getattr(arguments, name) for name in names} | {"time_col_name": arguments.time_column, "table": table}

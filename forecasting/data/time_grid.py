@@ -44,20 +44,22 @@ class TimeGrid:
         """Whether each row follows the one before by one step."""
         return len(self.breaks) == 0
 
+    @property
+    def irregularities(self) -> list[str]:
+        """What is irregular, each kind with how often it occurs."""
+        longest = f"{self.longest:.4g} steps"
+        kinds = (
+            (self.gaps, f"gap (of {longest})", f"gaps (the longest of {longest})"),
+            (self.duplicates, "duplicate time", "duplicate times"),
+            (self.shorter, "step shorter than the usual one", "steps shorter than the usual one"),
+        )
+        return [f"{count} {one if count == 1 else many}" for count, one, many in kinds if count]
+
     def describe(self, row_time: np.ndarray) -> str:
         """Say what is irregular, and where the first break is."""
-        parts = [
-            f"{count} {what}"
-            for count, what in (
-                (self.gaps, f"gaps (the longest of {self.longest:.4g} steps)"),
-                (self.duplicates, "duplicate times"),
-                (self.shorter, "steps shorter than the usual one"),
-            )
-            if count
-        ]
         first = self.breaks[0]
         at = pd.Timestamp(row_time[first]) if row_time.dtype.kind == "M" else row_time[first]
-        return f"{', '.join(parts)}; the first at row {first} ({at})"
+        return f"{', '.join(self.irregularities)}; the first at row {first} ({at})"
 
 
 def time_grid(timestamps: np.ndarray, step: float | None = None, *, zone: str | None = None) -> TimeGrid:
@@ -160,7 +162,8 @@ def on_grid(record: SensorRecord, gaps: Gaps, step: float | None) -> tuple[Senso
     repeated = np.r_[False, times[1:] == times[:-1]]
     repeated[1:] &= ((record.values[1:] == record.values[:-1]) | np.isnan(record.values[1:])).all(axis=1)
     if repeated.any():
-        notes.append(f"left out {int(repeated.sum())} rows that repeat the row before")
+        count = int(repeated.sum())
+        notes.append(f"left out {count} row{'s that repeat' if count > 1 else ' that repeats'} the row before")
         record = record._replace(values=record.values[~repeated], timestamps=times[~repeated])
         grid = time_grid(times[~repeated], step, zone=record.time_zone)
     if not grid.is_regular and gaps == "resample":

@@ -182,7 +182,7 @@ def test_missing_values_in_the_context_are_allowed(hourly):
 
 
 def test_a_gap_before_the_context_does_not_matter(hourly):
-    with pytest.warns(DataWarning, match="1 gaps"):
+    with pytest.warns(DataWarning, match="1 gap "):
         found = hourly.forecast(TABLE.iloc[:ROWS].drop(TABLE.index[200]))
     np.testing.assert_allclose(found.values, hourly.forecast(TABLE.iloc[:ROWS]).values, rtol=1e-5, atol=1e-6)
 

@@ -160,8 +160,8 @@ def test_describe_lists_rows_columns_times_spectrum_and_windows(tmp_path, capsys
     output = capsys.readouterr().out
     assert f"{ROWS - 48} rows, 2 columns, 0.14% of the values missing" in output
     assert "times: 2024-03-01T00:00:00 to 2024-03-17T15:00:00, a row every 1 h" in output
-    assert "irregular: 1 gaps, 0 duplicates, 0 short steps" in output
-    assert "note: left out 1 rows that repeat the row before" in output
+    assert "irregular: 1 gap (of 49 steps)" in output
+    assert "note: left out 1 row that repeats the row before" in output
     assert "strongest periods: 2" in output
     assert "windows: " in output
     assert "0.28%" in output
