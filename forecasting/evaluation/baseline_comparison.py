@@ -93,6 +93,7 @@ class BaselineComparison(pl.Callback):
             unit=data.series.unit,
             time_unit=data.series.time_unit,
             time_step=data.series.sampling_time * data.time_resolution,
+            scales=data.training_statistics()[1][: data.d_y_target].numpy(),
         )
 
 

@@ -65,14 +65,14 @@ def _scores(report: Report | None) -> list[str]:
     lines = [
         f"\n## Scores\n\n{report.windows} test windows, {report.target_len} steps ahead, {len(report.sensors)} "
         f"sensors\n",
-        f"| forecaster | skill | {mae} | {mse} |\n| --- | --- | --- | --- |",
+        f"| forecaster | skill | {mae} | {mse} | standardised skill |\n| --- | --- | --- | --- | --- |",
     ]
     for name, score in report.scores.items():
         skill = float(np.asarray(report.skill(name)))
-        lines.append(
-            f"| {name} | {skill:.5f} | {float(score.overall['mae']):.3e} | {float(score.overall['mse']):.3e} |"
-        )
-    return lines
+        standardised = "" if report.scales is None else f"{report.standardised_skill(name):.5f}"
+        numbers = f"{float(score.overall['mae']):.3e} | {float(score.overall['mse']):.3e}"
+        lines.append(f"| {name} | {skill:.5f} | {numbers} | {standardised} |")
+    return [*lines, "\nStandardised: each sensor in its training standard deviation, so that none counts for its unit."]
 
 
 def _versions() -> list[str]:

@@ -18,6 +18,8 @@ from ..metrics.forecast_errors import ForecastErrors
 from .baselines import Persistence
 
 METRICS = ("mse", "mae")
+DOMINANT = 0.25  # share of persistence's squared error that goes to other sensors once errors are standardised
+SENSORS_NAMED = 3
 CSV_COLUMNS = ("forecaster", "scope", "position", "metric", "value")
 
 Means = dict[str, np.ndarray]  # "mse" and "mae" to values in original units, NaN where nothing was observed
@@ -54,6 +56,7 @@ class Report:
         unit: unit of the sensor values, None where unknown.
         time_unit: unit of time_step, None where unknown.
         time_step: time from one horizon step to the next.
+        scales: (d,) training standard deviation of each sensor, None where unknown.
     """
 
     scores: dict[str, Score]
@@ -62,6 +65,7 @@ class Report:
     unit: str | None = None
     time_unit: str | None = None
     time_step: float = 1.0
+    scales: np.ndarray | None = None
 
     @property
     def target_len(self) -> int:
@@ -80,6 +84,33 @@ class Report:
         mse, reference = (getattr(self.scores[each], scope)["mse"] for each in (name, Persistence.name))
         return 1 - np.divide(mse, reference, out=np.full_like(mse, np.nan), where=reference > 0)
 
+    def standardised_error(self, name: str) -> float:
+        """Return the mean over sensors of MSE / variance of training, in which no sensor counts more for its unit."""
+        assert self.scales is not None
+        errors = self.scores[name].sensor["mse"] / np.square(self.scales)
+        return float(np.mean(errors[~np.isnan(errors)])) if not np.isnan(errors).all() else np.nan
+
+    def standardised_skill(self, name: str) -> float:
+        """Return 1 - standardised error / that of persistence; NaN where persistence makes no error."""
+        reference = self.standardised_error(Persistence.name)
+        return 1 - self.standardised_error(name) / reference if reference > 0 else np.nan
+
+    @property
+    def dominant(self) -> tuple[list[str], float] | None:
+        """The fewest sensors that make half of persistence's squared error in original units, with their share.
+
+        None where scales are unknown, or where sensors share standardised errors about as they share those.
+        """
+        if self.scales is None:
+            return None
+        mse = np.nan_to_num(self.scores[Persistence.name].sensor["mse"])
+        shares, fair = (part / max(part.sum(), np.finfo(float).tiny) for part in (mse, mse / np.square(self.scales)))
+        if np.maximum(shares - fair, 0).sum() < DOMINANT:
+            return None
+        order = np.argsort(-shares)
+        count = int(np.searchsorted(np.cumsum(shares[order]), 0.5)) + 1
+        return [self.sensors[i] for i in order[:count]], float(shares[order[:count]].sum())
+
 
 def with_unit(label: str, unit: str | None, power: int = 1) -> str:
     """Append the unit in brackets, where it is known.
@@ -96,16 +127,31 @@ def with_unit(label: str, unit: str | None, power: int = 1) -> str:
 
 
 def score_table(report: Report) -> Table:
-    """Lay out the overall scores, one forecaster a row, the model first."""
+    """Lay out the overall scores, one forecaster a row, the model first.
+
+    Where the units of few sensors decide the errors, that is said, and standardised skills stand beside.
+    """
+    dominant = report.dominant
+    lines = ["skill: share of persistence's squared error that is avoided", verdict(report)]
+    if dominant is not None:
+        names, share = dominant
+        more = f" and {len(names) - SENSORS_NAMED} more" if len(names) > SENSORS_NAMED else ""
+        lines.append(
+            f"{share:.0%} of that error is of {', '.join(names[:SENSORS_NAMED])}{more}, by their units; standardised, "
+            "each sensor counts in its training standard deviation"
+        )
+        lines.append(standardised_verdict(report))
     table = Table(
         title=f"Test: {report.windows} windows, {len(report.sensors)} sensors, {report.target_len} steps ahead",
-        caption=f"skill: share of persistence's squared error that is avoided\n{escape(verdict(report))}",
+        caption=escape("\n".join(lines)),
     )
     table.add_column("forecaster")
-    for heading in ("skill", with_unit("MAE", report.unit), with_unit("MSE", report.unit, power=2)):
+    headings = ["skill", with_unit("MAE", report.unit), with_unit("MSE", report.unit, power=2)]
+    for heading in [*headings, *(["standardised skill"] if dominant else [])]:
         table.add_column(escape(heading), justify="right")
     for row, (name, score) in enumerate(report.scores.items()):
-        numbers = (f"{report.skill(name):.5f}", *(f"{score.overall[metric]:.3e}" for metric in ("mae", "mse")))
+        numbers = [f"{report.skill(name):.5f}", *(f"{score.overall[metric]:.3e}" for metric in ("mae", "mse"))]
+        numbers += [f"{report.standardised_skill(name):.5f}"] if dominant else []
         table.add_row(name, *numbers, style="bold" if row == 0 else None, end_section=row == 0)
     return table
 
@@ -117,21 +163,33 @@ def verdict(report: Report) -> str:
         Forecaster: squared error 17 % below the best yardstick, vector ridge; least of all at 38 of 40 steps
     """
     (model, own), *yardsticks = report.scores.items()
-    name, best = min(yardsticks, key=lambda each: each[1].overall["mse"])
-    ratio = float(own.overall["mse"] / best.overall["mse"]) if best.overall["mse"] > 0 else np.nan
+    said, is_known = _beside_the_best(model, {name: float(each.overall["mse"]) for name, each in report.scores.items()})
+    if not is_known:
+        return said
+    least = np.min([each.horizon["mse"] for _, each in yardsticks], axis=0)
+    steps = int((own.horizon["mse"] < least).sum())
+    return f"{said}; least of all at {steps} of {report.target_len} steps"
+
+
+def standardised_verdict(report: Report) -> str:
+    """Say how the model compares with the best yardstick by the standardised error."""
+    model = next(iter(report.scores))
+    said, _ = _beside_the_best(model, {name: report.standardised_error(name) for name in report.scores})
+    return f"standardised: {said.removeprefix(f'{model}: ')}"
+
+
+def _beside_the_best(model: str, errors: dict[str, float]) -> tuple[str, bool]:
+    """Return the sentence, and whether there was anything to compare."""
+    name, best = min(((name, error) for name, error in errors.items() if name != model), key=lambda each: each[1])
+    ratio = errors[model] / best if best > 0 else np.nan
     if not np.isfinite(ratio):
-        return f"{model}: nothing to compare with the best yardstick, {name}"
+        return f"{model}: nothing to compare with the best yardstick, {name}", False
     if ratio >= 1.995:
         difference = f"{ratio:.3g} times that of"
     else:
         percent = round(100 * abs(ratio - 1))
         difference = "equal to that of" if percent == 0 else f"{percent} % {'below' if ratio < 1 else 'above'}"
-    least = np.min([each.horizon["mse"] for _, each in yardsticks], axis=0)
-    steps = int((own.horizon["mse"] < least).sum())
-    return (
-        f"{model}: squared error {difference} the best yardstick, {name}; least of all at {steps} of "
-        f"{report.target_len} steps"
-    )
+    return f"{model}: squared error {difference} the best yardstick, {name}", True
 
 
 def metric_rows(report: Report) -> Iterator[tuple[str, str, str, str, float]]:
@@ -142,8 +200,8 @@ def metric_rows(report: Report) -> Iterator[tuple[str, str, str, str, float]]:
     scope       "overall", "horizon" (one horizon step, all sensors) or "sensor" (all steps)
     position    empty, the horizon step from 1 to n, or the name of the sensor
     metric      "skill" against persistence at the same position, "mse" or "mae" in original units; overall
-                also "spectral_error", "frequency_error" (both relative) and "valid_time" in time_unit, see
-                DynamicsErrors
+                also "standardised_skill" (see Report), "spectral_error", "frequency_error" (both relative)
+                and "valid_time" in time_unit (see DynamicsErrors)
     value       NaN where nothing was observed
     ==========  =================================================================================
     """
@@ -155,6 +213,8 @@ def metric_rows(report: Report) -> Iterator[tuple[str, str, str, str, float]]:
             for i, label in enumerate(labels):
                 for metric, value in values.items():
                     yield name, scope, label, metric, float(np.atleast_1d(value)[i])
+        if report.scales is not None:
+            yield name, "overall", "", "standardised_skill", report.standardised_skill(name)
         if score.dynamics is not None:
             yield name, "overall", "", "spectral_error", score.dynamics["spectral_error"]
             yield name, "overall", "", "frequency_error", score.dynamics["frequency_error"]

@@ -167,3 +167,70 @@ def test_the_table_shows_the_model_first_and_its_numbers(report):
 )
 def test_units_follow_the_label(unit, power, label):
     assert with_unit("MSE", unit, power) == label
+
+
+@pytest.fixture
+def mixed():
+    """Two sensors of which one has a thousand times the other's unit, and is forecast better."""
+    generator = torch.Generator().manual_seed(1)
+    target, model, persistence, other = torch.randn(4, 6, 4, 2, generator=generator).unbind()
+    model = target + torch.tensor([0.1, 1.5]) * model
+    scales = torch.tensor([1000.0, 1.0])
+    scores = {
+        "Model": score(model * scales, target * scales),
+        "persistence": score((target + persistence) * scales, target * scales),
+        "ridge": score((target + 0.3 * other) * scales, target * scales),
+    }
+    labels = {"sensors": ["p", "u"], "windows": 6}
+    return Report(scores, scales=scales.double().numpy(), **labels), (target, model, target + persistence), labels
+
+
+def test_the_standardised_skill_is_that_of_sensors_in_their_standard_deviations(mixed):
+    report, (target, model, persistence), _ = mixed
+    rows = {row[:4]: row[4] for row in metric_rows(report)}
+    error, reference = ((each - target).double().square().mean() for each in (model, persistence))
+    assert rows["Model", "overall", "", "standardised_skill"] == pytest.approx(float(1 - error / reference), rel=1e-4)
+    assert rows["Model", "overall", "", "skill"] > 0.9 > rows["Model", "overall", "", "standardised_skill"]
+
+
+def test_a_sensor_whose_unit_decides_the_errors_is_named_beside_standardised_skills(mixed):
+    report, _, labels = mixed
+    console = Console(width=200, record=True)
+    console.print(score_table(report))
+    printed = " ".join(console.export_text().split())
+    assert "100% of that error is of p, by their units" in printed
+    assert f"{report.standardised_skill('Model'):.5f}" in printed
+    assert "Model: squared error" in printed
+    assert "below the best yardstick, ridge" in printed
+    assert "standardised: squared error" in printed
+    assert "times that of the best yardstick, ridge" in printed.partition("standardised: squared error")[2]
+    console.print(score_table(Report(report.scores, **labels)))
+    assert "standardised" not in console.export_text()
+
+
+def test_sensors_that_count_alike_need_no_standardising(parts):
+    target, model, persistence = parts
+    scores = {"Model": score(model, target), "persistence": score(persistence, target)}
+    alike = Report(scores, ["u_0", "u_1"], windows=5, scales=np.ones(2))
+    assert alike.dominant is None
+    assert Report(scores, ["u_0", "u_1"], windows=5, scales=np.array([1.0, 1.2])).dominant is None
+
+
+def test_the_fewest_sensors_that_make_half_of_the_errors_are_named():
+    target = torch.zeros(3, 4, 8)
+    units = torch.tensor([10.0, 1, 10, 1, 1, 10, 10, 0])
+    report = Report(
+        {"persistence": score(units.expand(3, 4, 8), target)}, list("abcdefgh"), 3, scales=units.clip(min=1).numpy()
+    )
+    assert report.dominant is not None
+    assert set(report.dominant[0]) <= set("acfg")
+    assert len(report.dominant[0]) == 3
+    assert report.dominant[1] == pytest.approx(300 / 403)
+
+
+def test_sensors_that_were_never_observed_leave_the_standardised_skill(parts):
+    target, model, persistence = (part.clone() for part in parts)
+    target[..., 1] = NAN
+    scores = {"Model": score(model, target), "persistence": score(persistence, target)}
+    report = Report(scores, ["u", "dead"], windows=5, scales=np.ones(2))
+    assert report.standardised_skill("Model") == pytest.approx(float(report.skill("Model", "sensor")[0]))
