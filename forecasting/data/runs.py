@@ -20,6 +20,7 @@ from .readers import SUFFIXES
 from .record import SensorRecord
 from .series_config import SeriesConfig
 from .sources import record_of
+from .table_format import TableFormat
 from .time_grid import TOLERANCE, TimeGrid, on_grid
 
 
@@ -74,9 +75,10 @@ def read_runs(config: SeriesConfig) -> Runs:
 
 
 def _read(source: Any, config: SeriesConfig) -> tuple[SensorRecord, TimeGrid | None]:
-    return on_grid(
-        record_of(source, time_column=config.time_col_name, table=config.table), config.gaps, config.time_step_df
-    )
+    table = config.table
+    if config.null_value is not None:
+        table = replace(table or TableFormat(), missing=[*(table.missing or [] if table else []), config.null_value])
+    return on_grid(record_of(source, time_column=config.time_col_name, table=table), config.gaps, config.time_step_df)
 
 
 def sources_of(data: Any) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..flat_arguments import FieldsSignature, takes_fields_of
-from .column_statistics import in_float32_if_fine_enough, mark_missing, rows_of, statistics, varies
+from .column_statistics import in_float32_if_fine_enough, rows_of, statistics, varies
 from .covariates import CovariateConfig, TimeCovariates, fitting_cycles, local_clock
 from .runs import Runs, read_runs
 from .series_config import SeriesConfig
@@ -79,7 +79,7 @@ class SimulationTimeSeries:
         used = self.target_cols + self.exo_cols + self.known_cols
         self.other_cols = [name for name in record.columns if name not in used]
         order = [record.columns.index(name) for name in self.target_cols + self.exo_cols]
-        values = mark_missing(np.take(record.values, order, axis=1), config.null_value)
+        values = np.take(record.values, order, axis=1)
         _check_training_rows(values, self.splits["train"])
         self.values = in_float32_if_fine_enough(values, self.splits["train"])
         self.coordinates = None if record.coordinates is None else record.coordinates[order]
@@ -90,7 +90,7 @@ class SimulationTimeSeries:
         self.unit = self.units[0] if self.units and len(set(self.units)) == 1 else None
         self.time_zone = record.time_zone
         known = [record.columns.index(name) for name in self.known_cols]
-        self.known_values = mark_missing(record.values[:, known], config.null_value)
+        self.known_values = record.values[:, known]
         self.frequencies = np.empty(0) if config.use_cycles is False else self._dominant_frequencies(config)
         self.covariates = self._covariates(config)
         self.time_features, self.time_cols = self.covariates.compute(self.times, self.known_values)
