@@ -95,9 +95,11 @@ def test_arguments_and_defaults_are_those_of_a_run_saved_before():
     model, series = saved["model"]["init_args"], saved["data"]["series"]["init_args"]
     sizes = {"d_model": 128, "n_heads": 4, "n_encoder_layers": 2, "n_decoder_layers": 2, "max_seq_len": 512}
     widths = {"d_y_context": 49, "d_y_target": 49, "d_x": 1}
-    assert defaults(SpatioTemporalPerformer_Forecaster) == model | sizes | widths
-    given = {"data": None, "data_path": None, "target_columns": None, "exogenous_columns": None}
-    assert defaults(SimulationTimeSeries) == series | given | {"fractions": (0.7, 0.1, 0.2)}
+    now = defaults(SpatioTemporalPerformer_Forecaster)
+    assert {name: now[name] for name in model | widths} == model | sizes | widths
+    given = {"data_path": None, "target_columns": None, "exogenous_columns": None, "fractions": (0.7, 0.1, 0.2)}
+    now = defaults(SimulationTimeSeries)  # what has come since is not in the saved run
+    assert {name: now[name] for name in series} == series | given
 
 
 def defaults(kind: type) -> dict[str, Any]:
