@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
+from statistics import median
 from typing import Any, get_args
 
 from torch import Tensor
@@ -99,7 +100,7 @@ def choose_settings(
     follows = period is not None and 4 <= period <= MOST_STEPS_AHEAD
     wanted = round(period) if follows and period else STEPS_AHEAD
     most_rows = max(6, MOST_TOKENS // series.d_y_context)
-    run_rows = [len(run) for run in series.rows_of_runs.values()]  # each of which should hold several windows
+    run_rows = _usual_run_rows(series)  # each of which should hold several windows
     ahead = target_len or max(
         1, min(wanted, most_rows // 3, len(series.splits["val"]) // 2, *(n // 4 for n in run_rows))
     )
@@ -128,6 +129,14 @@ def choose_settings(
         linear_model=linear_model,
         linear_window=linear_window,
         counts=counts,
+    )
+
+
+def _usual_run_rows(series: SimulationTimeSeries) -> list[int]:
+    """Return the median rows of a run in each split: one that broke off early does not shorten everybody's windows."""
+    runs = series.rows_of_runs.values()
+    return (
+        [int(median(len(run) for run in runs if run.start in rows)) for rows in series.splits.values()] if runs else []
     )
 
 

@@ -9,6 +9,7 @@ from ..automatic_settings import AutomaticSettings
 from ..data import SimulationTimeSeries
 from ..data.time_features import generate_spectral_welch, refine_frequencies
 from ..data.time_labels import time_texts
+from ..data.windows import runs_without_windows
 from ..evaluation.report import with_unit
 from .flags import with_flags
 
@@ -36,7 +37,10 @@ def settings_lines(series: SimulationTimeSeries, settings: AutomaticSettings | N
         return [f"windows: none; {why_none}"]
     why = f", the dominant period of {settings.period:.4g} rows" if settings.period is not None else ""
     counts = ", ".join(f"{count} for {split}" for split, count in settings.counts.items())
+    span = settings.context_len + settings.target_len
+    short = [runs_without_windows(series, split, span) for split in series.splits]
     return [
+        *(f"note: {note}" for note in short if note),
         f"forecast: {rows_text(series, settings.target_len)}{why}, from {rows_text(series, settings.context_len)}",
         f"windows: {counts}",
         f"covariates: {', '.join(series.time_cols)}",

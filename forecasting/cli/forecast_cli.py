@@ -181,7 +181,8 @@ class ForecastCLI(LightningCLI):
         if checkpoint is not None:
             check_weights(self.model, Path(checkpoint))
         if self.trainer.is_global_zero:
-            for note in self.datamodule.series.notes:
+            data = self.datamodule  # of own data, short runs are said with the settings
+            for note in data.notes if self.future_of is None else data.series.notes:
                 said = with_flags(note, own_data=self.future_of is not None)
                 self.console.print(f"note: {said}", markup=False, highlight=False, soft_wrap=True)
             create_run_folder(self.run_folder)

@@ -116,7 +116,7 @@ def predict_command(options: Sequence[str]) -> None:
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DataWarning))
     print_all(Console(), [f"note: {with_flags(note, own_data=True)}" for note in said])
     if output is None:
-        folder = new_run_folder(Path(arguments.runs), arguments.name or Path(arguments.data).stem, "predict")
+        folder = new_run_folder(Path(arguments.runs), arguments.name or name_of(arguments.data), "predict")
         create_run_folder(folder)
         _write(forecast, folder / FORECAST_FILE, folder / PICTURE_FILE)
         print(folder)

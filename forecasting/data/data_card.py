@@ -1,6 +1,6 @@
 """What a forecaster must know of the data it was trained on, to forecast other records of the same sensors."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -33,6 +33,7 @@ class DataCard:
         time_column, table, gaps: how the training data were read.
         source: where they came from.
         rows: of each split.
+        runs: names of the runs of each split, empty for a single record.
     """
 
     context_len: int
@@ -56,6 +57,7 @@ class DataCard:
     gaps: Gaps
     source: str | None
     rows: dict[str, int]
+    runs: dict[str, list[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, which checkpoints hold."""
@@ -177,7 +179,18 @@ def card_of(series: SimulationTimeSeries, *, context_len: int, target_len: int, 
         covariates=series.covariates,
         source=series.source,
         rows={split: len(rows) for split, rows in series.splits.items()},
+        runs=runs_of_splits(series),
         **series.reading,
+    )
+
+
+def runs_of_splits(series: SimulationTimeSeries) -> dict[str, list[str]]:
+    """Return the names of the runs of each split; nothing for a single record."""
+    runs = series.rows_of_runs
+    return (
+        {split: [name for name in runs if runs[name].start in rows] for split, rows in series.splits.items()}
+        if runs
+        else {}
     )
 
 
@@ -187,8 +200,24 @@ def adopt(series: SimulationTimeSeries, card: DataCard) -> None:
     Arrays are changed in place, so that windows that view them follow.
 
     Raises:
-        ValueError: columns, time step or kind of times other than those of training.
+        ValueError: columns, time step or kind of times other than those of training, or a run of another split.
     """
+    now = {name: split for split, names in runs_of_splits(series).items() for name in names}
+    moved = [
+        (name, split, now[name])
+        for split, names in card.runs.items()
+        for name in names
+        if now.get(name, split) != split
+    ]
+    if moved:
+        name, split, other = moved[0]
+        raise ValueError(
+            f"{len(moved)} runs are of another split than in training, such as {name!r}, of {split} then, of {other} "
+            f"now: the runs have changed; state "
+            + " and ".join(
+                f"{split}_runs={[x for x in card.runs.get(split, []) if x in now]}" for split in ("val", "test")
+            )
+        )
     if set(card.target_columns) != set(series.target_cols):
         raise ValueError(
             f"the targets do not match those of training: expected {card.target_columns}, got {series.target_cols}; "

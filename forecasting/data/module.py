@@ -20,7 +20,7 @@ from .augmentation import AugmentedWindows, InputAugmentation
 from .data_card import DataCard, adopt, card_of
 from .series import SimulationTimeSeries
 from .training_order import EpochOrder, TrainingLoader, visits_made
-from .windows import SimulationTorchDataset, Window
+from .windows import SimulationTorchDataset, Window, runs_without_windows
 
 BLOCK_ELEMENTS = 1 << 22  # entries of the windows that window_blocks gathers at once: 16 MiB
 
@@ -137,6 +137,13 @@ class DataModule(pl.LightningDataModule):
             return self._windows["train"]
         self.series.split_range(split)
         return self._windows[split]
+
+    @property
+    def notes(self) -> list[str]:
+        """What became of the series, and which of its runs are too short for a window."""
+        span = self.time_resolution * (self.context_len + self.target_len - 1) + 1
+        short = (runs_without_windows(self.series, split, span) for split in self.series.splits)
+        return [*self.series.notes, *(note for note in short if note)]
 
     def window_blocks(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (context_y, target_y) of all windows of a split in order, unperturbed, many at a time."""

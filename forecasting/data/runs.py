@@ -62,7 +62,7 @@ def read_runs(config: SeriesConfig) -> Runs:
     names = list(found)
     by_split = config.divide_runs(names)
     order = [names.index(name) for chosen in by_split.values() for name in chosen]
-    read = [_read(found[names[index]], config) for index in order]
+    read = [_read_run(names[index], found[names[index]], config) for index in order]
     names = [names[index] for index in order]
     records, grids = [record for record, _ in read], [grid for _, grid in read]
     for name, each, grid in zip(names[1:], records[1:], grids[1:], strict=True):
@@ -81,6 +81,18 @@ def _read(source: Any, config: SeriesConfig) -> tuple[SensorRecord, TimeGrid | N
     return on_grid(record_of(source, time_column=config.time_col_name, table=table), config.gaps, config.time_step_df)
 
 
+def _read_run(name: str, source: Any, config: SeriesConfig) -> tuple[SensorRecord, TimeGrid | None]:
+    try:
+        record, grid = _read(source, config)
+    except ValueError as error:
+        raise ValueError(
+            f"run {name!r}: {error}; a file that is no run is left out by a pattern, as 'runs/*.csv'"
+        ) from error
+    if len(record.values) < 2:
+        raise ValueError(f"run {name!r} has a single row; leave it out")
+    return record, grid
+
+
 def sources_of(data: Any) -> dict[str, Any] | None:
     """Return the runs by name; None for a single record.
 
@@ -91,7 +103,7 @@ def sources_of(data: Any) -> dict[str, Any] | None:
     if isinstance(data, str | Path):
         folder = Path(data)
         if folder.is_dir():
-            paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+            paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
         elif has_magic(str(data)) and not folder.exists():
             paths = [Path(path) for path in glob(str(data), recursive=True)]
         else:
@@ -111,9 +123,13 @@ def name_of(data_path: str | list[str] | None) -> str:
     """Return a name for results: of a file without its suffix, of several runs that of their folder."""
     if data_path is None:
         return "series"
-    is_several = isinstance(data_path, list) or has_magic(data_path)
-    first = Path(data_path[0] if isinstance(data_path, list) else data_path)
-    return (first.resolve().parent.name or "runs") if is_several else first.stem
+    if isinstance(data_path, list) or has_magic(data_path):
+        path = Path(data_path[0] if isinstance(data_path, list) else data_path).parent
+        while has_magic(str(path)):
+            path = path.parent
+    else:
+        path = Path(data_path)
+    return (path.resolve().name if path.is_dir() else path.stem) or "runs"
 
 
 def _is_record(x: Any) -> bool:
@@ -123,19 +139,18 @@ def _is_record(x: Any) -> bool:
 
 def _by_name(paths: Sequence[Path]) -> dict[str, Any]:
     """Name runs by their files, with as many folders as tell them apart."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"each run must be given once, got {[str(path) for path in paths]}")
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.with_suffix("").parts[-parts:]) for path in paths]
         if len(set(names)) == len(paths):
             return dict(zip(names, map(str, paths), strict=True))
-    named = {str(path): str(path) for path in paths}
-    if len(named) < len(paths):
-        raise ValueError(f"each run must be given once, got {[str(path) for path in paths]}")
-    return named
+    return {str(path): str(path) for path in paths}
 
 
 def _natural(path: Path) -> list[Any]:
     """Sort re_80 before re_100."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+(?:\.[0-9]+)?)", str(path)))]
 
 
 def _check_alike(
@@ -164,6 +179,18 @@ def _check_alike(
             f"all runs must have one time between rows: {first!r} has {steps[0]:.6g}, {name!r} {steps[1]:.6g}; "
             "resample them, or state time_step_df with gaps='resample'"
         )
+    if one.time_unit != other.time_unit:
+        raise ValueError(
+            f"all runs must have times in one unit: {first!r} has {one.time_unit}, {name!r} {other.time_unit}; convert "
+            "the times of one of them"
+        )
+    places = [x.coordinates for x in (one, other)]
+    if places[0] is not None and places[1] is not None:
+        order = [other.columns.index(column) for column in one.columns]
+        if places[0].shape != places[1].shape or not np.allclose(places[0], places[1][order]):
+            raise ValueError(
+                f"all runs must have their sensors where the first has them: {name!r} differs from {first!r}"
+            )
     units = [dict(zip(x.columns, x.units or [None] * len(x.columns), strict=True)) for x in (one, other)]
     differing = [column for column in one.columns if units[0][column] != units[1][column]]
     if differing:

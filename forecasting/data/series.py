@@ -71,7 +71,8 @@ class SimulationTimeSeries:
         self.breaks = np.union1d(within, runs.starts[1:]).astype(np.int64)
         self.reading: dict[str, Any] = {name: getattr(config, name) for name in ("null_value", "table", "gaps")}
         self.reading["time_column"] = config.time_col_name
-        self.source = config.data_path if isinstance(config.data_path, str | None) else ", ".join(config.data_path)
+        path = config.data_path
+        self.source = ", ".join(map(str, path)) if isinstance(path, list) else None if path is None else str(path)
         self.notes = list(record.notes)
         if self.notes:
             warnings.warn(f"{self.source or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
@@ -160,14 +161,15 @@ class SimulationTimeSeries:
             if use_cycles:
                 raise ValueError(
                     "several runs without dates have no common phase: expected use_cycles=False or None (the time "
-                    "since the start of a run), got True"
+                    "on the clock of each run), got True"
                 )
             use_cycles = False
         if calendar is not None:
             check_calendar(self.times if self.grid is not None else None, calendar)
         has_index = use_cycles is False
         if use_cycles is None and calendar is None and has_dates:
-            calendar = fitting_cycles(local_clock(rows_of(self.times, train), self.time_zone), self.step * 1e-9)
+            seen = self.longest_training_run if self.rows_of_runs else train
+            calendar = fitting_cycles(local_clock(rows_of(self.times, seen), self.time_zone), self.step * 1e-9)
             use_cycles = not calendar
         known_mean, known_std = statistics(rows_of(self.known_values, train))
         elapsed = np.arange(train.start, train.stop) * self.sampling_time

@@ -79,9 +79,9 @@ class Split:
         val = self._chosen("val_runs", names, self.fractions[1], test)
         train = [name for name in names if name not in val and name not in test]
         both = [name for name in val if name in test]
-        if both or not train:
+        if both or not (train and val and (test or not self.have_test)):
             raise ValueError(
-                f"each run is of one split and training needs one: got val_runs {val} and test_runs {test} of "
+                f"each run is of one split, and each split needs one: got val_runs {val} and test_runs {test} of "
                 f"{list(names)}"
             )
         return {"train": train, "val": val} | ({"test": test} if self.have_test else {})

@@ -87,7 +87,8 @@ class SimulationTorchDataset(Dataset[Window]):
                     f"no window of {span} rows of the {split} split lies between two of the {len(time_series.breaks)} "
                     "breaks in time; shorten the window, or set gaps to 'resample'"
                 )
-        _warn_of_short_runs(time_series, split, span)
+        if short := runs_without_windows(time_series, split, span):
+            warnings.warn(short, DataWarning, stacklevel=2)
         self._time_features = torch.from_numpy(time_series.time_features)
         self._context = torch.from_numpy(time_series.values)
         self._targets = self._context[:, : time_series.d_y_target]
@@ -113,13 +114,13 @@ class SimulationTorchDataset(Dataset[Window]):
         return slice(start, middle, step), slice(middle, middle + step * self.target_len, step)
 
 
-def _warn_of_short_runs(time_series: SimulationTimeSeries, split: str, span: int) -> None:
+def runs_without_windows(time_series: SimulationTimeSeries, split: str, span: int) -> str | None:
+    """Say which runs of a split are shorter than a window of `span` rows; None if there are none."""
     rows = time_series.split_range(split)
     short = [name for name, run in time_series.rows_of_runs.items() if run.start in rows and len(run) < span]
-    if short:
-        warnings.warn(
-            f"{len(short)} runs of the {split} split are shorter than a window of {span} rows and give none: "
-            f"{', '.join(short[:5])}; shorten the window to use them",
-            DataWarning,
-            stacklevel=3,
-        )
+    if not short:
+        return None
+    return (
+        f"{len(short)} runs of the {split} split are shorter than a window of {span} rows and give none: "
+        f"{', '.join(short[:5])}; shorten the window to use them"
+    )

@@ -157,14 +157,13 @@ class HeldOutChoice(Baseline):
                 f"too few for that with context_len={self._context_len} and target_len={self._target_len}; give more "
                 "rows, or fit one setting directly"
             )
-        first = boundary - self._context_len
-        held_out = scaled[first:].unfold(0, span, 1).mT  # (windows, l + n, c), a view
-        held_out = held_out[[not any(i < row - first < i + span for row in breaks) for i in range(len(held_out))]]
-        if len(held_out) == 0:
-            raise ValueError(
-                f"{self.name} holds back a fifth of the training rows to choose a setting, but no {span} of them are "
-                "without a break; give more rows, or fit one setting directly"
-            )
+        whole = [s for start, stop in pairwise(self._edges) for s in range(start, stop - span + 1)]
+        if whole[-1] < boundary - self._context_len:  # short runs stand at the end: a fifth of the windows instead
+            boundary = whole[len(whole) * 4 // 5] + self._context_len
+        starts = [start for start in whole if start >= boundary - self._context_len]
+        windows = scaled.unfold(0, span, 1).mT  # (windows, l + n, c), a view
+        is_whole = len(starts) == len(windows) - starts[0]
+        held_out = windows[starts[0] :] if is_whole else windows[starts]
         early = [row for row in breaks if row < boundary]
         errors = [_squared_error(x.fit(scaled[:boundary], breaks=early, **sizes), held_out) for x in self.candidates]
         self.chosen = self.candidates[errors.index(min(errors))].fit(scaled, breaks=breaks, **sizes)

@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from favorcast.forecasting import train_forecaster
+from favorcast.forecasting.automatic_settings import choose_settings
 from favorcast.forecasting.cli.main import main
-from favorcast.forecasting.data import DataModule, DataWarning, SimulationTimeSeries, SimulationTorchDataset
+from favorcast.forecasting.data import (
+    DataModule,
+    DataWarning,
+    SimulationTimeSeries,
+    SimulationTorchDataset,
+    sensor_record,
+)
+from favorcast.forecasting.data.runs import name_of
 from favorcast.forecasting.evaluation.baselines import (
     Analogs,
     DynamicModeDecomposition,
@@ -107,6 +115,7 @@ def test_a_run_of_another_kind_is_refused(change, message):
         ({"test_runs": ["re_200"]}, "no run matches 're_200'"),
         ({"test_runs": ["re_80"], "val_runs": ["re_80"]}, "each run is of one split"),
         ({"test_runs": ["*"]}, "each run is of one split"),
+        ({"val_runs": []}, "each split needs one"),
         ({"use_cycles": True}, "no common phase"),
     ],
 )
@@ -122,6 +131,79 @@ def test_too_few_runs_and_runs_of_a_single_record_are_refused(tmp_path):
         SimulationTimeSeries(data=wave(0, 30), test_runs=["a"])
     with pytest.raises(FileNotFoundError, match="no runs at"):
         SimulationTimeSeries(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"time_unit": "h"}, "times in one unit: 'a' has s, 'b' h"),
+        ({"coordinates": np.ones((3, 2))}, "sensors where the first has them: 'b'"),
+    ],
+)
+def test_runs_of_other_units_or_places_are_refused(changed, message):
+    labels = {"time_unit": "s", "coordinates": np.zeros((3, 2)), "sampling_time": 1.0}
+    one, other = (sensor_record(wave(0, 30), **each) for each in (labels, labels | changed))
+    with pytest.raises(ValueError, match=message):
+        SimulationTimeSeries(data={"a": one, "b": other, "c": one})
+
+
+def test_files_that_are_no_runs_are_named_or_passed_over(folder):
+    (folder / ".re_hidden.csv").write_text("")
+    assert len(SimulationTimeSeries(str(folder)).rows_of_runs) == 4
+    (folder / "one.csv").write_text("time,u,v,w\n0,1,2,3\n")
+    with pytest.raises(ValueError, match="run 'one' has a single row"):
+        SimulationTimeSeries(str(folder))
+    (folder / "one.csv").write_text("")
+    with pytest.raises(ValueError, match=r"run 'one': .* a file that is no run is left out by a pattern"):
+        SimulationTimeSeries(str(folder))
+
+
+def test_a_run_is_given_once_by_path_or_text(folder):
+    files = [folder / f"{name}.csv" for name in LENGTHS]
+    assert list(SimulationTimeSeries(files).rows_of_runs) == list(LENGTHS)
+    assert SimulationTimeSeries(files[0]).source == str(files[0])
+    with pytest.raises(ValueError, match="each run must be given once"):
+        SimulationTimeSeries([*files, folder / ".." / folder.name / "re_80.csv"])
+
+
+def test_a_run_that_broke_off_does_not_shorten_the_windows():
+    runs = {f"r{i}": wave(0, 400) for i in range(4)}
+    whole = choose_settings(SimulationTimeSeries(data=runs))
+    with pytest.warns(DataWarning, match="give none: broken"):
+        broken = choose_settings(SimulationTimeSeries(data={"broken": wave(0, 5), **runs}))
+    assert (broken.context_len, broken.target_len) == (whole.context_len, whole.target_len)
+
+
+def test_runs_that_have_changed_their_split_are_refused():
+    runs = {name: wave(i, rows) for i, (name, rows) in enumerate(LENGTHS.items())}
+    trained = DataModule(SimulationTimeSeries(data=runs), context_len=8, target_len=4).data_card()
+    fewer = {name: rows for name, rows in runs.items() if name != "re_140"}  # re_120, of validation, would be tested
+    with pytest.raises(
+        ValueError, match=r"2 runs .* 're_100', of train then, of val now.*val_runs=\['re_120'\] and test_runs=\[\]"
+    ):
+        DataModule(SimulationTimeSeries(data=fewer), context_len=8, target_len=4).adopt(trained)
+    other = SimulationTimeSeries(data={"x": runs["re_80"], "re_120": runs["re_120"], "new": runs["re_140"]})
+    DataModule(other, context_len=8, target_len=4).adopt(trained)
+
+
+def test_results_are_named_after_the_folder_of_runs(tmp_path, monkeypatch):
+    (tmp_path / "sims" / "v1.2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sims" / "v1.2")
+    names = {"a/b.csv": "b", ".": "v1.2", "..": "sims", "../*/out.csv": "sims", "re_*.csv": "v1.2"}
+    assert {path: name_of(path) for path in names} == names
+    assert (name_of(None), name_of(["x/y/1.csv", "x/y/2.csv"])) == ("series", "y")
+
+
+def test_dated_runs_have_the_cycles_that_one_run_holds():
+    def run(day: int) -> pd.DataFrame:
+        times = pd.date_range(f"2024-01-{day:02}", periods=360, freq="10s")
+        return pd.DataFrame(wave(0, 360), columns=["u", "v", "w"], index=times)
+
+    covariates = [
+        SimulationTimeSeries(data=[run(day) for day in days]).time_cols for days in ((1, 3, 5, 7), (7, 5, 3, 1))
+    ]
+    assert covariates[0] == covariates[1]
+    assert "Sin_Day" not in covariates[0]
 
 
 def test_a_run_shorter_than_a_window_is_named():
@@ -147,8 +229,7 @@ def test_yardsticks_learn_nothing_from_one_run_to_the_next(baseline):
         for is_known in (True, False)
     )
     torch.testing.assert_close(*within)
-    if baseline.name != "analogs":  # whose neighbours are windows of the same run in any case
-        assert (across[0] - across[1]).abs().max() > 1e-3
+    assert (across[0] - across[1]).abs().max() > 1e-3
 
 
 def test_a_choice_held_out_keeps_to_runs():
@@ -156,6 +237,8 @@ def test_a_choice_held_out_keeps_to_runs():
     rows = torch.from_numpy(np.concatenate([wave(0, 40), wave(1, 30)]))
     baseline.fit(rows, context_len=8, target_len=4, d_y_target=3, breaks=[40])
     assert baseline.chosen._edges == [0, 40, 70]
+    short_last = [40, 51, 62]  # of the last fifth no window is whole: the last fifth of the windows takes its place
+    assert baseline.fit(rows, context_len=8, target_len=4, d_y_target=3, breaks=short_last).chosen._edges[-1] == 70
     with pytest.raises(ValueError, match="without a break"):
         baseline.fit(rows, context_len=8, target_len=4, d_y_target=3, breaks=list(range(0, 70, 11)))
 
