@@ -96,7 +96,7 @@ def test_a_validation_without_any_value_is_told(tmp_path, capsys):
         (["--data.contextlen", "3"], "did you mean data.context_len?"),
         (["--model.d_modell", "9"], "did you mean d_model?"),
         (["--trainer.max_epoxhs", "9"], "did you mean trainer.max_epochs?"),
-        (["--data.series.init_args.target_cols", "[u_0]"], "did you mean target_columns?"),
+        (["--data.series.init_args.target_cols", "[u_0]"], "did you mean --data.series.init_args.target_columns?"),
         (["--colour", "3"], None),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

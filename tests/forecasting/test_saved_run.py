@@ -24,10 +24,10 @@ def saved(tmp_path, monkeypatch):
 def test_it_scores_as_it_did(capsys, saved):
     folder, _ = run(capsys, "test", "--ckpt_path", saved)
     then, now = metrics(saved), metrics(folder)
-    assert then.keys() == now.keys()
+    assert then.keys() <= now.keys()  # later versions score more
     errors = {key: value for key, value in then.items() if key[3] in ("mse", "mae")}
     assert len(errors) > 50
-    assert now == pytest.approx(then, rel=1e-4, abs=1e-6, nan_ok=True)
+    assert {key: now[key] for key in then} == pytest.approx(then, rel=1e-4, abs=1e-6, nan_ok=True)
 
 
 def test_it_trains_on(capsys, saved):

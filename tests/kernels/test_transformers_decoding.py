@@ -21,7 +21,7 @@ from favorcast.kernels import (
 )
 from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
 from favorcast.kernels.huggingface import attention as favor
-from favorcast.kernels.huggingface import decoding, keyed_states
+from favorcast.kernels.huggingface import decoding
 from favorcast.kernels.huggingface.holders import holder_of
 
 transformers = pytest.importorskip("transformers", reason='pip install "favorcast[transformers]"')
@@ -29,6 +29,8 @@ transformers = pytest.importorskip("transformers", reason='pip install "favorcas
 from transformers import masking_utils  # noqa: E402
 from transformers.modeling_utils import AttentionInterface  # noqa: E402
 from transformers_textbook import register_textbook  # noqa: E402
+
+from favorcast.kernels.huggingface import keyed_states  # noqa: E402
 
 WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENDLESS = {"vocab_size": 50, "pad_token_id": 0, "eos_token_id": None, "bos_token_id": None}
