@@ -134,10 +134,8 @@ def choose_settings(
 
 def _usual_run_rows(series: SimulationTimeSeries) -> list[int]:
     """Return the median rows of a run in each split: one that broke off early does not shorten everybody's windows."""
-    runs = series.rows_of_runs.values()
-    return (
-        [int(median(len(run) for run in runs if run.start in rows)) for rows in series.splits.values()] if runs else []
-    )
+    splits = series.splits if series.rows_of_runs else ()
+    return [int(median(map(len, series.runs_of(split).values()))) for split in splits]
 
 
 def choose_linear_part(data: DataModule) -> tuple[LinearKind, int]:

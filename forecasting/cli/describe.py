@@ -80,8 +80,8 @@ def _facts(series: SimulationTimeSeries) -> list[str]:
     rows, columns = series.values.shape
     missing = np.isnan(series.values).mean()
     lines = [f"{rows} rows, {columns} columns, {missing:.2%} of the values missing"]
-    for split, inside in series.splits.items() if series.rows_of_runs else ():
-        chosen = [f"{name} ({len(run)})" for name, run in series.rows_of_runs.items() if run.start in inside]
+    for split in series.splits if series.rows_of_runs else ():
+        chosen = [f"{name} ({len(run)})" for name, run in series.runs_of(split).items()]
         lines.append(f"{split} runs (rows): {', '.join(chosen)}")
     if series.grid is None:
         lines.append("times: none, rows are counted")

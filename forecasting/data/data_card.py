@@ -179,18 +179,8 @@ def card_of(series: SimulationTimeSeries, *, context_len: int, target_len: int, 
         covariates=series.covariates,
         source=series.source,
         rows={split: len(rows) for split, rows in series.splits.items()},
-        runs=runs_of_splits(series),
+        runs={split: list(series.runs_of(split)) for split in series.splits if series.rows_of_runs},
         **series.reading,
-    )
-
-
-def runs_of_splits(series: SimulationTimeSeries) -> dict[str, list[str]]:
-    """Return the names of the runs of each split; nothing for a single record."""
-    runs = series.rows_of_runs
-    return (
-        {split: [name for name in runs if runs[name].start in rows] for split, rows in series.splits.items()}
-        if runs
-        else {}
     )
 
 
@@ -202,7 +192,7 @@ def adopt(series: SimulationTimeSeries, card: DataCard) -> None:
     Raises:
         ValueError: columns, time step or kind of times other than those of training, or a run of another split.
     """
-    now = {name: split for split, names in runs_of_splits(series).items() for name in names}
+    now = {name: split for split in series.splits for name in series.runs_of(split)}
     moved = [
         (name, split, now[name])
         for split, names in card.runs.items()

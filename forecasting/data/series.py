@@ -118,6 +118,11 @@ class SimulationTimeSeries:
         inside = [int(row) for row in self.breaks if train.start < row < train.stop]
         return max((range(*ends) for ends in pairwise([train.start, *inside, train.stop])), key=len)
 
+    def runs_of(self, split: str) -> dict[str, range]:
+        """Return the rows of each run of a split by its name; nothing for a single record."""
+        rows = self.split_range(split)
+        return {name: run for name, run in self.rows_of_runs.items() if run.start in rows}
+
     def split_range(self, split: str) -> range:
         """Return the rows of a split.
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from .column_choice import match_names
 
@@ -75,8 +74,14 @@ class Split:
         if not self.have_test and self.test_runs is not None:
             raise ValueError("test_runs needs have_test=True, got have_test=False")
         _check_fractions(self.fractions)
-        test = [] if not self.have_test else self._chosen("test_runs", names, self.fractions[2], [])
-        val = self._chosen("val_runs", names, self.fractions[1], test)
+        val, test = (
+            None if patterns is None else match_names(names, patterns, kind="run")
+            for patterns in (self.val_runs, self.test_runs)
+        )
+        if test is None:
+            test = self._last(names, val or [], self.fractions[2]) if self.have_test else []
+        if val is None:
+            val = self._last(names, test, self.fractions[1])
         train = [name for name in names if name not in val and name not in test]
         both = [name for name in val if name in test]
         if both or not (train and val and (test or not self.have_test)):
@@ -86,12 +91,10 @@ class Split:
             )
         return {"train": train, "val": val} | ({"test": test} if self.have_test else {})
 
-    def _chosen(self, which: str, names: Sequence[str], fraction: float, taken: list[str]) -> list[str]:
-        patterns = getattr(self, which)
-        if patterns is not None:
-            return match_names(names, patterns, kind="run")
-        explicit = self.val_runs or []
-        free = [name for name in names if name not in taken and (which == "val_runs" or not _matches(name, explicit))]
+    @staticmethod
+    def _last(names: Sequence[str], taken: Sequence[str], fraction: float) -> list[str]:
+        """Return the last runs that are free, as nearly a fraction of all as whole runs allow, and at least one."""
+        free = [name for name in names if name not in taken]
         return free[len(free) - max(1, round(fraction * len(names))) :]
 
     @property
@@ -127,10 +130,6 @@ class Split:
 def _check_fractions(fractions: tuple[float, float, float]) -> None:
     if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6):
         raise ValueError(f"fractions must be three numbers (train, val, test) that sum to 1, got {fractions}")
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _check_order(splits: dict[str, tuple[int, int]], rows: int) -> None:

@@ -116,8 +116,7 @@ class SimulationTorchDataset(Dataset[Window]):
 
 def runs_without_windows(time_series: SimulationTimeSeries, split: str, span: int) -> str | None:
     """Say which runs of a split are shorter than a window of `span` rows; None if there are none."""
-    rows = time_series.split_range(split)
-    short = [name for name, run in time_series.rows_of_runs.items() if run.start in rows and len(run) < span]
+    short = [name for name, run in time_series.runs_of(split).items() if len(run) < span]
     if not short:
         return None
     return (

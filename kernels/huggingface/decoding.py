@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..dispatch.implementation import resolve_impl
 from ..favor.feature_maps import FEATURE_MAPS, FeatureMap
 from ..favor.functions import FavorState, Streamed, attend, stream_attention
+from ..favor.reference.blocks import largest_entry
 from ..layers.masks import is_readable
 from ..random_features import RandomFeatures
 
@@ -104,7 +105,7 @@ def one_token(
     projection = features.projection.to(query.dtype).to(dtype)  # tokens in half precision meet it rounded as they are
     log_feature, _, has_norm = FEATURE_MAPS[feature_map]
     tokens = torch.cat((query.reshape(b, h, -1, d), key), -2).to(dtype)
-    largest = _largest_entry(dtype, d)
+    largest = largest_entry(dtype, d)
     tokens = tokens.mul_(math.sqrt(scale)).clamp_(-largest, largest)
     products = log_feature(tokens @ projection.mT)  # (b, h, g + 1, m), the key's last
     exponent = products[:, :, -1]
@@ -144,16 +145,11 @@ def read(
     (b, h, _, e), d, dtype = values.shape, query.shape[-1], values.dtype
     projection = features.projection.to(query.dtype).to(dtype)
     tokens = query.reshape(b, h, -1, d).to(dtype) * math.sqrt(scale)
-    largest = _largest_entry(dtype, d)
+    largest = largest_entry(dtype, d)
     products = FEATURE_MAPS[feature_map].log_feature(tokens.clamp_(-largest, largest) @ projection.mT)
     lowest = torch.finfo(dtype).min / 2  # of a sample all of whose keys are hidden, and whose values are zero
     weights = torch.softmax(products + total.clamp(min=lowest).unsqueeze(-2), -1)
     return (weights @ values).view(b, -1, 1, e).to(query.dtype)
-
-
-def _largest_entry(dtype: torch.dtype, head_dim: int) -> float:
-    """Bound entries as the operators do, so that |x|^2 stays finite."""
-    return math.sqrt(torch.finfo(dtype).max / (8 * head_dim))
 
 
 def hides_the_same(padding: Tensor | None, before: Tensor | None, length: int) -> bool:
