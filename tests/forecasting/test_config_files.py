@@ -6,9 +6,9 @@ from favorcast.forecasting.cli.config_files import bundled_configs, bundled_fold
 
 
 def test_the_bundled_configurations_are_listed():
-    assert bundled_configs() == [
-        *("cylinder_wake", "fluidic_pinball", "fluidic_pinball_plain", "fluidic_pinball_stepwise", "unseen_reynolds")
-    ]
+    flows = "cylinder_wake", "fluidic_pinball", "fluidic_pinball_plain", "fluidic_pinball_stepwise", "unseen_reynolds"
+    public_sets = "boundary_layer", "etth1", "ettm1", "metr_la_week", "weather"
+    assert bundled_configs() == sorted(flows + public_sets)
 
 
 def test_a_bundled_name_may_end_in_yaml():
@@ -24,7 +24,7 @@ def test_a_file_wins_over_a_bundled_name(tmp_path, monkeypatch):
 
 
 def test_an_unknown_configuration_is_refused_with_the_names_there_are():
-    with pytest.raises(FileNotFoundError, match=r"'waves'.*cylinder_wake, fluidic_pinball"):
+    with pytest.raises(FileNotFoundError, match=r"'waves'.*cylinder_wake, etth1"):
         resolve_config("waves")
     with pytest.raises(FileNotFoundError, match=r"elsewhere/cylinder_wake"):
         resolve_config("elsewhere/cylinder_wake")
