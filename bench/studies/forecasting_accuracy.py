@@ -170,7 +170,7 @@ def report(rows: Sequence[Row]) -> str:
     for name, some in SETS.items():
         of_set = [row for row in rows if row["set"] == name]
         errors = {each: [float(row["mse"]) for row in of_set if row["forecaster"] == each] for each in forecasters}
-        if not errors[OURS]:
+        if not errors.get(OURS):
             continue
         means = {each: statistics.mean(values) for each, values in errors.items() if values}
         least = min(means.values())
