@@ -4,7 +4,7 @@ import re
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -40,6 +40,7 @@ from .run_folder import (
     resolve_checkpoint,
 )
 
+Value = TypeVar("Value")
 NEEDS_WEIGHTS = "{command} needs trained weights: give --ckpt_path a .ckpt file or a run folder"
 
 
@@ -199,6 +200,7 @@ class ForecastCLI(LightningCLI):
         if self.config["fit"].compile:
             self.model.compile()
         self.trainer.fit(**options)
+        self.run_folder = self._as_first_process_says(self.run_folder)
         self._complete_checkpoints()
         if bool(torch.as_tensor(self.trainer.callback_metrics.get("val/loss", 0.0)).isnan()):
             self.console.print(
@@ -235,9 +237,8 @@ class ForecastCLI(LightningCLI):
             return
         folder = self.run_folder / CHECKPOINT_FOLDER
         last = folder / LAST_CHECKPOINT
-        if checkpoint.save_last and not (
-            last.is_file() and load_checkpoint(last)["global_step"] == self.trainer.global_step
-        ):
+        has_last = last.is_file() and load_checkpoint(last)["global_step"] == self.trainer.global_step
+        if checkpoint.save_last and not self._as_first_process_says(has_last):
             self.trainer.save_checkpoint(last)
         source = self.config["fit"].ckpt_path
         if source is not None and self.trainer.is_global_zero:
@@ -245,6 +246,11 @@ class ForecastCLI(LightningCLI):
             copied = copy_earlier_best(Path(source), folder, None if score is None else float(score), checkpoint.mode)
             if copied is not None:
                 checkpoint.best_model_path = str(copied)
+        checkpoint.best_model_path = self._as_first_process_says(checkpoint.best_model_path)
+
+    def _as_first_process_says(self, value: Value) -> Value:
+        """Return the value of the first process, in all of them: they name run folders each by its own clock."""
+        return self.trainer.strategy.broadcast(value)
 
     def test(self, **options: Any) -> None:
         """Test beside the baselines, print the scores and write them down."""

@@ -13,14 +13,15 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from ..flat_arguments import FieldsSignature, takes_fields_of
 from .augmentation import AugmentedWindows, InputAugmentation
 from .data_card import DataCard, adopt, card_of
 from .series import SimulationTimeSeries
 from .training_order import EpochOrder, TrainingLoader, visits_made
-from .windows import SimulationTorchDataset, Window, runs_without_windows
+from .windows import EvenlyFilled, SimulationTorchDataset, Window, runs_without_windows
 
 BLOCK_ELEMENTS = 1 << 22  # entries of the windows that window_blocks gathers at once: 16 MiB
 
@@ -189,8 +190,13 @@ class DataModule(pl.LightningDataModule):
         """Load the windows of prediction_split in order."""
         return self._loader(self.windows(self.prediction_split))
 
-    def _loader(self, windows: Dataset[Window]) -> DataLoader[Window]:
-        return DataLoader(windows, **self._loading())
+    def _loader(self, windows: SimulationTorchDataset) -> DataLoader[Window]:
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            return DataLoader(windows, **self._loading())
+        filled = EvenlyFilled(windows, trainer.world_size)
+        order = DistributedSampler(filled, trainer.world_size, trainer.global_rank, shuffle=False)
+        return DataLoader(filled, sampler=order, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         return {

@@ -114,6 +114,25 @@ class SimulationTorchDataset(Dataset[Window]):
         return slice(start, middle, step), slice(middle, middle + step * self.target_len, step)
 
 
+class EvenlyFilled(Dataset[Window]):
+    """The windows of a split, filled up to a multiple of the processes that share them.
+
+    What is filled in has no observed target, so that it counts in no error: the scores of several processes are those
+    of one.
+    """
+
+    def __init__(self, windows: SimulationTorchDataset, processes: int) -> None:
+        self.windows = windows
+        self.length = -(-len(windows) // processes) * processes
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Window:
+        *inputs, target = self.windows[index % len(self.windows)]
+        return *inputs, target if index < len(self.windows) else torch.full_like(target, torch.nan)  # pyright: ignore[reportReturnType]
+
+
 def runs_without_windows(time_series: SimulationTimeSeries, split: str, span: int) -> str | None:
     """Say which runs of a split are shorter than a window of `span` rows; None if there are none."""
     short = [name for name, run in time_series.runs_of(split).items() if len(run) < span]

@@ -89,7 +89,9 @@ class BaselineComparison(pl.Callback):
         self.report = Report(
             scores=scores,
             sensors=data.series.target_cols,
-            windows=int(trainer.strategy.reduce(torch.tensor(self._windows), reduce_op="sum")),
+            windows=min(
+                int(trainer.strategy.reduce(torch.tensor(self._windows), reduce_op="sum")), data.window_counts["test"]
+            ),
             unit=data.series.unit,
             time_unit=data.series.time_unit,
             time_step=data.series.sampling_time * data.time_resolution,
