@@ -17,7 +17,7 @@ from .data import DataWarning
 from .data.column_statistics import mark_missing
 from .data.data_card import DataCard
 from .data.record import SensorRecord
-from .data.sources import record_of
+from .data.sources import has_fields, record_of
 from .data.time_grid import TimeGrid, continue_times, on_grid
 from .data.time_labels import time_texts
 from .labelled_forecast import Forecast
@@ -82,7 +82,8 @@ def forecast(model: Forecaster, data: Any, horizon: int | None = None, covariate
 def _read(data: Any, card: DataCard) -> tuple[SensorRecord, TimeGrid | None]:
     """Read data as those of training were read."""
     time_column = card.time_column if _has_column(data, card.time_column) else None
-    record = record_of(data, time_column=time_column, table=card.table)
+    choice = card.choice if has_fields(data) else None
+    record = record_of(data, time_column=time_column, table=card.table, choice=choice)
     record, grid = on_grid(record, card.gaps, None)
     if record.notes:
         source = data if isinstance(data, str | Path) else "data"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from openfoam_cases import write_case
 from user_tables import STAMPS, table
 
 from favorcast.forecasting import automatic_settings
@@ -14,7 +15,9 @@ from favorcast.forecasting.cli.main import main
 
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "forecasting" / "README.md").read_text(encoding="utf-8")
-OWN_TABLE, LATER, CONFIGURED = (block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
+OWN_TABLE, LATER, SIMULATION, CONFIGURED = (
+    block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+)
 COMMANDS = [*OWN_TABLE, *LATER]
 SNIPPET = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0]
 (CONFIGURATION,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
@@ -68,6 +71,18 @@ def test_commands_run_as_written(folder, capsys):
         elif arguments[0] == "predict":
             future_of(folder / "future.csv", 20)
             assert (folder / "future.png").is_file()
+
+
+def test_commands_for_a_simulation_run_as_written(folder, capsys):
+    for name in ("case", "other_case"):
+        write_case(folder / name, restart=(25.0, 20.0), name="wake")
+    run = Path()
+    for line in SIMULATION:
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "favorcast"
+        main([str(run) if argument == "RUN" else argument for argument in arguments])
+        run = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert len(pd.read_csv(run / "forecast.csv").filter(regex="^(U_[xyz]|p)_[012]$").columns) == 12
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")

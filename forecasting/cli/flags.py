@@ -40,6 +40,7 @@ def with_flags(message: str, *, own_data: bool) -> str:
         (rf"{NOT_IN_A_NAME}gaps='(\w+)'", rf"{series}gaps \1"),
         (rf"{NOT_IN_A_NAME}({SERIES_OPTIONS})\b", rf"{series}\1"),
         (rf"{NOT_IN_A_NAME}(context_len|target_len)=(?=\d)", r"--data.\1="),
+        (rf"{NOT_IN_A_NAME}(fields|objects|sensors)=", rf"{series}\1 "),
         (r"\b(give|leave) covariates\b", r"\1 --covariates"),
         (r"^covariates must\b", "--covariates must"),
         (r"^horizon must\b", "--horizon must"),

@@ -14,9 +14,10 @@ from rich.console import Console
 from ..automatic_settings import choose_settings
 from ..data import DataWarning, SimulationTimeSeries, TableFormat
 from ..data.data_card import DataCard
+from ..data.field_choice import sensors_of_words
 from ..data.record import SensorRecord
 from ..data.runs import name_of
-from ..data.sources import record_of
+from ..data.sources import has_fields, record_of
 from ..data.time_grid import Gaps
 from ..forecaster import Forecaster
 from ..labelled_forecast import SUFFIXES, Forecast
@@ -38,6 +39,11 @@ TABLE_HELP = {
     "time_zone": "zone of local times, such as Europe/Berlin",
     "id_column": "column that names the sensor in a long table",
 }
+FIELD_HELP = {
+    "fields": "fields of a simulation, or variables of a NetCDF, HDF5 or Zarr file, by name or pattern",
+    "objects": "function objects of an OpenFOAM case whose probes are read, by name or pattern",
+    "sensors": "of fields, how many sensors a dimension (7), or points (x=0.5,y=0.2 x=1,y=0.2)",
+}
 FORECAST_FILE, PICTURE_FILE = "forecast.csv", "forecast.png"
 
 
@@ -52,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 def describe_command(options: Sequence[str]) -> None:
     """Print what is in a file, and what a training of it would do."""
     parser = _parser("favorcast describe", "Describe a file of sensor data: rows, columns, times, spectrum, windows.")
-    parser.add_argument("file", help="table, array or NetCDF file, or the name of an embedded series")
+    parser.add_argument("file", help="table, array, field or OpenFOAM case, or the name of an embedded series")
     arguments = parser.parse_args(options)
     series = SimulationTimeSeries(arguments.file, **_reading(arguments))
     console = Console()
@@ -101,7 +107,7 @@ def predict_command(options: Sequence[str]) -> None:
     parser.add_argument("--output", help=f"file to write ({', '.join(SUFFIXES)}), with a picture beside it")
     parser.add_argument("--runs", default="runs", help="folder of all runs, for results without --output")
     parser.add_argument("--name", help="folder of this run in --runs (default: the data's name)")
-    _add_table_options(parser, "as in training")
+    _add_reading_options(parser, "as in training", every="as in training")
     arguments = parser.parse_args(options)
     output = None if arguments.output is None else Path(arguments.output)
     if output is not None and output.suffix.lower() not in SUFFIXES:
@@ -132,17 +138,18 @@ def _write(forecast: Forecast, file: Path, picture: Path) -> None:
 
 def _as_stated(arguments: argparse.Namespace, forecaster: Forecaster) -> str | SensorRecord:
     """Return the data of predict: the file, read as in training, or its record where options say how it is read."""
-    given = _table_options(arguments)
-    if arguments.time_column is None and not given:
+    given, chosen = _table_options(arguments), _field_options(arguments)
+    if arguments.time_column is None and not given and not chosen:
         return arguments.data
     card = DataCard.of_dict(forecaster.data_card or {})
     table = replace(card.table or TableFormat(), **given)
-    return record_of(arguments.data, time_column=arguments.time_column or card.time_column, table=table)
+    choice = replace(card.choice, **chosen) if chosen or has_fields(arguments.data) else None
+    return record_of(arguments.data, time_column=arguments.time_column or card.time_column, table=table, choice=choice)
 
 
 def _parser(program: str, description: str) -> Parser:
     parser = Parser(program, description=description, allow_abbrev=False)
-    _add_table_options(parser, "found by name and content")
+    _add_reading_options(parser, "found by name and content", every="all")
     parser.add_argument("--gaps", choices=get_args(Gaps), default="split", help="what to do where times are irregular")
     parser.add_argument("--null_value", type=float, help="number that marks missing values")
     parser.add_argument("--target_columns", nargs="+", help="names or patterns of the sensors to forecast")
@@ -151,11 +158,20 @@ def _parser(program: str, description: str) -> Parser:
     return parser
 
 
-def _add_table_options(parser: Parser, default: str) -> None:
+def _add_reading_options(parser: Parser, default: str, *, every: str) -> None:
     parser.add_argument("--time_column", help=f"column that holds the time (default: {default})")
     for field in fields(TableFormat):
         options = "+" if field.name in LIST_OPTIONS else None
         parser.add_argument(f"--{field.name}", nargs=options, help=f"{TABLE_HELP[field.name]} (default: {default})")
+    for name, said in FIELD_HELP.items():
+        parser.add_argument(f"--{name}", nargs="+", help=f"{said} (default: {every})")
+
+
+def _field_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(arguments, name) for name in FIELD_HELP}
+    if given["sensors"] is not None:
+        given["sensors"] = sensors_of_words(given["sensors"])
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _table_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -167,4 +183,5 @@ def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
     given = _table_options(arguments)
     table = TableFormat(**given) if given else None
     names = ("gaps", "null_value", "target_columns", "exogenous_columns", "known_columns")
-    return {name: getattr(arguments, name) for name in names} | {"time_col_name": arguments.time_column, "table": table}
+    stated = {name: getattr(arguments, name) for name in names} | _field_options(arguments)
+    return stated | {"time_col_name": arguments.time_column, "table": table}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .covariates import TimeCovariates
+from .field_choice import FieldChoice
 from .series import SimulationTimeSeries
 from .table_format import TableFormat
 from .time_grid import TOLERANCE, Gaps, TimeGrid
@@ -34,6 +35,7 @@ class DataCard:
         source: where they came from.
         rows: of each split.
         runs: names of the runs of each split, empty for a single record.
+        choice: which part of a simulation was read.
     """
 
     context_len: int
@@ -58,6 +60,7 @@ class DataCard:
     source: str | None
     rows: dict[str, int]
     runs: dict[str, list[str]] = field(default_factory=dict)
+    choice: FieldChoice = field(default_factory=FieldChoice)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, which checkpoints hold."""
@@ -79,6 +82,7 @@ class DataCard:
             | {
                 "covariates": TimeCovariates.of_dict(content["covariates"]),
                 "table": None if table is None else TableFormat(**table),
+                "choice": FieldChoice(**content.get("choice", {})),  # cards of before know none
             }
         )
 

@@ -10,14 +10,18 @@ import pandas as pd
 
 from ..flows import embedded
 from .delimited_text import read_delimited_text
+from .field_choice import FieldChoice
 from .frame_record import record_from_frame, record_from_table
 from .labelled_array import record_from_xarray
+from .openfoam import read_openfoam
+from .probe_folders import holds_probes
 from .record import SensorRecord, sensor_record
 from .table_format import Table, TableFormat
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 NETCDF_SUFFIXES = (".nc", ".nc4")
-SUFFIXES = (".npy", ".npz", *TEXT_SUFFIXES, ".parquet", *NETCDF_SUFFIXES)
+FIELD_SUFFIXES = NETCDF_SUFFIXES
+SUFFIXES = (".npy", ".npz", *TEXT_SUFFIXES, ".parquet", *FIELD_SUFFIXES)
 NPZ_KEYS = ("dataset", "columns", "timestamps", "sampling_time", "time_unit", "unit", "coordinates")
 
 
@@ -39,41 +43,67 @@ def embedded_path(name: str) -> Path:
     return Path(str(resources.files(embedded) / f"{name}.npz"))
 
 
-def read_series(path: str | Path, *, time_column: str | None = None, table: TableFormat | None = None) -> SensorRecord:
-    """Read a sensor series from a file, or an embedded one by its bare name.
+def is_record(path: Path) -> bool:
+    """Tell whether a path is one record, by its suffix or as a case of OpenFOAM; other folders may hold several."""
+    has_suffix = path.is_file() and path.suffix.lower() in SUFFIXES
+    return has_suffix or holds_probes(path)
+
+
+def is_field_source(path: Path) -> bool:
+    """Tell whether fields and sensors can be chosen of what is read from a path."""
+    return path.suffix.lower() in FIELD_SUFFIXES or (path.suffix.lower() not in SUFFIXES and holds_probes(path))
+
+
+def read_series(
+    path: str | Path,
+    *,
+    time_column: str | None = None,
+    table: TableFormat | None = None,
+    choice: FieldChoice | None = None,
+) -> SensorRecord:
+    """Read a sensor series from a file or an OpenFOAM case, or an embedded one by its bare name.
 
     Args:
         path: a .npy file (rows, columns); a .npz file with the key `dataset` (rows, columns) and, optionally, columns,
             timestamps, sampling_time, time_unit, unit and coordinates; a text table (.csv, .tsv, .txt, .dat), a
-            .parquet table, a NetCDF file (.nc); or an embedded name.
+            .parquet table, a NetCDF file (.nc); an OpenFOAM case, or a folder or file of probes within it; or an
+            embedded name.
         time_column: the column of a table that holds the time; None finds it by name and content.
         table: what the user states about a table whose content leaves a choice.
+        choice: which part of a simulation is read.
 
     Raises:
-        FileNotFoundError: neither a file nor an embedded name.
+        FileNotFoundError: neither a file, a case nor an embedded name.
         ValueError: an unknown suffix, or content that is not a clean numeric table; the message says where.
     """
     path = Path(path)
     if not path.exists() and path.name == str(path) and str(path) in embedded_names():
         path = embedded_path(str(path))
+    suffix = path.suffix.lower()
+    if not (path.is_file() and suffix in SUFFIXES) and holds_probes(path):
+        return read_openfoam(path, choice=choice, given=table)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no series at {str(path)!r}: expected a {', '.join(SUFFIXES)} file, or one of the embedded names "
-            f"{embedded_names()}"
+            f"no series at {str(path)!r}: expected a {', '.join(SUFFIXES)} file, an OpenFOAM case, or one of the "
+            f"embedded names {embedded_names()}"
         )
-    match path.suffix.lower():
+    if suffix in SUFFIXES and suffix not in FIELD_SUFFIXES:
+        (choice or FieldChoice()).refuse_all(str(path), "a table or plain array")
+    match suffix:
         case ".npy":
             missing = (table or TableFormat()).missing_numbers
             return sensor_record(_load_array(path), missing=missing, source=str(path))
         case ".npz":
             return _read_npz(path, table or TableFormat())
-        case suffix if suffix in TEXT_SUFFIXES:
+        case _ if suffix in TEXT_SUFFIXES:
             return _read_text(path, time_column, table or TableFormat())
         case ".parquet":
             return record_from_frame(_load_parquet(path), time_column=time_column, given=table, source=str(path))
-        case suffix if suffix in NETCDF_SUFFIXES:
+        case _ if suffix in NETCDF_SUFFIXES:
             return _read_netcdf(path, table)
-    raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}, got {path.suffix!r}")
+    raise ValueError(
+        f"{path} must end in one of {', '.join(SUFFIXES)}, or hold probes as OpenFOAM writes them, got {path.suffix!r}"
+    )
 
 
 def _load_array(path: Path) -> Any:

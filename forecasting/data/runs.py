@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from .labelled_array import is_xarray
-from .readers import SUFFIXES
+from .readers import SUFFIXES, is_record
 from .record import SensorRecord
 from .series_config import SeriesConfig
 from .sources import record_of
@@ -78,7 +78,8 @@ def _read(source: Any, config: SeriesConfig) -> tuple[SensorRecord, TimeGrid | N
     table = config.table
     if config.null_value is not None:
         table = replace(table or TableFormat(), missing=[*(table.missing or [] if table else []), config.null_value])
-    return on_grid(record_of(source, time_column=config.time_col_name, table=table), config.gaps, config.time_step_df)
+    record = record_of(source, time_column=config.time_col_name, table=table, choice=config)
+    return on_grid(record, config.gaps, config.time_step_df)
 
 
 def _read_run(name: str, source: Any, config: SeriesConfig) -> tuple[SensorRecord, TimeGrid | None]:
@@ -96,20 +97,25 @@ def _read_run(name: str, source: Any, config: SeriesConfig) -> tuple[SensorRecor
 def sources_of(data: Any) -> dict[str, Any] | None:
     """Return the runs by name; None for a single record.
 
-    Several are a folder, a pattern such as "runs/*.csv", or a list (or dict by name) of whatever record_of takes.
+    Several are a folder, a pattern such as "runs/*.csv", or a list (or dict by name) of whatever record_of takes. A
+    folder that is an OpenFOAM case is one record, a folder of cases holds several.
     """
     if isinstance(data, dict):
         return {str(name): each for name, each in data.items()}
     if isinstance(data, str | Path):
         folder = Path(data)
+        if is_record(folder):
+            return None
         if folder.is_dir():
-            paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+            paths = [path for path in folder.iterdir() if path.name[0] != "." and _is_run(path)]
         elif has_magic(str(data)) and not folder.exists():
             paths = [Path(path) for path in glob(str(data), recursive=True)]
         else:
             return None
         if not paths:
-            raise FileNotFoundError(f"no runs at {str(data)!r}: expected {', '.join(SUFFIXES)} files there")
+            raise FileNotFoundError(
+                f"no runs at {str(data)!r}: expected {', '.join(SUFFIXES)} files or OpenFOAM cases there"
+            )
         return _by_name(sorted(paths, key=_natural))
     is_list = isinstance(data, list | tuple) and not isinstance(data, SensorRecord)
     if is_list and data and all(isinstance(each, str | Path) for each in data):
@@ -129,7 +135,7 @@ def name_of(data_path: str | list[str] | None) -> str:
             path = path.parent
     else:
         path = Path(data_path)
-    return (path.resolve().name if path.is_dir() else path.stem) or "runs"
+    return (path.resolve().name if path.is_dir() else _without_suffix(path).name) or "runs"
 
 
 def _is_record(x: Any) -> bool:
@@ -137,15 +143,24 @@ def _is_record(x: Any) -> bool:
     return is_array or isinstance(x, pd.DataFrame | SensorRecord) or is_xarray(x)
 
 
+def _is_run(path: Path) -> bool:
+    """Tell whether an entry of a folder of runs is one: a file by its suffix, or a case."""
+    return is_record(path) if path.is_dir() else path.suffix.lower() in SUFFIXES
+
+
 def _by_name(paths: Sequence[Path]) -> dict[str, Any]:
     """Name runs by their files, with as many folders as tell them apart."""
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"each run must be given once, got {[str(path) for path in paths]}")
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.with_suffix("").parts[-parts:]) for path in paths]
+        names = ["/".join(_without_suffix(path).parts[-parts:]) for path in paths]
         if len(set(names)) == len(paths):
             return dict(zip(names, map(str, paths), strict=True))
     return {str(path): str(path) for path in paths}
+
+
+def _without_suffix(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path  # a case may be called re_0.5
 
 
 def _natural(path: Path) -> list[Any]:

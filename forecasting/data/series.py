@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..flat_arguments import FieldsSignature, takes_fields_of
+from ..flat_arguments import FieldsSignature, arguments_of, takes_fields_of
 from .column_statistics import in_float32_if_fine_enough, rows_of, statistics, varies
 from .covariates import CovariateConfig, TimeCovariates, fitting_cycles, local_clock
+from .field_choice import FieldChoice
 from .runs import Runs, read_runs
 from .series_config import SeriesConfig
 from .time_features import check_calendar, generate_spectral_welch, phasors, refine_frequencies
@@ -28,7 +29,7 @@ class SimulationTimeSeries:
     Give data_path or data. The order is fixed: split first; then the frequencies, the range of Time_Index and the
     statistics come from training rows alone, so that nothing of validation or test reaches them.
 
-    Its arguments are the fields of SeriesConfig, with those of Split, ColumnChoice and CovariateConfig.
+    Its arguments are the fields of SeriesConfig, with those of Split, ColumnChoice, FieldChoice and CovariateConfig.
 
     Attributes:
         values: (rows, d_y_context), targets first, missing entries NaN; float32 where that rounds by less than 1e-5 of
@@ -71,6 +72,7 @@ class SimulationTimeSeries:
         self.breaks = np.union1d(within, runs.starts[1:]).astype(np.int64)
         self.reading: dict[str, Any] = {name: getattr(config, name) for name in ("null_value", "table", "gaps")}
         self.reading["time_column"] = config.time_col_name
+        self.reading["choice"] = FieldChoice(**arguments_of(config, FieldChoice))
         path = config.data_path
         self.source = ", ".join(map(str, path)) if isinstance(path, list) else None if path is None else str(path)
         self.notes = list(record.notes)

@@ -7,18 +7,20 @@ import numpy as np
 
 from .column_choice import ColumnChoice
 from .covariates import CovariateConfig
+from .field_choice import FieldChoice
 from .splits import Split
 from .table_format import TableFormat
 from .time_grid import Gaps
 
 
 @dataclass(frozen=True)
-class SeriesConfig(CovariateConfig, ColumnChoice, Split):
+class SeriesConfig(CovariateConfig, FieldChoice, ColumnChoice, Split):
     """Arguments of a SimulationTimeSeries.
 
     Args:
-        data_path: a .npy, .npz, .csv, .parquet or .nc file, or the name of an embedded series (see read_series); of
-            several runs of the same sensors, a list of files, a pattern such as "runs/*.csv", or a folder of files.
+        data_path: a .npy, .npz, .csv, .parquet or .nc file, an OpenFOAM case, or the name of an embedded series (see
+            read_series); of several runs of the same sensors, a list of these, a pattern such as "runs/*.csv", or a
+            folder of them.
         data: in the place of data_path: (rows, sensors) array or tensor, a pandas DataFrame or Series, an xarray
             DataArray or Dataset, whatever has to_pandas(), or a SensorRecord; missing entries NaN. Of several runs a
             list of these, or a dict by name.

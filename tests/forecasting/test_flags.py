@@ -38,6 +38,13 @@ from favorcast.forecasting.cli.main import main
         ("one window (context_len=9, target_len=4", "one window (--data.context_len=9, --data.target_len=4", None),
         ("give covariates: the columns", "give --covariates: the columns", None),
         ("covariates follow the clock of training", "covariates follow the clock of training", None),
+        (
+            "choose some with sensors=7",
+            "choose some with --sensors 7",
+            "choose some with --data.series.init_args.sensors 7",
+        ),
+        ("the fields and sensors of", "the fields and sensors of", "the fields and sensors of"),
+        ("leave out fields=", "leave out --fields", "leave out --data.series.init_args.fields"),
         ("horizon must be at least 1, got 0", "--horizon must be at least 1, got 0", None),
         ("a horizon must end", "a horizon must end", "a horizon must end"),
         ("unknown option --data.series.null_value", "unknown option --data.series.null_value", None),
