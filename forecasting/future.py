@@ -94,7 +94,9 @@ def _read(data: Any, card: DataCard) -> tuple[SensorRecord, TimeGrid | None]:
 
 
 def _has_column(data: Any, name: str | None) -> bool:
-    return name is not None and (isinstance(data, str | Path) or name in getattr(data, "columns", ()))
+    if name is None or isinstance(data, str | Path):
+        return name is not None
+    return name in getattr(data, "columns", ()) or name in getattr(data, "dims", ())
 
 
 def _positions(columns: list[str], card: DataCard) -> list[int]:

@@ -15,11 +15,11 @@ from favorcast.forecasting.cli.main import main
 
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "forecasting" / "README.md").read_text(encoding="utf-8")
-OWN_TABLE, LATER, SIMULATION, CONFIGURED = (
+OWN_TABLE, LATER, SIMULATION, FIELD, CONFIGURED = (
     block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 )
 COMMANDS = [*OWN_TABLE, *LATER]
-SNIPPET = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0]
+SNIPPET, OF_FIELDS, *_ = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 (CONFIGURATION,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 LONG = {"--compile": ["--print_config"], "cylinder_wake.yaml": ["--trainer.fast_dev_run", "1"]}
 """What is added to a command that would take minutes."""
@@ -83,6 +83,20 @@ def test_commands_for_a_simulation_run_as_written(folder, capsys):
         main([str(run) if argument == "RUN" else argument for argument in arguments])
         run = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert len(pd.read_csv(run / "forecast.csv").filter(regex="^(U_[xyz]|p)_[012]$").columns) == 12
+
+
+def test_fields_are_read_as_written(folder, capsys):
+    pytest.importorskip("h5netcdf", reason='pip install "favorcast[data]"')
+    names = {}
+    exec(compile(OF_FIELDS, "forecasting/README.md", "exec"), names)
+    assert names["series"].target_cols == ["u(y=0.487179, x=1.50943)", "u(y=-0.487179, x=3.97484)"]
+    printed = []
+    for line in FIELD:
+        main(shlex.split(line, comments=True)[1:])
+        printed.append(capsys.readouterr().out)
+    written = pd.read_csv(Path(printed[0].strip().splitlines()[-1]) / "future.csv")
+    assert len(written.columns) == 1 + 49
+    assert "300 rows, 2 columns" in printed[1]
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")

@@ -11,6 +11,7 @@ import pandas as pd
 from ..flows import embedded
 from .delimited_text import read_delimited_text
 from .field_choice import FieldChoice
+from .field_files import FIELD_SUFFIXES, ZARR_SUFFIX, open_field
 from .frame_record import record_from_frame, record_from_table
 from .labelled_array import record_from_xarray
 from .openfoam import read_openfoam
@@ -19,8 +20,6 @@ from .record import SensorRecord, sensor_record
 from .table_format import Table, TableFormat
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
-NETCDF_SUFFIXES = (".nc", ".nc4")
-FIELD_SUFFIXES = NETCDF_SUFFIXES
 SUFFIXES = (".npy", ".npz", *TEXT_SUFFIXES, ".parquet", *FIELD_SUFFIXES)
 NPZ_KEYS = ("dataset", "columns", "timestamps", "sampling_time", "time_unit", "unit", "coordinates")
 
@@ -45,8 +44,13 @@ def embedded_path(name: str) -> Path:
 
 def is_record(path: Path) -> bool:
     """Tell whether a path is one record, by its suffix or as a case of OpenFOAM; other folders may hold several."""
-    has_suffix = path.is_file() and path.suffix.lower() in SUFFIXES
-    return has_suffix or holds_probes(path)
+    return _has_suffix(path) or holds_probes(path)
+
+
+def _has_suffix(path: Path) -> bool:
+    """Tell whether a path has a suffix that says how it is read; a Zarr store is a folder, all others are files."""
+    suffix = path.suffix.lower()
+    return suffix in SUFFIXES and (path.is_dir() if suffix == ZARR_SUFFIX else path.is_file())
 
 
 def is_field_source(path: Path) -> bool:
@@ -66,9 +70,10 @@ def read_series(
     Args:
         path: a .npy file (rows, columns); a .npz file with the key `dataset` (rows, columns) and, optionally, columns,
             timestamps, sampling_time, time_unit, unit and coordinates; a text table (.csv, .tsv, .txt, .dat), a
-            .parquet table, a NetCDF file (.nc); an OpenFOAM case, or a folder or file of probes within it; or an
-            embedded name.
-        time_column: the column of a table that holds the time; None finds it by name and content.
+            .parquet table, a NetCDF (.nc), HDF5 (.h5) or Zarr (.zarr) field; an OpenFOAM case, or a folder or file of
+            probes within it; or an embedded name.
+        time_column: the column of a table, or the dimension of a field, that holds the time; None finds it by name and
+            content.
         table: what the user states about a table whose content leaves a choice.
         choice: which part of a simulation is read.
 
@@ -80,9 +85,9 @@ def read_series(
     if not path.exists() and path.name == str(path) and str(path) in embedded_names():
         path = embedded_path(str(path))
     suffix = path.suffix.lower()
-    if not (path.is_file() and suffix in SUFFIXES) and holds_probes(path):
+    if not _has_suffix(path) and holds_probes(path):
         return read_openfoam(path, choice=choice, given=table)
-    if not path.is_file():
+    if not (path.is_file() or _has_suffix(path)):
         raise FileNotFoundError(
             f"no series at {str(path)!r}: expected a {', '.join(SUFFIXES)} file, an OpenFOAM case, or one of the "
             f"embedded names {embedded_names()}"
@@ -99,8 +104,9 @@ def read_series(
             return _read_text(path, time_column, table or TableFormat())
         case ".parquet":
             return record_from_frame(_load_parquet(path), time_column=time_column, given=table, source=str(path))
-        case _ if suffix in NETCDF_SUFFIXES:
-            return _read_netcdf(path, table)
+        case _ if suffix in FIELD_SUFFIXES:
+            with open_field(path) as field:
+                return record_from_xarray(field, time_column=time_column, given=table, choice=choice, source=str(path))
     raise ValueError(
         f"{path} must end in one of {', '.join(SUFFIXES)}, or hold probes as OpenFOAM writes them, got {path.suffix!r}"
     )
@@ -162,13 +168,3 @@ def _load_parquet(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except ImportError as error:
         raise ImportError(f"reading {path} needs pyarrow: pip install 'favorcast[data]'") from error
-
-
-def _read_netcdf(path: Path, given: TableFormat | None) -> SensorRecord:
-    try:
-        import xarray  # an optional dependency
-
-        with xarray.open_dataset(path) as dataset:
-            return record_from_xarray(dataset.load(), given=given, source=str(path))
-    except ImportError as error:
-        raise ImportError(f"reading {path} needs xarray and h5netcdf: pip install 'favorcast[data]'") from error

@@ -69,7 +69,11 @@ def sensor_record(
         raise ValueError(f"{source} must hold real numbers, got dtype {array.dtype}")
     if array.ndim != 2 or 0 in array.shape:
         hint = {1: "; give one sensor as array[:, None]"}.get(array.ndim, "")
-        hint = "; pick sensors from a field with extract_datapoints" if array.ndim > 2 else hint
+        if array.ndim > 2:
+            hint = (
+                "; pick sensors from a field with extract_datapoints, or give it as xarray.DataArray(array, "
+                "dims=['time', 'y', 'x']) with sensors=7"
+            )
         raise ValueError(f"{source} must have shape (rows, columns), both at least 1, got {array.shape}{hint}")
     array = array.astype(np.result_type(array.dtype, np.float32), copy=False)  # digits are dropped once centred
     array = replace_marks(array, missing)

@@ -135,7 +135,7 @@ def name_of(data_path: str | list[str] | None) -> str:
             path = path.parent
     else:
         path = Path(data_path)
-    return (path.resolve().name if path.is_dir() else _without_suffix(path).name) or "runs"
+    return _without_suffix(path.resolve()).name or "runs"
 
 
 def _is_record(x: Any) -> bool:
@@ -144,7 +144,7 @@ def _is_record(x: Any) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    """Tell whether an entry of a folder of runs is one: a file by its suffix, or a case."""
+    """Tell whether an entry of a folder of runs is one: a file by its suffix, a Zarr store, or a case."""
     return is_record(path) if path.is_dir() else path.suffix.lower() in SUFFIXES
 
 

@@ -18,13 +18,13 @@ class SeriesConfig(CovariateConfig, FieldChoice, ColumnChoice, Split):
     """Arguments of a SimulationTimeSeries.
 
     Args:
-        data_path: a .npy, .npz, .csv, .parquet or .nc file, an OpenFOAM case, or the name of an embedded series (see
-            read_series); of several runs of the same sensors, a list of these, a pattern such as "runs/*.csv", or a
-            folder of them.
+        data_path: a .npy, .npz, .csv, .parquet, .nc or .h5 file, a .zarr store, an OpenFOAM case, or the name of an
+            embedded series (see read_series); of several runs of the same sensors, a list of these, a pattern such as
+            "runs/*.csv", or a folder of them.
         data: in the place of data_path: (rows, sensors) array or tensor, a pandas DataFrame or Series, an xarray
             DataArray or Dataset, whatever has to_pandas(), or a SensorRecord; missing entries NaN. Of several runs a
             list of these, or a dict by name.
-        time_col_name: the time column of a table; None: found by name and content.
+        time_col_name: the time column of a table, or the dimension of time of a field; None: found by name and content.
         start_time: time of row 0 where the file holds no times.
         time_step_df: time between rows, in seconds for dates; None: the usual step of the file's times, else its
             sampling time, else 1.

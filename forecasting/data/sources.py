@@ -21,7 +21,7 @@ def record_of(
     Args:
         data: a path or embedded name (see read_series), a (rows, sensors) array or tensor, a pandas DataFrame or
             Series, an xarray DataArray or Dataset, whatever has to_pandas(), or a SensorRecord.
-        time_column: the column of a table that holds the time; None finds it.
+        time_column: the column of a table, or the dimension of a field, that holds the time; None finds it.
         table: what the user states about a table.
         choice: which part of a simulation is read.
 
@@ -37,7 +37,7 @@ def record_of(
         labels = {name: getattr(data, name) for name in data._fields[2:]}
         return sensor_record(data.values, data.columns, missing=missing, **labels)
     if is_xarray(data):
-        return record_from_xarray(data, given=table)
+        return record_from_xarray(data, time_column=time_column, given=table, choice=choice)
     if not isinstance(data, pd.DataFrame | pd.Series) and hasattr(data, "to_pandas"):
         data = data.to_pandas()
     if isinstance(data, pd.Series):

@@ -67,7 +67,9 @@ def test_solver_times_and_durations_are_times():
 
 
 def test_an_array_without_a_dimension_of_time_is_refused():
-    with pytest.raises(ValueError, match=r"one dimension of time, .* got \['a', 'b'\]; rename it"):
+    with pytest.raises(
+        ValueError, match=r"one dimension of time, .* got a \(50\), b \(3\); state it as time_col_name='a'"
+    ):
         record_from_xarray(xarray.DataArray(VALUES, dims=("a", "b")))
 
 
