@@ -79,6 +79,19 @@ class Forecast:
             array["time"].attrs["units"] = self.time_unit
         return array
 
+    def to_csv(self, *, with_header: bool = True, **first: Any) -> str:
+        """Return the forecast as the text of a CSV, a row for each time, in ISO 8601 where it is a date.
+
+        Args:
+            with_header: whether the first line names the columns.
+            first: columns before that of the times, each a value for all rows or one for each.
+        """
+        table = pd.DataFrame(self.values, columns=pd.Index(self.labels))
+        table.insert(0, self.time_label, time_texts(self.times, self.time_zone))
+        for name, value in reversed(first.items()):
+            table.insert(0, name, value)
+        return table.to_csv(index=False, header=with_header, float_format=f"%.{self._digits}g", lineterminator="\n")
+
     def save(self, path: str | Path) -> None:
         """Write the forecast to a file: .csv (times in ISO 8601), .parquet or .nc (NetCDF).
 
@@ -89,9 +102,7 @@ class Forecast:
         path = Path(path)
         match path.suffix.lower():
             case ".csv":
-                table = pd.DataFrame(self.values, columns=pd.Index(self.labels))
-                table.insert(0, self._time_label, time_texts(self.times, self.time_zone))
-                table.to_csv(path, index=False, float_format=f"%.{self._digits}g")
+                path.write_text(self.to_csv(), encoding="utf-8")
             case ".parquet":
                 self.to_frame().to_parquet(path)
             case ".nc":
@@ -106,7 +117,8 @@ class Forecast:
         return plot_future(self, sensors)
 
     @property
-    def _time_label(self) -> str:
+    def time_label(self) -> str:
+        """The name of times, with their unit where they are numbers."""
         return "time" if self.time_unit is None or self.times.dtype.kind == "M" else f"time [{self.time_unit}]"
 
     @property

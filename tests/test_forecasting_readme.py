@@ -15,7 +15,7 @@ from favorcast.forecasting.cli.main import main
 
 TESTS = Path(__file__).parent
 TEXT = (TESTS.parent / "forecasting" / "README.md").read_text(encoding="utf-8")
-OWN_TABLE, LATER, SIMULATION, FIELD, CONFIGURED = (
+OWN_TABLE, LATER, SIMULATION, FOLLOWED, FIELD, CONFIGURED = (
     block.splitlines() for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 )
 COMMANDS = [*OWN_TABLE, *LATER]
@@ -77,12 +77,16 @@ def test_commands_for_a_simulation_run_as_written(folder, capsys):
     for name in ("case", "other_case"):
         write_case(folder / name, restart=(25.0, 20.0), name="wake")
     run = Path()
-    for line in SIMULATION:
+    for line in [*SIMULATION, *FOLLOWED]:
         program, *arguments = shlex.split(line, comments=True)
         assert program == "favorcast"
         main([str(run) if argument == "RUN" else argument for argument in arguments])
-        run = Path(capsys.readouterr().out.strip().splitlines()[-1])
-    assert len(pd.read_csv(run / "forecast.csv").filter(regex="^(U_[xyz]|p)_[012]$").columns) == 12
+        printed = Path(capsys.readouterr().out.strip().splitlines()[-1])
+        if arguments[0] == "fit":
+            run = printed
+        elif arguments[0] == "predict":
+            written = pd.read_csv(printed if printed.suffix else printed / "forecast.csv")
+            assert len(written.filter(regex="^(U_[xyz]|p)_[012]$").columns) == 12
 
 
 def test_fields_are_read_as_written(folder, capsys):

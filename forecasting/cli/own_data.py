@@ -24,6 +24,7 @@ from ..labelled_forecast import SUFFIXES, Forecast
 from ..loading import load_forecaster
 from .describe import describe, print_all, settings_lines
 from .flags import with_flags
+from .follow import Following, follow
 from .run_folder import create_run_folder, new_run_folder, resolve_checkpoint
 
 LIST_OPTIONS = ("column_names", "missing")
@@ -44,7 +45,7 @@ FIELD_HELP = {
     "objects": "function objects of an OpenFOAM case whose probes are read, by name or pattern",
     "sensors": "of fields, how many sensors a dimension (7), or points (x=0.5,y=0.2 x=1,y=0.2)",
 }
-FORECAST_FILE, PICTURE_FILE = "forecast.csv", "forecast.png"
+FORECAST_FILE, PICTURE_FILE, FOLLOWED_FILE = "forecast.csv", "forecast.png", "forecasts.csv"
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,6 +108,9 @@ def predict_command(options: Sequence[str]) -> None:
     parser.add_argument("--output", help=f"file to write ({', '.join(SUFFIXES)}), with a picture beside it")
     parser.add_argument("--runs", default="runs", help="folder of all runs, for results without --output")
     parser.add_argument("--name", help="folder of this run in --runs (default: the data's name)")
+    parser.add_argument("--follow", action="store_true", help="go on with each row that a running OpenFOAM case writes")
+    parser.add_argument("--poll", type=float, default=1.0, help="with --follow: seconds from look to look at the files")
+    parser.add_argument("--follow_for", type=float, help="with --follow: seconds after which to end (default: Ctrl-C)")
     _add_reading_options(parser, "as in training", every="as in training")
     arguments = parser.parse_args(options)
     output = None if arguments.output is None else Path(arguments.output)
@@ -115,6 +119,9 @@ def predict_command(options: Sequence[str]) -> None:
     if output is not None and output.exists() and output.samefile(arguments.data):
         raise ValueError(f"--output {output} is the file that is forecast; write to another one")
     forecaster = load_forecaster(resolve_checkpoint(arguments.ckpt_path))
+    if arguments.follow:
+        _follow_command(arguments, forecaster, output)
+        return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
         data = _as_stated(arguments, forecaster)
@@ -129,6 +136,25 @@ def predict_command(options: Sequence[str]) -> None:
     else:
         _write(forecast, output, output.with_suffix(".png"))
         print(output)
+
+
+def _follow_command(arguments: argparse.Namespace, forecaster: Forecaster, output: Path | None) -> None:
+    """Append forecasts to a CSV while a case grows; print its path last."""
+    following = Following(arguments.horizon, arguments.poll, arguments.follow_for)
+    if output is not None and output.suffix.lower() != ".csv":
+        raise ValueError(f"--follow appends to a .csv, got --output {output}")
+    if arguments.covariates is not None:
+        raise ValueError("--follow takes no --covariates, which would have to grow as well")
+    if output is None:
+        folder = new_run_folder(Path(arguments.runs), arguments.name or name_of(arguments.data), "follow")
+        create_run_folder(folder)
+        output = folder / FOLLOWED_FILE
+    card = DataCard.of_dict(forecaster.data_card or {})
+    choice = replace(card.choice, **_field_options(arguments))
+    print(f"following {arguments.data}; forecasts are appended to {output}, Ctrl-C ends", flush=True)
+    count = follow(forecaster, arguments.data, output, following, choice)
+    print(f"{count} forecasts")
+    print(output)
 
 
 def _write(forecast: Forecast, file: Path, picture: Path) -> None:

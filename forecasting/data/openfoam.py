@@ -40,9 +40,10 @@ def read_openfoam(path: Path, *, choice: FieldChoice | None = None, given: Table
         raise ValueError(f"{path}: no file of probes holds a row yet; wait until the solver has written some")
     if torn:
         notes.append(f"left out the last row of {listed([_in_case(file) for file in torn])}, which is half written")
-    names = column_names(fields)
+    headers = [each.header for each in fields]
+    names = column_names(headers)
     times, values, notes_of_times = _stacked(fields)
-    places = np.concatenate([np.tile(each.probes.places, (len(each.components), 1)) for each in fields])
+    places = np.concatenate([np.tile(each.probes.places, (len(each.components), 1)) for each in headers])
     dead = np.isnan(values).all(axis=0)
     labels = np.array([name for columns in names for name in columns])
     if dead.all():
@@ -61,17 +62,23 @@ def read_openfoam(path: Path, *, choice: FieldChoice | None = None, given: Table
     )
 
 
-class JoinedField(NamedTuple):
-    """A field over all starts."""
+class FieldHeader(NamedTuple):
+    """What names the columns of a field."""
 
     object: str
     field: str
     probes: Probes
     components: tuple[str, ...]
+
+
+class JoinedField(NamedTuple):
+    """A field over all starts."""
+
+    header: FieldHeader
     rows: ProbeRows
 
 
-def column_names(fields: list[JoinedField]) -> list[list[str]]:
+def column_names(fields: list[FieldHeader]) -> list[list[str]]:
     """Return the names of the columns of each field: all probes of a component, then those of the next."""
     names = [
         [
@@ -110,7 +117,8 @@ def _joined(field: ProbedField, torn: list[Path]) -> JoinedField | None:
     times = np.concatenate([part.times for part in parts])
     order = np.argsort(times, kind="stable")
     values = np.concatenate([part.values for part in parts])[order]
-    return JoinedField(field.object, field.field, first.probes, first.components, ProbeRows(times[order], values))
+    header = FieldHeader(field.object, field.field, first.probes, first.components)
+    return JoinedField(header, ProbeRows(times[order], values))
 
 
 def check_alike(first: ProbeFile, other: ProbeFile) -> None:
@@ -157,7 +165,7 @@ def _stacked(fields: list[JoinedField]) -> tuple[np.ndarray, np.ndarray, list[st
         values[rows[known], first : first + block.shape[1]] = block[known]
         first += block.shape[1]
         if len(np.unique(rows[known])) < len(times):
-            sparse.append(f"{field.object}/{field.field}")
+            sparse.append(f"{field.header.object}/{field.header.field}")
     if sparse:
         notes.append(f"{listed(sparse)} have no values at some times of other fields: missing there")
     return times, values, notes
