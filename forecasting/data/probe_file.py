@@ -3,7 +3,7 @@
     # Probe 0 (0.1 0 0)              or, of older versions,    #  x   0.1   0.2
     # Probe 1 (0.2 0 0)  # Not Found                           #  y   0     0
     #  Probe   0            1                                  #  z   0     0
-    #  Time                                                    #  Time
+    #  Time                   (or both in one: # Time  0  1)   #  Time
     0.01       (1 0 0)      (-1e+300 -1e+300 -1e+300)
 
 A scalar stands alone, a vector, symmetric tensor or tensor has its 3, 6 or 9 components in brackets.
@@ -23,13 +23,14 @@ COMPONENTS = {
     6: ("xx", "xy", "xz", "yy", "yz", "zz"),
     9: ("xx", "xy", "xz", "yx", "yy", "yz", "zx", "zy", "zz"),
 }
-NOT_FOUND = (-1e300, -1e37, -1e15)  # what stands for a probe outside the mesh in double and in single precision
+# what stands for a probe outside the mesh in double precision (-1e+300, -1.79769e+307), and in single precision
+NOT_FOUND_BELOW, NOT_FOUND = -9e299, (-3.40282e37, -1e37, -1e15)
 BLOCK_BYTES = 1 << 24
 HEADS = re.compile(rb"\s*#\s*Probe\s+\d+\s*\(|\s*#\s*x\s.*\n\s*#\s*y\s.*\n\s*#\s*z\s.*\n\s*#\s*Time")
 LONGEST_LINE = 1 << 20
 PROBE = re.compile(r"#\s*Probe\s+(\d+)\s*\(([^()]*)\)")
 AXIS = re.compile(r"#\s*([xyz])\s+(\S.*)")
-NUMBERS = re.compile(r"#\s*Probe((?:\s+\d+)+)\s*")
+NUMBERS = re.compile(r"#\s*(?:Probe|Time)((?:\s+\d+)+)\s*")
 TIME = re.compile(r"#\s*Time\b")
 
 
@@ -131,7 +132,8 @@ class ProbeFile:
                 f"{self.path}, line {rows[row][0] + 1}: expected a time not before that of the row above, got "
                 f"{table[row, 0]}; remove the rows that are out of order"
             )
-        values = np.where(np.isin(table[:, 1:], NOT_FOUND), np.nan, table[:, 1:])
+        values = table[:, 1:]
+        values = np.where((values < NOT_FOUND_BELOW) | np.isin(values, NOT_FOUND), np.nan, values)
         return ProbeRows(table[:, 0].copy(), values.reshape(len(rows), *self._shape))
 
     def _components_of(self, line: bytes) -> tuple[str, ...]:

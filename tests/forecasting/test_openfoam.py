@@ -18,9 +18,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("style", ["probes", "axes"])
+@pytest.mark.parametrize("style", ["probes", "time", "axes"])
 @pytest.mark.parametrize("field", KINDS)
-def test_values_of_every_kind_are_read_under_headers_of_both_styles(tmp_path, field, style):
+def test_values_of_every_kind_are_read_under_headers_of_every_style(tmp_path, field, style):
     components, names = KINDS[field]
     values = wave(TIMES, components=components)
     write_probes(tmp_path, field, TIMES, values, style=style)
@@ -87,9 +87,10 @@ def test_a_region_stands_behind_its_object(tmp_path):
     assert read_series(tmp_path).columns[::3] == ["probes1.air.T_0", "probes1.solid.T_0"]
 
 
-def test_probes_outside_the_mesh_are_left_out_and_said(tmp_path):
+@pytest.mark.parametrize("mark", [NOT_FOUND, -1.79769e307, -3.40282e37, -1e37, -1e15], ids=str)
+def test_probes_outside_the_mesh_are_left_out_and_said(tmp_path, mark):
     values = wave(TIMES, components=3)
-    values[:, 1] = NOT_FOUND
+    values[:, 1] = mark
     write_probes(tmp_path, "U", TIMES, values, not_found=[1])
     record = read_series(tmp_path)
     assert record.columns == [f"U_{axis}_{probe}" for axis in "xyz" for probe in (0, 2)]
@@ -107,11 +108,11 @@ def test_a_probe_that_leaves_a_moving_mesh_is_missing_there(tmp_path):
 def test_a_header_without_the_probes_that_were_not_found_keeps_their_numbers(tmp_path):
     path = write_probes(tmp_path, "p", TIMES, wave(TIMES)[:, :2])
     head = header(PLACES, not_found=[1]).splitlines()
-    head[-2] = "#       Probe             0             2"
-    path.write_text("\n".join([head[0], *head[2:]]) + "\n" + rows(TIMES, wave(TIMES)[:, :2]))
-    record = read_series(tmp_path)
-    assert record.columns == ["p_0", "p_2"]
-    np.testing.assert_array_equal(record.coordinates, PLACES[[0, 2]])
+    for numbers in (["#       Probe             0             2", "#        Time"], ["# Time        0             2"]):
+        path.write_text("\n".join([head[0], head[2], *numbers]) + "\n" + rows(TIMES, wave(TIMES)[:, :2]))
+        record = read_series(tmp_path)
+        assert record.columns == ["p_0", "p_2"]
+        np.testing.assert_array_equal(record.coordinates, PLACES[[0, 2]])
 
 
 def test_a_half_written_last_row_is_left_for_later(tmp_path):

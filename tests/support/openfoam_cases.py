@@ -23,6 +23,8 @@ def header(places, *, style="probes", not_found=()):
         f"# Probe {i} ({' '.join(map(number, place))})" + ("  # Not Found" if i in not_found else "")
         for i, place in enumerate(places)
     ]
+    if style == "time":  # of OpenFOAM.org
+        return "\n".join([*lines, "# Time        " + "".join(f"{i:<14}" for i in range(len(places)))]) + "\n"
     numbers = "".join(f" {i:>{WIDTH}}" for i in range(len(places)))
     return "\n".join([*lines, f"#{'Probe':>{WIDTH - 1}}{numbers}", f"#{'Time':>{WIDTH - 1}}"]) + "\n"
 
