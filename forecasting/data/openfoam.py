@@ -15,6 +15,8 @@ from .probe_folders import ProbedField, find_fields, listed
 from .record import SensorRecord, sensor_record
 from .table_format import TableFormat
 
+ROUNDING = 1e-9  # of the largest component
+
 
 def read_openfoam(path: Path, *, choice: FieldChoice | None = None, given: TableFormat | None = None) -> SensorRecord:
     """Read the probes of a case: a column for each component of each probe.
@@ -58,7 +60,7 @@ def read_openfoam(path: Path, *, choice: FieldChoice | None = None, given: Table
         coordinates=places[~dead],
         missing=given.missing_numbers,
         source=str(path),
-        notes=[*notes, *notes_of_times],
+        notes=[*notes, *notes_of_times, *_notes_of_rounding(fields)],
     )
 
 
@@ -144,6 +146,22 @@ def check_alike(first: ProbeFile, other: ProbeFile) -> None:
 def _outside(rows: ProbeRows, first: float, last: float) -> ProbeRows:
     kept = (rows.times < first) | (rows.times > last)
     return ProbeRows(rows.times[kept], rows.values[kept])
+
+
+def _notes_of_rounding(fields: list[JoinedField]) -> list[str]:
+    """Name the components that are rounding beside the others, such as that across a two-dimensional case."""
+    notes = []
+    for (_, field, _, components), rows in fields:
+        largest = np.nan_to_num(np.abs(rows.values)).max(axis=(0, 1))
+        small = [
+            f"{field}_{name}" for name, x in zip(components, largest, strict=True) if x <= ROUNDING * largest.max()
+        ]
+        if 0 < len(small) < len(components):
+            notes.append(
+                f"{listed(small)} hold nothing but rounding beside the other components of {field!r}, and count as "
+                "sensors all the same; leave them out by naming the others as target_columns"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def _stacked(fields: list[JoinedField]) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -98,6 +98,18 @@ def test_probes_outside_the_mesh_are_left_out_and_said(tmp_path, mark):
     np.testing.assert_array_equal(record.coordinates[:2], PLACES[[0, 2]])
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-18])
+def test_the_component_across_a_plane_case_is_pointed_out(tmp_path, size):
+    values = wave(TIMES, components=3)
+    values[..., 2] *= size
+    write_probes(tmp_path, "U", TIMES, values)
+    write_probes(tmp_path, "p", TIMES, 0 * wave(TIMES))
+    record = read_series(tmp_path)
+    assert "U_z_0" in record.columns
+    assert len(record.notes) == 1
+    assert record.notes[0].startswith("'U_z' hold nothing but rounding beside the other components of 'U', and count")
+
+
 def test_a_probe_that_leaves_a_moving_mesh_is_missing_there(tmp_path):
     values = wave(TIMES)
     values[10:20, 2] = NOT_FOUND
