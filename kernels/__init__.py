@@ -2,13 +2,13 @@
 
 from .decomposition.functions import MovingAverage, SeriesDecomposition, moving_average, series_decomposition
 from .dispatch.implementation import set_impl
+from .favor.diagnostics import softmax_error
 from .favor.functions import (
     FavorState,
     Streamed,
     attend,
     favor_attention,
     merge,
-    softmax_error,
     stream_attention,
     summarize,
 )

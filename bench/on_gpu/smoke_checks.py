@@ -86,6 +86,8 @@ def _calling(**options: Any) -> Callable[..., Results]:
         if found.pop("padded", False):
             generator = torch.Generator().manual_seed(1)
             found["key_padding_mask"] = (torch.rand(1, key.shape[2], generator=generator) < 0.3).to(key.device)
+        if (growth := found.pop("growth", None)) is not None:
+            found["key_bias"] = torch.linspace(0, growth, key.shape[2], device=key.device).expand(*key.shape[:2], -1)
         return (favor_attention(query, key, value, features, impl=impl, **found),)
 
     return call
@@ -153,11 +155,13 @@ def checks(size: Size) -> dict[str, Callable[[], Check]]:
         "full": attention(2 * long, _calling()),
         "full in one launch": attention(short, _calling()),
         "full, padded, grouped": attention(short, _calling(padded=True), s=long, **grouped),
+        "full, biased": attention(short, _calling(growth=3.0), s=long, **grouped),
         "full, learnt rows": attention(short, _calling(), kind="orthogonal"),
         "full, relu features": attention(short, _calling(feature_map="relu")),
         "summarize, merge, attend": attention(short, _through_states, s=long),
         "causal": attention(long, _calling(**causal)),
         "causal, padded, grouped": attention(long, _calling(padded=True, **causal), **grouped),
+        "causal, biased, grouped": attention(long, _calling(growth=46.0, **causal), **grouped),
         "causal, learnt rows": attention(long, _calling(**causal), kind="orthogonal"),
         "causal over steps": attention(long, steps(size.step)),
         "causal over long steps": attention(long, steps(size.long_step)),

@@ -121,27 +121,32 @@ class Launch:
 
 
 def launch_favor(case: Case) -> None:
-    """Launch every FAVOR kernel, forward and backward, in its default configuration."""
+    """Launch every FAVOR kernel, forward and backward, in its default configuration, without and with a key bias."""
     head_dim, num_features, kind = case.problem
     dtype = getattr(torch, case.dtype)
     short, long = (torch.zeros(1, 1, length, head_dim, dtype=dtype) for length in (SHORT, LONG))
     drawn = draw_features(num_features, head_dim, kind=kind)
     space = FeatureSpace(drawn.projection, drawn.log_weight, head_dim**-0.5, "exponential", drawn.paired)
-    full_triton(FullInputs(short, short, short, None, space, "triton"))
-    inputs = FullInputs(long, long, long, None, space, "triton")
     learnt = not space.paired  # the projection's gradient has a kernel of its own, which is not for pairs
-    full_backward_triton(long, inputs, full_triton(inputs), learnt)
+    for bias in (None, torch.zeros(1, 1, LONG)):
+        full_triton(FullInputs(short, short, short, None if bias is None else bias[..., :SHORT], space, "triton"))
+        inputs = FullInputs(long, long, long, bias, space, "triton")
+        full_backward_triton(long, inputs, full_triton(inputs), learnt)
 
 
 def launch_causal(case: Case) -> None:
-    """Launch every kernel of causal attention: short steps with a state in and out, long steps, a step of decoding."""
+    """Launch every kernel of causal attention: short steps with a state in and out, long steps, a step of decoding.
+
+    Each without and with a key bias.
+    """
     head_dim, num_features, kind = case.problem
     drawn = draw_features(num_features, head_dim, kind=kind)
     space = FeatureSpace(drawn.projection, drawn.log_weight, head_dim**-0.5, "exponential", drawn.paired)
     state = FavorState(torch.zeros(1, 1, num_features), torch.zeros(1, 1, num_features, head_dim))
-    for length, tokens_per_step in ((LONG, 1), (LONG, LONG // 8), (1, 1)):
+    for (length, tokens_per_step), biased in product(((LONG, 1), (LONG, LONG // 8), (1, 1)), (False, True)):
         x = torch.zeros(1, 1, length, head_dim, dtype=getattr(torch, case.dtype))
-        inputs = CausalInputs(x, x, x, None, state, space, "triton", tokens_per_step)
+        bias = torch.zeros(1, 1, length) if biased else None
+        inputs = CausalInputs(x, x, x, bias, state, space, "triton", tokens_per_step)
         results = causal_triton(inputs)
         if length > 1:
             learnt = not space.paired

@@ -107,7 +107,8 @@ class Family(Generic[Inputs, Results]):
 
     The first results are those that have upstream gradients, in the order of the fields of `upstream`; others are
     what only the backward reads. An upstream gradient that may be None is given with all others of its kind or not at
-    all. The gradients of a plain field have the layout of its tensor, those of a tuple's fields are contiguous.
+    all. The gradients of a plain field have the layout of its tensor, those of a tuple's fields are contiguous. Bools
+    have none.
 
     Args:
         name: within the namespace.
@@ -155,8 +156,9 @@ class Family(Generic[Inputs, Results]):
             return tuple(arguments[0].new_empty(0) if x is None else x for x in self.gradients.flatten(found))
 
         def fake_gradient(i: int, like: Tensor, x: Tensor | None, parameter_gradients: bool) -> Tensor:
-            if x is None or (i in self.parameters and not parameter_gradients):
+            if not _has_gradient(x) or (i in self.parameters and not parameter_gradients):
                 return like.new_empty(0)
+            assert x is not None
             return x.new_empty(x.shape) if i in contiguous else torch.empty_like(x)
 
         def fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -221,6 +223,11 @@ class Family(Generic[Inputs, Results]):
         return self.define(self.inputs.read(inputs))
 
 
+def _has_gradient(x: Tensor | None) -> bool:
+    """Whether an input can be differentiated in: one that is not given cannot, nor a mask of bools."""
+    return x is not None and x.is_floating_point()
+
+
 def _keep(keeps_results: bool, auxiliary: int) -> Callable[..., None]:
     """Return a setup_context that keeps all inputs, and results; the last `auxiliary` results have no gradient.
 
@@ -261,7 +268,7 @@ def _second(
         d_gradients: what arrives at the gradients of those.
     """
     tensors_at = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.is_floating_point()]
-    wanted = [i for i in differentiable if arguments[upstream_count + i] is not None]
+    wanted = [i for i in differentiable if _has_gradient(arguments[upstream_count + i])]
 
     def first(*tensors: Tensor) -> tuple[Tensor, ...]:
         filled = list(arguments)

@@ -101,6 +101,28 @@ def check_keys(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSp
     _same_device(("key_padding_mask", mask), ("key", key))
 
 
+def weighed_keys(mask: Tensor | None, bias: Tensor | None, key: Tensor) -> Tensor | None:
+    """Check a key bias, and return what operators take for padding and bias: one mask, -inf where the padding is True.
+
+    Args:
+        mask: (b, s), checked before.
+        bias: (b, s) or (b, h, s).
+        key: (b, h, s, d).
+    """
+    if bias is None:
+        return mask
+    _check_is_tensor("key_bias", bias)
+    b, h, s, _ = key.shape
+    if bias.dtype not in DTYPES or bias.shape != ((b, s) if bias.ndim == 2 else (b, h, s)):
+        raise ValueError(
+            f"key_bias must be a floating-point tensor [{b}, {s}] or [{b}, {h}, {s}], got {bias.dtype} "
+            f"{list(bias.shape)}; what is only seen or ignored can be a key_padding_mask"
+        )
+    _same_device(("key_bias", bias), ("key", key))
+    bias = bias.unsqueeze(1).expand(b, h, s) if bias.ndim == 2 else bias
+    return bias if mask is None else bias.masked_fill(mask.unsqueeze(1), -torch.inf)
+
+
 def check_attend(query: Tensor, heads: int, value_dim: int, space: FeatureSpace) -> None:
     """Check queries against the features and the number of key heads."""
     _check_tensor("query", query)

@@ -5,9 +5,10 @@ Dimension key: b batch, h key heads, g query heads per key head, t queries, s ke
 These functions say what is computed. They hold every exponent in memory, so they serve the tests as an oracle and
 autograd for second derivatives; `reference/` and `triton/` compute the same in blocks.
 
-With x scaled by `scale ** 0.5` (d ** -0.25 unless told otherwise), projection rows w_r and log-weights c_r:
+With x scaled by `scale ** 0.5` (d ** -0.25 unless told otherwise), projection rows w_r, log-weights c_r and the key
+bias beta_s, 0 unless given, by which key s counts exp(beta_s) times:
 
-    hop 1, summarize   e_sr = w_r . k_s - |k_s|^2 / 2 + c_r
+    hop 1, summarize   e_sr = w_r . k_s - |k_s|^2 / 2 + beta_s + c_r
                        L_r  = logsumexp_s e_sr                V_r = sum_s softmax_s(e_sr) v_s
     hop 2, attend      o_t  = sum_r softmax_r(w_r . q_t + L_r) V_r
 
@@ -28,22 +29,35 @@ from einops import rearrange
 from torch import Tensor
 
 from .feature_maps import FEATURE_MAPS
-from .types import FavorState, FeatureSpace
+from .types import LOWEST_BIAS, FavorState, FeatureSpace
+
+
+def hidden_keys(mask: Tensor) -> Tensor:
+    """Return which keys a mask hides, (b, 1 or h, s): True of padding (b, s), -inf of a bias (b, h, s)."""
+    return mask <= LOWEST_BIAS if mask.is_floating_point() else mask.unsqueeze(1)
 
 
 def key_exponents(key: Tensor, mask: Tensor | None, space: FeatureSpace) -> Tensor:
-    """Return e_sr, (b, h, s, m), with -inf at masked keys (mask (b, s), True = ignore)."""
+    """Return e_sr, (b, h, s, m), with -inf at hidden keys."""
     projection = space.projection_for(key)
     key = key.to(projection.dtype) * space.scale**0.5
-    if mask is not None:
-        key = key.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    hidden = None if mask is None else hidden_keys(mask).unsqueeze(-1)
+    if hidden is not None:
+        key = key.masked_fill(hidden, 0.0)
     log_feature, _, has_norm = FEATURE_MAPS[space.feature_map]
     exponents = log_feature(key @ projection.transpose(-1, -2))
     if has_norm:
         exponents = exponents - key.square().sum(-1, keepdim=True) / 2
     if space.log_weight is not None:
         exponents = exponents + space.log_weight.unsqueeze(-2)
-    return exponents if mask is None else exponents.masked_fill(rearrange(mask, "b s -> b 1 s 1"), -torch.inf)
+    if mask is not None and mask.is_floating_point():
+        exponents = exponents + mask.unsqueeze(-1).to(exponents.dtype)
+    return exponents if hidden is None else exponents.masked_fill(hidden, -torch.inf)
+
+
+def visible_values(value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return values (b, h, s, e) with zeros under a mask, whatever stood there."""
+    return value if mask is None else value.masked_fill(hidden_keys(mask).unsqueeze(-1), 0.0)
 
 
 def query_exponents(query: Tensor, heads: int, space: FeatureSpace) -> Tensor:
@@ -56,9 +70,7 @@ def query_exponents(query: Tensor, heads: int, space: FeatureSpace) -> Tensor:
 def summarize_definition(key: Tensor, value: Tensor, mask: Tensor | None, space: FeatureSpace) -> FavorState:
     """Return the state (L, V) of hop 1."""
     exponents = key_exponents(key, mask, space)
-    value = value.to(exponents.dtype)
-    if mask is not None:
-        value = value.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    value = visible_values(value.to(exponents.dtype), mask)
     seen = (exponents != -torch.inf).any(-2, keepdim=True)
     exponents = torch.where(seen, exponents, 0.0)
     weights = torch.where(seen, exponents.softmax(-2), 0.0)
@@ -90,13 +102,11 @@ def causal_definition(
     """
     key_side = key_exponents(key, mask, space)
     query_side = query_exponents(query, key.shape[1], space)
-    value = value.to(key_side.dtype)
-    if mask is not None:
-        value = value.masked_fill(rearrange(mask, "b s -> b 1 s 1"), 0.0)
+    value = visible_values(value.to(key_side.dtype), mask)
     pairs = rearrange(query_side, "b h g t m -> b h g t 1 m") + rearrange(key_side, "b h s m -> b h 1 1 s m")
     visible = visibility(query.shape[-2], key.shape[-2], tokens_per_step, query.device).expand(pairs.shape[:-1])
     if mask is not None:
-        visible = visible & ~rearrange(mask, "b s -> b 1 1 1 s")
+        visible = visible & ~hidden_keys(mask)[:, :, None, None, :]
     log_attention = torch.where(visible.unsqueeze(-1), pairs, 0.0).logsumexp(-1)
     value = value.unsqueeze(-3)
     if initial is not None:

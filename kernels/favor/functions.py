@@ -23,7 +23,7 @@ grid, where that changes nothing. Under autocast all inputs are cast first, as `
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,8 +44,9 @@ from .arguments import (
     check_states,
     check_steps,
     feature_space,
+    weighed_keys,
 )
-from .definition import joined_definition, visibility
+from .definition import joined_definition
 from .feature_maps import FeatureMap
 from .operators import attend_op, causal_op, full_op, summarize_op
 from .types import AttendInputs, CausalInputs, FavorState, FullInputs, SummarizeInputs
@@ -63,6 +64,7 @@ def favor_attention(
     is_causal: bool = False,
     tokens_per_step: int = 1,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
@@ -70,8 +72,8 @@ def favor_attention(
 
     o_i = sum_j A_ij v_j / sum_j A_ij,   A_ij = sum_r phi_r(q_i) phi_r(k_j)       (Choromanski et al. 2021, eq. (4))
 
-    over the visible keys j; a query that sees none gets zeros and zero gradients. Differentiable, any number of times,
-    in query, key, value, projection and log-weight.
+    over the visible keys j; a query that sees none gets zeros and zero gradients. With a key bias, A_ij exp(key_bias_j)
+    takes the place of A_ij. Differentiable, any number of times, in query, key, value, bias, projection, log-weight.
 
         features = draw_features(256, 64)
         output = favor_attention(query, key, value, features, is_causal=True)
@@ -86,6 +88,9 @@ def favor_attention(
             count from the start, as in `scaled_dot_product_attention`.
         tokens_per_step: tokens that see each other, e.g. the sensors of one time step in time-major order.
         key_padding_mask: (b, s) bool, True = ignore. Ignored keys and values may hold anything, NaN included.
+        key_bias: (b, s) or (b, h, s), floating point, differentiable: key j counts exp(key_bias_j) times, under every
+            feature map; -inf (and all up to -1e37) ignores it as key_padding_mask does. Only differences matter, which
+            float32 holds to 1e-7 of the largest: keep it small. NaN and +inf give NaN.
         scale: of q . k; d ** -0.5 by default.
         impl: "reference" (torch, any device), "triton" (GPU kernels; float32 at about its full accuracy),
             "triton-ieee" (float32 without tensor cores), or "auto": "triton" for CUDA tensors where it exists, or what
@@ -101,6 +106,7 @@ def favor_attention(
     query, key, value = _autocast(query, key, value)
     space = feature_space(features, feature_map, scale, query, key)
     check_keys(key, value, key_padding_mask, space)
+    mask = weighed_keys(key_padding_mask, key_bias, key)
     check_attend(query, key.shape[1], value.shape[-1], space)
     check_batch(query, "key", key)
     check_steps(tokens_per_step)
@@ -109,10 +115,10 @@ def favor_attention(
     chosen = resolve_impl(impl, query, key, value, *space.tensors)
     if is_causal:
         query_count = query.shape[-2]
-        query, key, value, mask = _align_steps(query, key, value, key_padding_mask, int(tokens_per_step))
+        query, key, value, mask = _align_steps(query, key, value, mask, int(tokens_per_step))
         inputs = CausalInputs(query, key, value, mask, None, space, chosen, int(tokens_per_step))
         return causal_op(inputs).output[:, :, :query_count]
-    return full_op(FullInputs(query, key, value, key_padding_mask, space, chosen)).output
+    return full_op(FullInputs(query, key, value, mask, space, chosen)).output
 
 
 class Streamed(NamedTuple):
@@ -137,6 +143,7 @@ def stream_attention(
     feature_map: FeatureMap = "exponential",
     tokens_per_step: int = 1,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
     impl: Impl = "auto",
 ) -> Streamed:
@@ -149,7 +156,7 @@ def stream_attention(
         output, state = stream_attention(q_prompt, k_prompt, v_prompt, None, features)
         output, state = stream_attention(q_next, k_next, v_next, state, features)
 
-    Differentiable, any number of times, in query, key, value, projection, log-weight and state.
+    Differentiable, any number of times, in query, key, value, bias, projection, log-weight and state.
 
     Args:
         query: (b, h g, t, d).
@@ -158,6 +165,8 @@ def stream_attention(
         features, feature_map, scale, impl: as in `favor_attention`, the same for all chunks.
         tokens_per_step: as in `favor_attention`; a chunk holds whole steps.
         key_padding_mask: (b, t) bool, True = ignore.
+        key_bias: (b, t) or (b, h, t), as in `favor_attention`; the state has that of earlier tokens. To forget these
+            instead (exp(g) times what they were), pass on `state.weighed(g)`.
 
     Returns:
         Streamed(output (b, h g, t, e), state ((b, h, m), (b, h, m, e))).
@@ -169,6 +178,7 @@ def stream_attention(
     query, key, value = _autocast(query, key, value)
     space = feature_space(features, feature_map, scale, query, key)
     check_keys(key, value, key_padding_mask, space)
+    mask = weighed_keys(key_padding_mask, key_bias, key)
     check_attend(query, key.shape[1], value.shape[-1], space)
     check_batch(query, "key", key)
     check_chunk(query, key, tokens_per_step)
@@ -178,7 +188,7 @@ def stream_attention(
         check_batch(query, "state", state.log_normalizer)
         check_initial(state, key, value)
     chosen = resolve_impl(impl, query, key, value, *space.tensors, *(state or ()))
-    inputs = CausalInputs(query, key, value, key_padding_mask, state, space, chosen, int(tokens_per_step))
+    inputs = CausalInputs(query, key, value, mask, state, space, chosen, int(tokens_per_step))
     output, final, _ = causal_op(inputs)
     return Streamed(output, final)
 
@@ -190,6 +200,7 @@ def summarize(
     *,
     feature_map: FeatureMap = "exponential",
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
     impl: Impl = "auto",
 ) -> FavorState:
@@ -198,8 +209,8 @@ def summarize(
     Args:
         key: (b, h, s, d).
         value: (b, h, s, e).
-        features, feature_map, key_padding_mask, scale, impl: as in `favor_attention`; later calls of `attend` and
-            `merge` must use the same features, map and scale.
+        features, feature_map, key_padding_mask, key_bias, scale, impl: as in `favor_attention`; later calls of `attend`
+            and `merge` must use the same features, map and scale.
 
     Returns:
         FavorState((b, h, m), (b, h, m, e)); (-inf, 0) where there is no visible key.
@@ -210,8 +221,9 @@ def summarize(
     key, value = _autocast(key, value)
     space = feature_space(features, feature_map, scale, key, key)
     check_keys(key, value, key_padding_mask, space)
+    mask = weighed_keys(key_padding_mask, key_bias, key)
     chosen = resolve_impl(impl, key, value, *space.tensors)
-    return summarize_op(SummarizeInputs(key, value, key_padding_mask, space, chosen)).state
+    return summarize_op(SummarizeInputs(key, value, mask, space, chosen)).state
 
 
 def attend(
@@ -265,43 +277,6 @@ def merge(first: FavorState, second: FavorState) -> FavorState:
     return joined_definition(first, second)
 
 
-def softmax_error(
-    query: Tensor, key: Tensor, value: Tensor, features: RandomFeatures | Tensor, **options: Any
-) -> float:
-    """Measure how far FAVOR attention is from softmax attention on given tensors.
-
-    |favor - softmax|_F / |softmax|_F, softmax attention being computed in float64 and in full: O(t s) memory a head.
-    Beside 1.0, compare with the error of the plain mean of v, which is below 1 when softmax attention is diffuse.
-
-    Args:
-        query, key, value, features: as in `favor_attention`.
-        options: keywords of `favor_attention`; they apply to both sides.
-
-    Returns:
-        The relative error, a Python float; nan if there is nothing to compare.
-    """
-    with torch.no_grad():
-        estimate = favor_attention(query, key, value, features, **options).double()
-        repeats = query.shape[1] // key.shape[1]
-        query, key, value = query.double(), *(x.double().repeat_interleave(repeats, 1) for x in (key, value))
-        (t, d), s = query.shape[-2:], key.shape[-2]
-        visible = torch.ones(t, s, dtype=torch.bool, device=query.device)
-        if options.get("is_causal"):
-            visible = visibility(t, s, options.get("tokens_per_step", 1), query.device)
-        visible = visible.expand(query.shape[0], 1, t, s)
-        padding = options.get("key_padding_mask")
-        if padding is not None:
-            visible = visible & ~padding[:, None, None, :]
-            value = value.masked_fill(padding[:, None, :, None], 0.0)
-            key = key.masked_fill(padding[:, None, :, None], 0.0)
-        scale = options.get("scale")
-        logits = query @ key.transpose(-1, -2) * (d**-0.5 if scale is None else scale)
-        seen = visible.any(-1, keepdim=True)
-        weights = torch.where(visible, logits, torch.where(seen, -torch.inf, 0.0)).softmax(-1)
-        exact = torch.where(seen, weights, 0.0) @ value
-        return float((estimate - exact).norm() / exact.norm())
-
-
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast as `scaled_dot_product_attention` does under autocast, before anything is checked.
 
@@ -325,10 +300,10 @@ def _align_steps(
     if t == s:
         return query, key, value, mask
     seen = min(s, -(-t // tokens_per_step) * tokens_per_step)
-    key, value, mask = key[:, :, :seen], value[:, :, :seen], None if mask is None else mask[:, :seen]
+    key, value, mask = key[:, :, :seen], value[:, :, :seen], None if mask is None else mask[..., :seen]
     length = max(t, seen)
     if seen < length:
         mask = torch.zeros(key.shape[0], seen, dtype=torch.bool, device=key.device) if mask is None else mask
-        mask = F.pad(mask, (0, length - seen), value=True)
+        mask = F.pad(mask, (0, length - seen), value=-torch.inf if mask.is_floating_point() else True)
         key, value = F.pad(key, (0, 0, 0, length - seen)), F.pad(value, (0, 0, 0, length - seen))
     return F.pad(query, (0, 0, 0, length - t)), key, value, mask

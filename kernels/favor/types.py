@@ -26,6 +26,14 @@ class FavorState(NamedTuple):
     log_normalizer: Tensor
     value: Tensor
 
+    def weighed(self, log_weight: Tensor) -> FavorState:
+        """Return the state whose keys all count exp(log_weight) times as much as before.
+
+        Args:
+            log_weight: (b or 1, h or 1), at most 0 to forget.
+        """
+        return FavorState(self.log_normalizer + log_weight.unsqueeze(-1), self.value)
+
 
 class FeatureSpace(NamedTuple):
     """Everything that turns queries and keys into exponents: features, softmax scale and feature map."""
@@ -59,8 +67,15 @@ class FeatureGradients(NamedTuple):
     log_weight: Tensor | None
 
 
+LOWEST_BIAS = -1e37
+"""A key bias from here down hides its key: -inf, and the lowest numbers of float32 and bfloat16."""
+
+
 class SummarizeInputs(NamedTuple):
-    """Keys (b, h, s, d), values (b, h, s, e), padding (b, s) where True is ignored, features, implementation."""
+    """Keys (b, h, s, d), values (b, h, s, e), mask, features, implementation.
+
+    The mask is padding, (b, s) bool where True is ignored, or a key bias, (b, h, s) floating point, added to e_sr.
+    """
 
     key: Tensor
     value: Tensor
@@ -80,10 +95,11 @@ class SummarizeResults(NamedTuple):
 
 
 class SummarizeGradients(NamedTuple):
-    """Gradients of `SummarizeInputs`; those of the features are None where none was asked for."""
+    """Gradients of `SummarizeInputs`: that of the mask is None if it is padding, those of features if not asked for."""
 
     key: Tensor
     value: Tensor
+    mask: Tensor | None
     space: FeatureGradients | None
 
 
@@ -118,7 +134,7 @@ class AttendGradients(NamedTuple):
 
 
 class FullInputs(NamedTuple):
-    """Queries of `AttendInputs` and keys, values, padding of `SummarizeInputs`."""
+    """Queries of `AttendInputs` and keys, values, mask of `SummarizeInputs`."""
 
     query: Tensor
     key: Tensor
@@ -147,11 +163,12 @@ class FullGradients(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
+    mask: Tensor | None
     space: FeatureGradients | None
 
 
 class CausalInputs(NamedTuple):
-    """Queries (b, h g, t, d), keys and values of as many tokens, padding, and the state of earlier keys."""
+    """Queries (b, h g, t, d), keys and values of as many tokens, mask, and the state of earlier keys."""
 
     query: Tensor
     key: Tensor
@@ -184,6 +201,7 @@ class CausalGradients(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
+    mask: Tensor | None
     initial: FavorState | None
     space: FeatureGradients | None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from adversarial_keys import (
@@ -12,8 +14,7 @@ from adversarial_keys import (
     differentiate,
     natural_scales,
 )
-from favor_textbook import qkv, textbook_attention, visible_pairs
-from kernel_runs import RESULTS
+from favor_textbook import bias_of, qkv, textbook_attention, visible_pairs
 
 from favorcast.kernels import (
     RandomFeatures,
@@ -50,6 +51,13 @@ CASES = {
     "log-weight": ({}, {"kind": "favor++"}, {}),
     "per-head-log-weight": ({"query_heads": 4}, {"kind": "favor++", "num_heads": 2}, {}),
     "padded": ({}, {}, {"key_padding_mask": padding(2, 7)}),
+    "biased": ({}, {}, {"key_bias": bias_of(2, 7)}),
+    "per-head-biased-grouped-padded": (
+        {"query_heads": 6, "e": 3},
+        {"kind": "favor++"},
+        {"key_bias": bias_of(2, 2, 7), "key_padding_mask": padding(2, 7)},
+    ),
+    "elu-biased": ({}, {}, {"feature_map": "elu", "key_bias": bias_of(2, 7)}),
     "relu": ({}, {}, {"feature_map": "relu"}),
     "elu": ({}, {}, {"feature_map": "elu"}),
     "elu-log-weight-padded": ({}, {"kind": "favor++"}, {"feature_map": "elu", "key_padding_mask": padding(2, 7)}),
@@ -58,6 +66,9 @@ CASES = {
     "causal-relu": ({}, {}, {"is_causal": True, "feature_map": "relu"}),
     "causal-elu": ({}, {"num_heads": 2}, {"is_causal": True, "feature_map": "elu"}),
     "causal-padded": ({}, {}, {"is_causal": True, "key_padding_mask": padding(2, 7)}),
+    "causal-biased": ({}, {}, {"is_causal": True, "key_bias": bias_of(2, 2, 7)}),
+    "causal-relu-biased": ({}, {}, {"is_causal": True, "feature_map": "relu", "key_bias": bias_of(2, 7)}),
+    "causal-biased-longer-queries": ({"t": 9, "s": 5}, {}, {"is_causal": True, "key_bias": bias_of(2, 5)}),
     "causal-longer-queries": ({"t": 9, "s": 5}, {}, {"is_causal": True, "tokens_per_step": 2}),
     "causal-longer-keys": ({"t": 5, "s": 9}, {}, {"is_causal": True, "tokens_per_step": 2}),
     "step-causal": ({"t": 11}, {}, {"is_causal": True, "tokens_per_step": 3}),
@@ -65,6 +76,11 @@ CASES = {
         {"query_heads": 6, "e": 1},
         {},
         {"is_causal": True, "tokens_per_step": 3, "key_padding_mask": padding(2, 7)},
+    ),
+    "step-causal-grouped-biased": (
+        {"query_heads": 6, "e": 1},
+        {},
+        {"is_causal": True, "tokens_per_step": 3, "key_bias": bias_of(2, 2, 7)},
     ),
 }
 
@@ -76,29 +92,40 @@ def build(case: str, dtype: torch.dtype = torch.float64):
     return qkv(**shape, dtype=dtype), features, options
 
 
+def leaves_of(inputs, features, options) -> dict[str, torch.Tensor]:
+    """Return all that a case can be differentiated in, by name."""
+    named = dict(zip(("query", "key", "value", "projection", "log_weight"), (*inputs, *features[:2]), strict=True))
+    named["key_bias"] = options.get("key_bias")
+    return {name: x.requires_grad_() for name, x in named.items() if x is not None}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_are_those_of_the_textbook_quotient(case):
     inputs, features, options = build(case)
-    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features[:2] if f is not None))]
+    leaves = leaves_of(inputs, features, options)
     output = favor_attention(*inputs, features, **options)
     expected = textbook_attention(*inputs, features, **options)
     assert output.shape == expected.shape
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     upstream = torch.randn_like(expected)
-    gradients = (torch.autograd.grad(x, leaves, upstream) for x in (output, expected))
-    for name, got, want in zip(RESULTS[1 : 1 + len(leaves)], *gradients, strict=True):
+    gradients = (torch.autograd.grad(x, list(leaves.values()), upstream) for x in (output, expected))
+    for name, got, want in zip(leaves, *gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11, msg=lambda said, name=name: f"{name}: {said}")
 
 
 @pytest.mark.parametrize(
-    "case", ["per-head-log-weight", "padded", "elu", "causal-padded", "step-causal-grouped-padded"]
+    "case",
+    [
+        *("per-head-log-weight", "padded", "elu", "per-head-biased-grouped-padded"),
+        *("causal-padded", "step-causal-grouped-padded", "step-causal-grouped-biased"),
+    ],
 )
 def test_small_blocks_change_nothing(case, monkeypatch):
     inputs, features, options = build(case)
     whole = favor_attention(*inputs, features, **options)
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 64)
     monkeypatch.setattr(blocks, "MIN_TOKENS", 2)
-    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features[:2] if f is not None))]
+    leaves = list(leaves_of(inputs, features, options).values())
     blocked = favor_attention(*inputs, features, **options)
     torch.testing.assert_close(blocked, whole, rtol=0, atol=1e-12)
     upstream = torch.randn_like(whole)
@@ -107,20 +134,31 @@ def test_small_blocks_change_nothing(case, monkeypatch):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("case", ["log-weight", "padded", "relu", "causal-log-weight", "step-causal-grouped-padded"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("log-weight", "padded", "relu", "causal-log-weight", "step-causal-grouped-padded"),
+        *("per-head-biased-grouped-padded", "step-causal-grouped-biased", "causal-relu-biased"),
+    ],
+)
 def test_gradcheck_and_gradgradcheck_hold(case):
     shape, feature_options, options = CASES[case]
     inputs = qkv(**{**shape, "t": 4, "d": 2, "s": 4})
     features = draw_features(4, 2, **feature_options, dtype=torch.float64)
     if "key_padding_mask" in options:
         options = {**options, "key_padding_mask": padding(2, 4)}
+    if "key_bias" in options:
+        options = {**options, "key_bias": options["key_bias"][..., :4].detach().clone()}
+    leaves = leaves_of(inputs, features, options)
 
     def attention(*tensors):
-        return favor_attention(*tensors[:3], RandomFeatures(*tensors[3:]), **options)
+        found = dict(zip(leaves, tensors, strict=True))
+        drawn = RandomFeatures(found["projection"], found.get("log_weight"))
+        changed = {name: found.get(name, x) for name, x in options.items()}
+        return favor_attention(*tensors[:3], drawn, **changed)
 
-    leaves = [x.requires_grad_() for x in (*inputs, *(f for f in features[:2] if f is not None))]
-    assert torch.autograd.gradcheck(attention, leaves, fast_mode=True)
-    assert torch.autograd.gradgradcheck(attention, leaves, fast_mode=True)
+    assert torch.autograd.gradcheck(attention, list(leaves.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(attention, list(leaves.values()), fast_mode=True)
 
 
 @pytest.mark.parametrize("d", [1, 16, 20, 48, 96, 256])
@@ -169,12 +207,17 @@ def test_what_stands_under_padding_is_never_read(garbage, is_causal):
     clean = [x.clone().requires_grad_() for x in (q, k, v)]
     dirty = [x.masked_fill(mask[:, None, :, None], garbage).requires_grad_() for x in (k, v)]
     dirty = [q.clone().requires_grad_(), *dirty]
-    outputs = [favor_attention(*x, features, is_causal=is_causal, key_padding_mask=mask) for x in (clean, dirty)]
-    assert torch.equal(*outputs)
-    for output in outputs:
+    biased = [x.detach().clone().requires_grad_() for x in dirty]
+    bias = torch.zeros(2, 70).masked_fill(mask, -torch.inf)
+    lowest = bias.clamp(min=torch.finfo(torch.float32).min)
+    hiding = ((clean, {"key_padding_mask": mask}), (dirty, {"key_padding_mask": mask}), (biased, {"key_bias": bias}))
+    outputs = [favor_attention(*x, features, is_causal=is_causal, **hidden) for x, hidden in hiding]
+    outputs.append(favor_attention(*biased, features, is_causal=is_causal, key_bias=lowest))
+    assert all(torch.equal(outputs[0], x) for x in outputs[1:])
+    for output in outputs[:3]:
         output.square().sum().backward()
-    for one, other in zip(clean, dirty, strict=True):
-        assert torch.equal(one.grad, other.grad)
+    for one, *others in zip(clean, dirty, biased, strict=True):
+        assert all(torch.equal(one.grad, other.grad) for other in others)
     assert not dirty[1].grad[0, :, 35:].any()
     assert not dirty[2].grad[0, :, 35:].any()
 
@@ -235,6 +278,22 @@ def test_a_feature_of_log_weight_minus_infinity_is_no_feature(is_causal):
     assert log_weight.grad[3] == 0
 
 
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_a_bias_of_log_2_counts_a_key_twice_and_a_common_bias_cancels(is_causal):
+    q, k, v = qkv(t=70)
+    steps = {"is_causal": True, "tokens_per_step": 2} if is_causal else {}
+    bias = torch.zeros(2, 70, dtype=torch.float64).index_fill(1, torch.tensor([10, 33]), math.log(2))
+    twice = torch.arange(70).repeat_interleave(2)
+    kept = (torch.arange(140) % 2 == 0) | torch.isin(twice, torch.tensor([10, 33]))
+    once = torch.full((140,), False).masked_fill(~kept, True).expand(2, -1)
+    repeated = (x.repeat_interleave(2, 2) for x in (q, k, v))
+    doubled = favor_attention(*repeated, FEATURES_4, key_padding_mask=once, **steps)[:, :, ::2]
+    output = favor_attention(q, k, v, FEATURES_4, key_bias=bias, is_causal=is_causal)
+    torch.testing.assert_close(output, doubled, rtol=0, atol=1e-13)
+    moved = favor_attention(q, k, v, FEATURES_4, key_bias=bias + 30.0, is_causal=is_causal)
+    torch.testing.assert_close(moved, output, rtol=0, atol=1e-12)
+
+
 def test_permuting_the_keys_changes_nothing_and_constant_values_are_reproduced():
     q, k, v = qkv(t=300, dtype=torch.float32)
     features = draw_features(16, 4)
@@ -268,6 +327,7 @@ def test_softmax_error_applies_options_to_both_sides():
     k = k.masked_fill(mask[:, None, :, None], float("nan"))
     v = v.masked_fill(mask[:, None, :, None], float("nan"))
     options = {"is_causal": True, "tokens_per_step": 2, "key_padding_mask": mask, "scale": 1e-4}
+    options["key_bias"] = bias_of(2, 2, 6)
     assert softmax_error(q, k, v, features, **options) < 1e-3
 
 

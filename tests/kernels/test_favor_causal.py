@@ -14,6 +14,7 @@ from adversarial_keys import (
     natural_scales,
 )
 from favor_textbook import qkv, textbook_attention
+from kernel_runs import error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -81,6 +82,39 @@ def test_another_head_or_sample_does_not_move_a_bit(change):
             x[0, 1] = 0
         results.append(others)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("growth", [46.0, 1e3, -1e3])
+@pytest.mark.parametrize("tokens_per_step", [1, 7, 65])
+def test_weights_that_grow_or_fade_along_the_sequence_keep_their_digits(growth, tokens_per_step):
+    """Float32 holds an exponent to half a unit in the last place of the bias beside it, and so a weight."""
+    bias = torch.linspace(0, growth, LENGTH).expand(2, 2, -1)
+    options = {"is_causal": True, "tokens_per_step": tokens_per_step}
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        tensors = [x.to(dtype).requires_grad_() for x in qkv(t=LENGTH, d=HEAD_DIM, dtype=torch.float32)]
+        own = bias.to(dtype).requires_grad_()
+        output = favor_attention(*tensors, PROJECTION.to(dtype), key_bias=own, **options)
+        upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        results.append([output, *torch.autograd.grad(output, [*tensors, own], upstream)])
+    assert all(error(got, want) < 2e-6 + 1e-7 * abs(growth) for got, want in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("start", [0.0, 300.0])
+@pytest.mark.parametrize("change", [500.0, -500.0, -torch.inf])
+@pytest.mark.parametrize(("tokens_per_step", "at"), [(1, 64), (1, 100), (7, 98), (65, 65)])
+def test_biases_of_invisible_keys_do_not_move_a_bit(start, change, tokens_per_step, at):
+    results = []
+    for changed in (False, True):
+        q, k, v = (x.requires_grad_() for x in qkv(t=LENGTH, d=HEAD_DIM, dtype=torch.float32))
+        bias = torch.linspace(0, start, LENGTH).repeat(2, 1)
+        bias[:, at:] += change * changed if changed else 0.0
+        options = {"is_causal": True, "tokens_per_step": tokens_per_step, "key_bias": bias.requires_grad_()}
+        output = favor_attention(q, k, v, PROJECTION, **options)[:, :, :at]
+        (d_query,) = torch.autograd.grad(output.square().sum(), q)
+        results.append((output, d_query[:, :, :at]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def test_keys_of_the_own_step_are_seen():

@@ -19,7 +19,7 @@ from adversarial_keys import (
     differentiate,
     natural_scales,
 )
-from favor_textbook import qkv
+from favor_textbook import bias_of, qkv
 from kernel_runs import DEVICE, LAYOUTS, RUNS_KERNELS, assert_close, both
 from torch import Tensor
 
@@ -60,6 +60,11 @@ def splits_of(inputs: tuple[Tensor, ...], tokens_per_step: int) -> int:
 
 SHAPES = {
     "causal": ({"b": 1, "h": 1, "t": 83, "d": 16}, 100, 1),
+    "biased": ({"b": 1, "h": 1, "t": 83, "d": 16}, 100, 1),
+    "biased-steps-of-3-gqa": ({"b": 1, "query_heads": 4, "t": 50, "d": 8, "e": 5}, 40, 3),
+    "biased-steps-of-49": ({"b": 1, "t": 110, "d": 16, "e": 3}, 40, 49),
+    "biased-one-step": ({"t": 30, "d": 16}, 64, 10**6),
+    "biased-cross-fewer-keys": ({"t": 60, "s": 33, "d": 8}, 16, 4),
     "steps-of-3-gqa": ({"b": 1, "query_heads": 4, "t": 50, "d": 8, "e": 5}, 40, 3),
     "steps-of-16": ({"b": 1, "t": 70, "d": 20, "e": 24}, 40, 16),
     "steps-of-17": ({"t": 60, "d": 16}, 64, 17),
@@ -73,7 +78,7 @@ SHAPES = {
 }
 
 
-IN_HALF = ("steps-of-3-gqa", "steps-of-17", "two-segments-of-one-head")
+IN_HALF = ("steps-of-3-gqa", "biased-steps-of-3-gqa", "steps-of-17", "two-segments-of-one-head")
 RUNS = [(case, dtype) for dtype in (torch.float32, torch.bfloat16) for case in SHAPES]
 RUNS += [(case, torch.float16) for case in IN_HALF]
 
@@ -84,7 +89,19 @@ def test_output_and_gradients_equal_the_float64_reference(case, dtype):
     inputs = qkv(**shape, dtype=dtype)
     features = draw_features(num_features, inputs[0].shape[-1])
     options = {"is_causal": True, "tokens_per_step": tokens_per_step}
+    if case.startswith("biased"):
+        options["key_bias"] = bias_of(*inputs[1].shape[:3])
     assert_close(*both(inputs, features, **options), dtype)
+
+
+@pytest.mark.parametrize("growth", [46.0, 1e3, -1e3])
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 20])
+def test_weights_that_grow_or_fade_along_the_sequence_keep_their_digits(growth, tokens_per_step):
+    """Float32 holds an exponent to half a unit in the last place of the bias beside it, and so a weight."""
+    inputs = qkv(t=50, d=16, query_heads=4, dtype=torch.float32)
+    options = {"is_causal": True, "tokens_per_step": tokens_per_step}
+    bias = torch.linspace(0, growth, 50).expand(2, 2, -1)
+    assert_close(*both(inputs, draw_features(64, 16), key_bias=bias, **options), torch.float32, 1 + abs(growth) / 50)
 
 
 @pytest.mark.parametrize(
@@ -117,12 +134,13 @@ LEARNT += [("unpaired", "elu", 20), ("per-head-log-weight", "exponential", 20), 
 
 
 @pytest.mark.parametrize(("case", "feature_map", "tokens_per_step"), LEARNT)
-def test_learnt_features_of_every_kind_and_map_have_their_gradients(case, feature_map, tokens_per_step):
+@pytest.mark.parametrize("bias", [None, bias_of(2, 2, 36)], ids=["padded", "padded-biased"])
+def test_learnt_features_of_every_kind_and_map_have_their_gradients(case, feature_map, tokens_per_step, bias):
     inputs = qkv(t=36, d=8, query_heads=4, dtype=torch.float32)
     drawn = draw_features(24, 8, **FEATURES[case], generator=torch.Generator().manual_seed(7))
     features = drawn._replace(projection=drawn.projection.requires_grad_())
     mask = torch.rand(2, 36, generator=torch.Generator().manual_seed(3)) < 0.3
-    options = {"feature_map": feature_map, "key_padding_mask": mask, "scale": 0.4}
+    options = {"feature_map": feature_map, "key_padding_mask": mask, "key_bias": bias, "scale": 0.4}
     assert_close(*both(inputs, features, is_causal=True, tokens_per_step=tokens_per_step, **options), torch.float32, 2)
 
 
@@ -141,10 +159,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("start", [1.0, 50.0], ids=["small", "huge"])
-@pytest.mark.parametrize("change", CHANGES)
+MOVES = [(change, start, 0.0) for change in CHANGES for start in (1.0, 50.0)]
+MOVES += [("replaced", 1.0, 150.0), ("replaced", 1.0, -150.0), ("x1e3", 50.0, 150.0)]
+
+
+@pytest.mark.parametrize(("change", "start", "growth"), MOVES)
 @pytest.mark.parametrize(("tokens_per_step", "at"), [(1, 20), (5, 20), (20, 20)])
-def test_invisible_keys_and_values_do_not_move_a_bit(start, change, tokens_per_step, at):
+def test_invisible_keys_values_and_biases_do_not_move_a_bit(change, start, growth, tokens_per_step, at):
     """Token `at` starts a step: outputs and query gradients before it are equal to the last bit."""
     results = []
     for changed in (False, True):
@@ -155,6 +176,10 @@ def test_invisible_keys_and_values_do_not_move_a_bit(start, change, tokens_per_s
             v[:, :, at:] *= -1e6
         q.requires_grad_()
         options = {"is_causal": True, "tokens_per_step": tokens_per_step, "impl": "triton"}
+        if growth:  # of the weights of keys, and for the changed ones another
+            bias = torch.linspace(0, growth, 40, device=DEVICE).repeat(1, 1)
+            bias[:, at:] -= 2 * growth * changed
+            options["key_bias"] = bias.requires_grad_()
         output = favor_attention(q, k, v, PROJECTION.to(DEVICE), **options)
         (d_query,) = torch.autograd.grad(output[:, :, :at].square().sum(), q)
         results.append((output[:, :, :at], d_query[:, :, :at]))
@@ -213,16 +238,17 @@ def test_padding_may_hold_anything_and_blind_queries_get_zeros(tokens_per_step):
     mask = torch.rand(2, 50, generator=torch.Generator().manual_seed(3)) < 0.5
     mask[0, :30] = True
 
-    def attend_to(key: Tensor, value: Tensor) -> list[Tensor]:
+    def attend_to(key: Tensor, value: Tensor, **hiding: Tensor) -> list[Tensor]:
         tensors = [x.to(DEVICE).requires_grad_() for x in (query, key, value)]
         options = {"is_causal": True, "tokens_per_step": tokens_per_step, "impl": "triton"}
-        output = favor_attention(*tensors, DRAWN, key_padding_mask=mask.to(DEVICE), **options)
+        output = favor_attention(*tensors, DRAWN, **{k: x.to(DEVICE) for k, x in hiding.items()}, **options)
         return [output, *torch.autograd.grad(output, tensors, torch.ones_like(output))]
 
     hidden = mask[:, None, :, None]
-    clean = attend_to(key, value)
-    poisoned = attend_to(key.masked_fill(hidden, torch.nan), value.masked_fill(hidden, torch.inf))
-    assert all(torch.equal(x, y) for x, y in zip(poisoned, clean, strict=True))
+    clean = attend_to(key, value, key_padding_mask=mask)
+    garbage = key.masked_fill(hidden, torch.nan), value.masked_fill(hidden, torch.inf)
+    for hiding in ({"key_padding_mask": mask}, {"key_bias": torch.zeros(2, 50).masked_fill(mask, -torch.inf)}):
+        assert all(torch.equal(x, y) for x, y in zip(attend_to(*garbage, **hiding), clean, strict=True))
     blind = 30 // tokens_per_step * tokens_per_step
     assert all(x.isfinite().all() for x in clean)
     assert not clean[0][0, :, :blind].any()
@@ -302,12 +328,13 @@ def test_compile_is_one_graph_for_all_lengths():
 
 
 def test_second_derivatives_are_those_of_the_definition():
-    def penalised(q: Tensor, k: Tensor, v: Tensor, features: RandomFeatures, impl: str) -> Tensor:
-        output = favor_attention(q, k, v, features, is_causal=True, impl=impl)
+    def penalised(q: Tensor, k: Tensor, v: Tensor, features: RandomFeatures, impl: str, key_bias: Tensor) -> Tensor:
+        output = favor_attention(q, k, v, features, is_causal=True, impl=impl, key_bias=key_bias)
         (gradient,) = torch.autograd.grad(output.square().sum(), k, create_graph=True)
         return gradient.square()
 
-    assert_close(*both(qkv(t=9, d=8, dtype=torch.float32), draw_features(16, 8), penalised), torch.float32, 4)
+    inputs, bias = qkv(t=9, d=8, dtype=torch.float32), bias_of(2, 9)
+    assert_close(*both(inputs, draw_features(16, 8), penalised, key_bias=bias), torch.float32, 4)
 
 
 class LargestAllocation:

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from favor_textbook import qkv
+from favor_textbook import bias_of, qkv
 from kernel_runs import RUNS_KERNELS
 from torch.library import opcheck
 
@@ -24,6 +24,7 @@ OPERATORS = torch.ops.favorcast
 CAUSAL = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 FEATURES = draw_features(8, 4, kind="favor++", generator=torch.Generator().manual_seed(1))
 MASK = torch.tensor([[False, False, False, True, True, True, True], [False] * 7])
+BIAS = bias_of(2, 2, 7).float().masked_fill(MASK.unsqueeze(1), -torch.inf)
 
 
 def leaf(*shape: int, transposed: bool = False) -> torch.Tensor:
@@ -33,50 +34,54 @@ def leaf(*shape: int, transposed: bool = False) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("feature_map", "transposed", "impl"),
+    ("feature_map", "transposed", "impl", "mask"),
     [
-        *product(FEATURE_MAPS, [False, True], ["reference"]),
-        pytest.param("exponential", True, "triton", marks=RUNS_KERNELS),
+        *product(FEATURE_MAPS, [False, True], ["reference"], [MASK, BIAS]),
+        pytest.param("exponential", True, "triton", BIAS, marks=RUNS_KERNELS),
     ],
 )
-def test_opcheck_accepts_the_forward_operators(feature_map, transposed, impl):
+def test_opcheck_accepts_the_forward_operators(feature_map, transposed, impl, mask):
+    mask = mask.clone().requires_grad_() if mask.is_floating_point() else mask
     key, value = leaf(2, 2, 7, 4, transposed=transposed), leaf(2, 2, 7, 3, transposed=transposed)
     query = leaf(2, 4, 7, 4, transposed=transposed)
     space = [x.clone().requires_grad_() for x in FEATURES[:2] if x is not None]
     options = (0.5, feature_map, False, impl)
-    opcheck(OPERATORS.summarize.default, (key, value, MASK, *space, *options))
+    opcheck(OPERATORS.summarize.default, (key, value, mask, *space, *options))
     opcheck(OPERATORS.summarize.default, (key, value, None, space[0], None, *options))
     state = [x.detach().requires_grad_() for x in OPERATORS.summarize(key, value, None, *space, *options)[:2]]
     opcheck(OPERATORS.attend.default, (query, *state, space[0], None, *options))
-    opcheck(OPERATORS.full_attention.default, (query, key, value, MASK, *space, *options))
+    opcheck(OPERATORS.full_attention.default, (query, key, value, mask, *space, *options))
     if impl == "reference":
-        opcheck(OPERATORS.causal_attention.default, (query, key, value, MASK, None, None, *space, *options, 2))
-        opcheck(OPERATORS.causal_attention.default, (query, key, value, MASK, *state, *space, *options, 7))
+        opcheck(OPERATORS.causal_attention.default, (query, key, value, mask, None, None, *space, *options, 2))
+        opcheck(OPERATORS.causal_attention.default, (query, key, value, mask, *state, *space, *options, 7))
 
 
 @pytest.mark.parametrize(
-    ("impl", "parameter_gradients"),
-    [("reference", False), ("reference", True), pytest.param("triton", True, marks=RUNS_KERNELS)],
+    ("impl", "parameter_gradients", "mask"),
+    [
+        *product(["reference"], [False, True], [MASK, BIAS]),
+        pytest.param("triton", True, BIAS, marks=RUNS_KERNELS),
+    ],
 )
-def test_opcheck_accepts_the_backward_operators(parameter_gradients, impl):
+def test_opcheck_accepts_the_backward_operators(parameter_gradients, impl, mask):
     key, value, query = torch.randn(2, 2, 7, 4), torch.randn(2, 2, 7, 3), torch.randn(2, 4, 7, 4)
     space = (*FEATURES[:2], 0.5, "exponential", False, impl)
-    log_normalizer, state_value, *softmax = OPERATORS.summarize(key, value, MASK, *space)
+    log_normalizer, state_value, *softmax = OPERATORS.summarize(key, value, mask, *space)
     upstream = torch.randn_like(log_normalizer), torch.randn_like(state_value)
-    arguments = (*upstream, key, value, MASK, *space, log_normalizer, state_value, *softmax, parameter_gradients)
+    arguments = (*upstream, key, value, mask, *space, log_normalizer, state_value, *softmax, parameter_gradients)
     opcheck(OPERATORS.summarize_backward.default, arguments)
     without_log_weight = (space[0], None, *space[2:])
     results = OPERATORS.attend(query, log_normalizer, state_value, *without_log_weight)
     d_output = torch.randn_like(results[0])
     arguments = (d_output, query, log_normalizer, state_value, *without_log_weight, *results, parameter_gradients)
     opcheck(OPERATORS.attend_backward.default, arguments)
-    results = OPERATORS.full_attention(query, key, value, MASK, *space)
-    arguments = (d_output, query, key, value, MASK, *space, *results, parameter_gradients)
+    results = OPERATORS.full_attention(query, key, value, mask, *space)
+    arguments = (d_output, query, key, value, mask, *space, *results, parameter_gradients)
     opcheck(OPERATORS.full_attention_backward.default, arguments)
     if impl == "reference":
         for initial, d_state in (((None, None), (None, None)), ((log_normalizer, state_value), upstream)):
-            results = OPERATORS.causal_attention(query, key, value, MASK, *initial, *space, 2)
-            arguments = (d_output, *d_state, query, key, value, MASK, *initial, *space, 2)
+            results = OPERATORS.causal_attention(query, key, value, mask, *initial, *space, 2)
+            arguments = (d_output, *d_state, query, key, value, mask, *initial, *space, 2)
             opcheck(OPERATORS.causal_attention_backward.default, (*arguments, *results, parameter_gradients))
 
 
@@ -89,7 +94,8 @@ def test_opcheck_accepts_the_moving_average(masked):
 
 
 @CAUSAL
-def test_compile_is_one_graph_for_all_lengths(is_causal):
+@pytest.mark.parametrize("unbiased", [True, False], ids=["plain", "biased"])
+def test_compile_is_one_graph_for_all_lengths(is_causal, unbiased):
     torch._dynamo.reset()
     graphs = []
 
@@ -97,14 +103,16 @@ def test_compile_is_one_graph_for_all_lengths(is_causal):
         graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
 
-    def attention(q, k, v):
-        return favor_attention(q, k, v, FEATURES, is_causal=is_causal)
+    def attention(q, k, v, bias):
+        return favor_attention(q, k, v, FEATURES, is_causal=is_causal, key_bias=bias)
 
     compiled = torch.compile(attention, backend=backend, fullgraph=True, dynamic=True)
     for length in (5, 9, 70, 131):
-        inputs = [x.requires_grad_() for x in qkv(t=length, dtype=torch.float32)]
+        bias = None if unbiased else bias_of(2, length).float()
+        inputs = [x.requires_grad_() for x in (*qkv(t=length, dtype=torch.float32), *([] if unbiased else [bias]))]
         upstream = torch.randn(2, 2, length, 4)
-        results = [(o := f(*inputs), *torch.autograd.grad(o, inputs, upstream)) for f in (compiled, attention)]
+        given = (*inputs[:3], bias)
+        results = [(o := f(*given), *torch.autograd.grad(o, inputs, upstream)) for f in (compiled, attention)]
         assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     assert len(graphs) == 1
 
@@ -159,13 +167,13 @@ def test_inference_mode_gives_the_same_bits(is_causal):
 
 @CAUSAL
 def test_vmap_over_inputs_and_over_projections_is_a_loop(is_causal):
-    def attention(q, k, v, projection):
-        return favor_attention(q, k, v, projection, is_causal=is_causal)
+    def attention(q, k, v, bias, projection):
+        return favor_attention(q, k, v, projection, is_causal=is_causal, key_bias=bias)
 
-    inputs = [torch.stack([x, 2 * x]) for x in qkv(dtype=torch.float32)]
+    inputs = [torch.stack([x, 2 * x]) for x in (*qkv(dtype=torch.float32), bias_of(2, 7).float())]
     projections = torch.stack([FEATURES.projection, -2 * FEATURES.projection])
     both = torch.vmap(attention)(*inputs, projections)
-    shared = torch.vmap(attention, in_dims=(0, 0, 0, None))(*inputs, projections[0])
+    shared = torch.vmap(attention, in_dims=(0, 0, 0, 0, None))(*inputs, projections[0])
     for i in range(2):
         sample = [x[i] for x in inputs]
         torch.testing.assert_close(both[i], attention(*sample, projections[i]))

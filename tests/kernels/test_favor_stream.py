@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from favor_textbook import qkv
+from favor_textbook import bias_of, qkv, textbook_weights
 from kernel_runs import DEVICE, RUNS_KERNELS
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -43,12 +43,12 @@ def leaves(dtype: torch.dtype, **shape) -> list[Tensor]:
 
 def streamed(inputs: list[Tensor], cuts: list[int], features: RandomFeatures, **options) -> tuple[Tensor, FavorState]:
     """Run the chunks between the cuts, handing the state on."""
-    mask = options.pop("key_padding_mask", None)
+    keyed = {name: options.pop(name) for name in ("key_padding_mask", "key_bias") if options.get(name) is not None}
     state, outputs = None, []
     for start, stop in pairwise(cuts):
         part = [x[:, :, start:stop] for x in inputs]
-        padding = None if mask is None else mask[:, start:stop]
-        output, state = stream_attention(*part, state, features, key_padding_mask=padding, **options)
+        own = {name: x[..., start:stop] for name, x in keyed.items()}
+        output, state = stream_attention(*part, state, features, **own, **options)
         outputs.append(output)
     return torch.cat(outputs, 2), state
 
@@ -77,15 +77,63 @@ def assert_equal_with_gradients(one: list[Tensor], other: list[Tensor], inputs: 
         (300, 150, [0, 150, 300]),
     ],
 )
-def test_chunks_equal_one_pass_with_all_gradients(impl, dtype, bound, length, tokens_per_step, cuts):
+@pytest.mark.parametrize("biased", [False, True], ids=["padded", "padded-biased"])
+def test_chunks_equal_one_pass_with_all_gradients(impl, dtype, bound, length, tokens_per_step, cuts, biased):
     inputs = leaves(dtype, t=length, d=8, e=5, query_heads=4)
     features = drawn(32, 8, dtype)
     mask = (torch.rand(2, length, generator=torch.Generator().manual_seed(2)) < 0.3).to(DEVICE)
-    options = {"tokens_per_step": tokens_per_step, "key_padding_mask": mask, "impl": impl}
+    weighing = {"key_padding_mask": mask, "impl": impl}
+    if biased:
+        weighing["key_bias"] = bias_of(2, 2, length).to(DEVICE, dtype).requires_grad_()
+    options = {"tokens_per_step": tokens_per_step, **weighing}
     output, state = streamed(inputs, cuts, features, **options)
     whole = favor_attention(*inputs, features, is_causal=True, **options)
-    everything = summarize(*inputs[1:], features, key_padding_mask=mask, impl=impl)
-    assert_equal_with_gradients([output, *state], [whole, *everything], inputs, bound)
+    everything = summarize(*inputs[1:], features, **weighing)
+    differentiated = [*inputs, *([weighing["key_bias"]] if biased else [])]
+    assert_equal_with_gradients([output, *state], [whole, *everything], differentiated, bound)
+
+
+def forgetting(inputs: list[Tensor], gates: Tensor, length: int, features: RandomFeatures, **options) -> Tensor:
+    """Run chunks in which token j counts exp(sum of gates after j); what came before fades with each chunk."""
+    state, outputs = None, []
+    for start in range(0, gates.shape[-1], length):
+        part = slice(start, start + length)
+        decay = gates[..., part].cumsum(-1)
+        output, state = stream_attention(*(x[:, :, part] for x in inputs), state, features, key_bias=-decay, **options)
+        state = state.weighed(decay[..., -1])
+        outputs.append(output)
+    return torch.cat(outputs, 2)
+
+
+@EVERY_IMPL
+@pytest.mark.parametrize("length", [13, 40])
+def test_forgetting_is_a_bias_of_minus_the_summed_gates(impl, dtype, bound, length):
+    inputs = leaves(dtype, t=40, d=8, query_heads=4)
+    gates = (bias_of(2, 2, 40, largest=0.5).to(DEVICE, dtype) - 0.5).requires_grad_()
+    features = drawn(16, 8, dtype)
+    decay = gates.double().cumsum(-1)
+    weights = textbook_weights(
+        *(x.double().cpu() for x in inputs[:2]),
+        RandomFeatures(features.projection.double().cpu(), None),
+        is_causal=True,
+    ) * (decay.unsqueeze(-1) - decay.unsqueeze(-2)).exp().cpu().repeat_interleave(2, 1)
+    exact = weights / weights.sum(-1, keepdim=True) @ inputs[2].double().cpu().repeat_interleave(2, 1)
+    got = forgetting(inputs, gates, length, features, impl=impl)
+    assert_equal_with_gradients([got.cpu().double()], [exact], [*inputs, gates], bound)
+
+
+@pytest.mark.parametrize(
+    "steps", [pytest.param(100_000, id="1e5"), pytest.param(1_000_000, id="1e6", marks=pytest.mark.slow)]
+)
+def test_a_stream_that_forgets_keeps_its_digits_over_many_steps(steps):
+    """Held as one running sum, decay over 1e6 steps would be 5e4, which float32 holds to 0.004."""
+    with torch.no_grad():
+        inputs = [x.detach() for x in leaves(torch.float32, b=1, h=1, t=steps, d=4)]
+        gates = (bias_of(1, 1, steps, largest=0.05) - 0.05).to(DEVICE)
+        got = forgetting(inputs, gates.float(), 500, drawn(8, 4, torch.float32))
+        exact = forgetting([x.double() for x in inputs], gates.float().double(), 500, drawn(8, 4, torch.float64))
+    last = slice(steps - 5000, None)
+    assert float((got[:, :, last].double() - exact[:, :, last]).norm() / exact[:, :, last].norm()) < 5e-6
 
 
 @EVERY_IMPL

@@ -18,7 +18,7 @@ from adversarial_keys import (
     differentiate,
     natural_scales,
 )
-from favor_textbook import qkv
+from favor_textbook import bias_of, qkv
 from kernel_runs import BOUNDS, DEVICE, DTYPE_IDS, LAYOUTS, RUNS_KERNELS, assert_close, both
 from torch import Tensor
 
@@ -42,24 +42,31 @@ def schedule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 SHAPES = {
-    "b2-h2-t33-d16-m64": ({"t": 33, "d": 16}, 64),
-    "cross-t5-s130-d20-e24-m40": ({"b": 1, "t": 5, "s": 130, "d": 20, "e": 24}, 40),
-    "gqa3-t40-s70-d16-e5-m100": ({"query_heads": 6, "t": 40, "s": 70, "d": 16, "e": 5}, 100),
-    "t130-d48-m96": ({"b": 1, "h": 1, "t": 130, "d": 48}, 96),
-    "s700-d96-m200": ({"b": 1, "h": 1, "t": 3, "s": 700, "d": 96, "e": 96}, 200),
-    "t1-s1-d1-m2": ({"t": 1, "d": 1}, 2),
-    "t17-d5-m10": ({"t": 17, "d": 5, "e": 256}, 10),
-    "d256-m2": ({"b": 1, "h": 1, "t": 20, "d": 256, "e": 1}, 2),
+    "b2-h2-t33-d16-m64": ({"t": 33, "d": 16}, 64, None),
+    "cross-t5-s130-d20-e24-m40": ({"b": 1, "t": 5, "s": 130, "d": 20, "e": 24}, 40, None),
+    "gqa3-t40-s70-d16-e5-m100": ({"query_heads": 6, "t": 40, "s": 70, "d": 16, "e": 5}, 100, None),
+    "t130-d48-m96": ({"b": 1, "h": 1, "t": 130, "d": 48}, 96, None),
+    "s700-d96-m200": ({"b": 1, "h": 1, "t": 3, "s": 700, "d": 96, "e": 96}, 200, None),
+    "t1-s1-d1-m2": ({"t": 1, "d": 1}, 2, None),
+    "t17-d5-m10": ({"t": 17, "d": 5, "e": 256}, 10, None),
+    "d256-m2": ({"b": 1, "h": 1, "t": 20, "d": 256, "e": 1}, 2, None),
+    "biased-t33-d16-m64": ({"t": 33, "d": 16}, 64, bias_of(2, 33)),
+    "biased-gqa3-t40-s70-d16-e5-m100": (
+        {"query_heads": 6, "t": 40, "s": 70, "d": 16, "e": 5},
+        100,
+        bias_of(2, 2, 70, largest=8.0),
+    ),
+    "biased-s700-d16-m32": ({"b": 1, "h": 1, "t": 3, "s": 700, "d": 16}, 32, bias_of(1, 1, 700)),
 }
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=DTYPE_IDS)
 @pytest.mark.parametrize("case", SHAPES)
 def test_output_and_gradients_equal_the_float64_reference(case, dtype, schedule):
-    shape, num_features = SHAPES[case]
+    shape, num_features, bias = SHAPES[case]
     inputs = qkv(**shape, dtype=dtype)
     one_key = inputs[1].shape[-2] == 1  # its gradient is a difference of equals, and o is rounded
-    results = both(inputs, draw_features(num_features, inputs[0].shape[-1]))
+    results = both(inputs, draw_features(num_features, inputs[0].shape[-1]), key_bias=bias)
     assert_close(*results, dtype, factor=8 if one_key and dtype == torch.bfloat16 else 1)
 
 
@@ -74,14 +81,16 @@ FEATURES = {
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
 @pytest.mark.parametrize("case", FEATURES)
 @pytest.mark.parametrize("learnt", [False, True], ids=["drawn", "learnt"])
-def test_every_feature_set_and_map_has_its_gradients(case, feature_map, learnt, monkeypatch):
+@pytest.mark.parametrize("bias", [None, bias_of(2, 2, 70)], ids=["padded", "padded-biased"])
+def test_every_feature_set_and_map_has_its_gradients(case, feature_map, learnt, bias, monkeypatch):
     if learnt:  # the drawn ones take the short launch
         monkeypatch.setattr(favor_attention_triton, "SHORT_QUERIES", -1)
     inputs = qkv(t=20, s=70, d=16, query_heads=4, dtype=torch.float32)
     drawn = draw_features(48, 16, **FEATURES[case], generator=torch.Generator().manual_seed(7))
     features = drawn._replace(projection=drawn.projection.requires_grad_(learnt))
     mask = torch.rand(2, 70) < 0.3
-    assert_close(*both(inputs, features, feature_map=feature_map, key_padding_mask=mask, scale=0.4), torch.float32, 2)
+    options = {"feature_map": feature_map, "key_padding_mask": mask, "key_bias": bias, "scale": 0.4}
+    assert_close(*both(inputs, features, **options), torch.float32, 2)
 
 
 def test_kernels_refuse_a_feature_map_that_they_do_not_know(monkeypatch):
@@ -149,15 +158,16 @@ def test_padding_may_hold_anything_and_blind_queries_get_zeros(dtype, schedule):
     mask[0] = True
     features = RandomFeatures(draw_features(64, 16).projection.to(DEVICE), None, True)
 
-    def attend_to(key: Tensor, value: Tensor) -> list[Tensor]:
+    def attend_to(key: Tensor, value: Tensor, **hiding: Tensor) -> list[Tensor]:
         tensors = [x.to(DEVICE).requires_grad_() for x in (query, key, value)]
-        output = favor_attention(*tensors, features, key_padding_mask=mask.to(DEVICE), impl="triton")
+        output = favor_attention(*tensors, features, impl="triton", **{k: x.to(DEVICE) for k, x in hiding.items()})
         return [output, *torch.autograd.grad(output, tensors, torch.ones_like(output))]
 
     hidden = mask[:, None, :, None]
-    clean = attend_to(key, value)
-    poisoned = attend_to(key.masked_fill(hidden, torch.nan), value.masked_fill(hidden, torch.inf))
-    assert all(torch.equal(x, y) for x, y in zip(poisoned, clean, strict=True))
+    clean = attend_to(key, value, key_padding_mask=mask)
+    garbage = key.masked_fill(hidden, torch.nan), value.masked_fill(hidden, torch.inf)
+    for hiding in ({"key_padding_mask": mask}, {"key_bias": torch.zeros(2, 90).masked_fill(mask, -torch.inf)}):
+        assert all(torch.equal(x, y) for x, y in zip(attend_to(*garbage, **hiding), clean, strict=True))
     assert all(x.isfinite().all() and not x[0].any() for x in clean)
 
 
@@ -182,17 +192,22 @@ def test_any_strides_are_read_in_place_and_change_no_bit(layout, schedule):
 
 
 def test_states_of_the_kernels_are_those_of_the_definition_and_carry_gradients():
-    def through_states(q: Tensor, k: Tensor, v: Tensor, features: RandomFeatures, impl: str) -> Tensor:
-        parts = [summarize(k[:, :, i], v[:, :, i], features, impl=impl) for i in (slice(0, 30), slice(30, 90))]
+    def through_states(
+        q: Tensor, k: Tensor, v: Tensor, features: RandomFeatures, impl: str, key_bias: Tensor
+    ) -> Tensor:
+        parts = [
+            summarize(k[:, :, i], v[:, :, i], features, impl=impl, key_bias=key_bias[:, i])
+            for i in (slice(0, 30), slice(30, 90))
+        ]
         state = merge(*parts)
         tilted = FavorState(state.log_normalizer * 1.1, state.value * 0.9)
         return attend(q, tilted, features, impl=impl)
 
     features = draw_features(64, 16)
     inputs = qkv(t=40, s=90, d=16, query_heads=4, dtype=torch.float32)
-    assert_close(*both(inputs, features, through_states), torch.float32, 2)
+    assert_close(*both(inputs, features, through_states, key_bias=bias_of(2, 90)), torch.float32, 2)
     learnt = features._replace(projection=features.projection.requires_grad_())
-    assert_close(*both(inputs, learnt, through_states), torch.float32, 4)
+    assert_close(*both(inputs, learnt, through_states, key_bias=bias_of(2, 90)), torch.float32, 4)
 
 
 def test_states_and_their_gradients_may_have_any_strides_and_change_no_bit():
@@ -272,12 +287,13 @@ def test_constant_values_come_out_unchanged(schedule):
 
 
 def test_second_derivatives_are_those_of_the_definition():
-    def penalised(q: Tensor, k: Tensor, v: Tensor, features: RandomFeatures, impl: str) -> Tensor:
-        output = favor_attention(q, k, v, features, impl=impl)
+    def penalised(q: Tensor, k: Tensor, v: Tensor, features: RandomFeatures, impl: str, key_bias: Tensor) -> Tensor:
+        output = favor_attention(q, k, v, features, impl=impl, key_bias=key_bias)
         (gradient,) = torch.autograd.grad(output.square().sum(), k, create_graph=True)
         return gradient.square()
 
-    assert_close(*both(qkv(t=9, d=8, dtype=torch.float32), draw_features(16, 8), penalised), torch.float32, 4)
+    inputs, bias = qkv(t=9, d=8, dtype=torch.float32), bias_of(2, 9)
+    assert_close(*both(inputs, draw_features(16, 8), penalised, key_bias=bias), torch.float32, 4)
 
 
 def test_autocast_casts_the_inputs_and_keeps_the_projection():

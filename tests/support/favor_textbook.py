@@ -47,6 +47,7 @@ def textbook_weights(
     is_causal: bool = False,
     tokens_per_step: int = 1,
     key_padding_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """Return the attention weights (b, heads of query, t, s); rows that see no key are zero."""
@@ -57,6 +58,8 @@ def textbook_weights(
     key_features = phi(key, projection, feature_map, scale)
     if log_weight is not None:
         key_features = key_features * log_weight.exp().expand(heads, -1).unsqueeze(-2)
+    if key_bias is not None:
+        key_features = key_features * key_bias.exp().view(key.shape[0], -1, key.shape[2], 1)
     query_features = phi(query, projection.repeat_interleave(repeats, 0), feature_map, scale)
     scores = query_features @ key_features.repeat_interleave(repeats, 1).transpose(-1, -2)
     visible = visible_pairs(query.shape[-2], key.shape[-2], is_causal, tokens_per_step, key_padding_mask)
@@ -71,6 +74,11 @@ def textbook_attention(
     """Return phi(Q) (phi(K)^T V) / phi(Q) (phi(K)^T 1), with the sum over visible keys only."""
     repeats = query.shape[1] // key.shape[1]
     return textbook_weights(query, key, features, **options) @ value.repeat_interleave(repeats, 1)
+
+
+def bias_of(*shape: int, largest: float = 2.0, seed: int = 4) -> Tensor:
+    """Return a key bias of evenly spread numbers up to `largest` in size, float64."""
+    return largest * (2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1)
 
 
 def qkv(

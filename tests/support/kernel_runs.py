@@ -33,7 +33,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # float16 are TF32. `test_kernel_precision.py` compares with what plain torch makes of the same inputs.
 BOUNDS = {torch.float32: (5e-6, 2e-5), torch.float16: (2e-3, 3e-3), torch.bfloat16: (6e-3, 1.2e-2)}
 DTYPE_IDS = ["fp32", "fp16", "bf16"]
-RESULTS = ("output", "d_query", "d_key", "d_value", "d_projection", "d_log_weight")
+RESULTS = ("output", "d_query", "d_key", "d_value")
+"""Then come the gradients of learnt features, and of a key bias."""
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -48,7 +49,7 @@ def error(got: Tensor, want: Tensor) -> float:
 def both(
     inputs: tuple[Tensor, ...], features: RandomFeatures, attention: Callable[..., Tensor] = favor_attention, **options
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return (output, gradients of inputs and features) of the kernels, and of the reference in float64."""
+    """Return (output, gradients of inputs, learnt features, key bias) of the kernels, and of the float64 reference."""
     results = []
     learnt = features.projection.requires_grad
     for impl, device, dtype in (("triton", DEVICE, None), ("reference", "cpu", torch.float64)):
@@ -56,10 +57,13 @@ def both(
         parameters = [x.detach().to(device, dtype).requires_grad_(learnt) for x in features[:2] if x is not None]
         drawn = RandomFeatures(*parameters, *[None] * (2 - len(parameters)), paired=features.paired)
         chosen = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+        bias = options.get("key_bias")
+        biases = [] if bias is None else [bias.detach().to(device, dtype or torch.float32).requires_grad_()]
+        chosen |= {"key_bias": biases[0]} if biases else {}
         output = attention(*tensors, drawn, impl=impl, **chosen)
         torch.manual_seed(5)
         upstream = torch.randn(output.shape, dtype=torch.float64).to(inputs[0].dtype).to(output)
-        leaves = [*tensors, *parameters] if learnt else tensors
+        leaves = [*tensors, *(parameters if learnt else []), *biases]
         results.append([output, *torch.autograd.grad(output, leaves, upstream)])
     return results[0], results[1]
 
@@ -67,7 +71,8 @@ def both(
 def assert_close(got: list[Tensor], want: list[Tensor], dtype: torch.dtype, factor: float = 1.0) -> None:
     for index, (one, other) in enumerate(zip(got, want, strict=True)):
         bound = BOUNDS[dtype][index > 0] * factor
-        assert error(one, other) <= bound, f"{RESULTS[index]}: {error(one, other):.2e} > {bound:.2e}"
+        name = RESULTS[index] if index < len(RESULTS) else f"result {index} of {len(got)}"
+        assert error(one, other) <= bound, f"{name}: {error(one, other):.2e} > {bound:.2e}"
 
 
 def transposed(x: Tensor) -> Tensor:

@@ -75,6 +75,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     return favor_attention(query, key, value, FEATURES, key_padding_mask=mask, **options)
 
 
+def biased(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, **options: Any) -> Tensor:
+    return favor_attention(query, key, value, FEATURES, key_bias=bias, **options)
+
+
 def learnt(query: Tensor, key: Tensor, value: Tensor, projection: Tensor, **options: Any) -> Tensor:
     return favor_attention(query, key, value, projection, **options)
 
@@ -120,10 +124,18 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]]]] = {
         differentiated(attention),
         lambda: [*qkv(300, heads=4, dtype=torch.float32), torch.rand(2, 300) > 0.5],
     ),
+    "biased, grouped queries": (
+        differentiated(biased),
+        lambda: [*qkv(300, heads=4, dtype=torch.float32), tokens(2, 2, 300, dtype=torch.float32)],
+    ),
     "transposed": (differentiated(attention), lambda: [tokens(2, 300, 2, 16).transpose(1, 2) for _ in range(3)]),
     "learnt features": (differentiated(learnt), lambda: [*qkv(300), LEARNT]),
     "two hops": (differentiated(two_hops), lambda: qkv(300)),
     "causal": (differentiated(attention, is_causal=True), lambda: qkv(700)),
+    "causal, biased": (
+        differentiated(biased, is_causal=True),
+        lambda: [*qkv(300), tokens(2, 2, 300, dtype=torch.float32)],
+    ),
     "causal, grouped queries": (differentiated(attention, is_causal=True), lambda: qkv(200, heads=4)),
     "steps": (differentiated(attention, is_causal=True, tokens_per_step=6), lambda: qkv(300)),
     "long steps": (differentiated(attention, is_causal=True, tokens_per_step=150), lambda: qkv(600)),

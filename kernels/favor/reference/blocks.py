@@ -5,8 +5,8 @@ m features, G heads of a block (batch and head flattened).
 
 A block is loaded once into an augmented matrix, so that one batched product yields finished exponents:
 
-    keys      [sqrt(scale) k, -|k|^2 / 2 or -inf when masked, 1]   against   [w, 1, c_r]
-    queries   [sqrt(scale) q, 1]                                   against   [w, shift_r]
+    keys      [sqrt(scale) k, bias - |k|^2 / 2, -inf when hidden, 1]   against   [w, 1, c_r]
+    queries   [sqrt(scale) q, 1]                                       against   [w, shift_r]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..feature_maps import FEATURE_MAPS
-from ..types import FeatureSpace
+from ..types import LOWEST_BIAS, CausalInputs, FeatureSpace, SummarizeInputs
 
 BLOCK_ELEMENTS = 1 << 19
 """Exponents held at once, 2 MiB in float32: the second-level caches of two cores.
@@ -76,36 +76,52 @@ def largest_entry(dtype: torch.dtype, head_dim: int) -> float:
     return math.sqrt(torch.finfo(dtype).max / (8 * head_dim))
 
 
-def load_keys(
-    key: Tensor, mask: Tensor | None, group: HeadGroup, rows: slice, space: FeatureSpace, dtype: torch.dtype
-) -> Tensor:
+Keyed = SummarizeInputs | CausalInputs
+"""Inputs with keys, values, a mask of them, and features."""
+
+
+def load_keys(inputs: Keyed, group: HeadGroup, rows: slice, dtype: torch.dtype) -> Tensor:
     """Return the augmented keys (G, n, d + 2) of a block."""
-    source = key[group.batch, group.heads, rows]
+    source, mask, space = inputs.key[group.batch, group.heads, rows], inputs.mask, inputs.space
     d = source.shape[-1]
-    block = torch.ones((*source.shape[:-1], d + 2), dtype=dtype, device=key.device)
-    entries = block[..., :d]
+    block = torch.ones((*source.shape[:-1], d + 2), dtype=dtype, device=source.device)
+    entries, bias = block[..., :d], block[..., d]
     bound = largest_entry(dtype, d)
     entries.copy_(source).mul_(math.sqrt(space.scale)).clamp_(-bound, bound)
-    if mask is not None:
-        hidden = mask[group.batch, None, rows]
+    hidden = None if mask is None else _hidden(mask, group, rows)
+    if hidden is not None:
         entries.masked_fill_(hidden.unsqueeze(-1), 0.0)
     if FEATURE_MAPS[space.feature_map].has_norm:
-        torch.sum(entries.square(), -1, out=block[..., d]).mul_(-0.5)
+        torch.sum(entries.square(), -1, out=bias).mul_(-0.5)
     else:
-        block[..., d] = 0.0
-    if mask is not None:
-        block[..., d].masked_fill_(hidden, -torch.inf)  # pyright: ignore[reportPossiblyUnbound]
+        bias.zero_()
+    if mask is not None and mask.is_floating_point():
+        bias += mask[group.batch, group.heads, rows]
+    if hidden is not None:
+        bias.masked_fill_(hidden, -torch.inf)
     return block.flatten(0, 1)
 
 
-def load_values(value: Tensor, mask: Tensor | None, group: HeadGroup, rows: slice, dtype: torch.dtype) -> Tensor:
-    """Return [v, 1], (G, n, e + 1), with zeros for masked values whatever they hold."""
-    source = value[group.batch, group.heads, rows]
-    block = torch.ones((*source.shape[:-1], source.shape[-1] + 1), dtype=dtype, device=value.device)
+def load_values(inputs: Keyed, group: HeadGroup, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Return [v, 1], (G, n, e + 1), with zeros for hidden values whatever they hold."""
+    source = inputs.value[group.batch, group.heads, rows]
+    block = torch.ones((*source.shape[:-1], source.shape[-1] + 1), dtype=dtype, device=source.device)
     block[..., :-1] = source
-    if mask is not None:
-        block[..., :-1].masked_fill_(mask[group.batch, None, rows, None], 0.0)
+    if inputs.mask is not None:
+        block[..., :-1].masked_fill_(_hidden(inputs.mask, group, rows).unsqueeze(-1), 0.0)
     return block.flatten(0, 1)
+
+
+def _hidden(mask: Tensor, group: HeadGroup, rows: slice) -> Tensor:
+    """Return which keys of a block a mask hides, (batch, 1 or heads, n)."""
+    if mask.is_floating_point():
+        return mask[group.batch, group.heads, rows] <= LOWEST_BIAS
+    return mask[group.batch, None, rows]
+
+
+def bias_gradient(mask: Tensor | None) -> Tensor | None:
+    """Allocate the gradient of a key bias, which padding has not."""
+    return torch.zeros_like(mask) if mask is not None and mask.is_floating_point() else None
 
 
 def load_queries(query: Tensor, group: HeadGroup, rows: slice, space: FeatureSpace, dtype: torch.dtype) -> Tensor:

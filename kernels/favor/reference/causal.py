@@ -25,7 +25,7 @@ Backward, with alpha_ir = f_ir / den_i, D_i = do_i . o_i and G_ij = do_i . v_j -
 and a reverse scan carrying R_r = sum_{later i} alpha_ir [do_i, -D_i] (rescaled where the anchor was raised) for
 
     de_jr = phi_jr ([v_j, 1] . R_r + sum_i G_ij alpha_ir)     dv_j = phi_j R + sum_i (alpha phi^T)_ij do_i
-    dk_j = sum_r de_jr (w_r - k_j).
+    dk_j = sum_r de_jr (w_r - k_j)     dbeta_j = sum_r de_jr.
 
 An initial state (L0, V0) opens the scan as S = [V0, 1] with a = L0; the state of all keys is read off S at the end, and
 its gradient opens the reverse scan. Anchors and maxima are constants of the result, so no gradient passes through them.
@@ -49,6 +49,7 @@ from .blocks import (
     HeadGroup,
     accumulation_dtype,
     add_to,
+    bias_gradient,
     exponents,
     head_groups,
     key_weights,
@@ -122,6 +123,7 @@ def causal_backward_reference(
     dtype = results.statistics.dtype
     d_initial = None if initial is None else FavorState(*(x.new_empty(x.shape) for x in initial))
     d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    d_mask = bias_gradient(inputs.mask)
     d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
     by_key_head = tuple(x.unflatten(1, (h, -1)) for x in (query, upstream.output, results.output, *results.statistics))
     d_queries = d_query.unflatten(1, (h, -1))
@@ -144,12 +146,14 @@ def causal_backward_reference(
             add_to(d_value[:, :, rows], heads, d_part_value.to(value.dtype))
             d_part_key = key_gradient(d_exponent, slope, keys, scan.key_weights, space)
             add_to(d_key[:, :, rows], heads, d_part_key.to(key.dtype))
+            if d_mask is not None:
+                add_to(d_mask[:, :, rows], heads, d_exponent.sum(-1))
             if parameter_gradients:
                 add_to(d_weights, heads, weight_gradient(d_exponent, slope, keys, d))
         if d_initial is not None:
             _store_state(d_initial, heads, scan.initial_gradient())
     features = reduce_to_parameters(d_weights, space) if parameter_gradients else None
-    return CausalGradients(d_query, d_key, d_value, d_initial, features)
+    return CausalGradients(d_query, d_key, d_value, d_mask, d_initial, features)
 
 
 class _BackwardScan:

@@ -90,10 +90,10 @@ def causal_parts(group: CausalGroup) -> Iterator[Part]:
 
 def _load(group: CausalGroup, rows: slice, weights: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Return augmented keys (G, n, d + 2), their exponents (G, n, m) with the slope, and [v, 1] of a chunk."""
-    key, value, mask, space = group.inputs.key, group.inputs.value, group.inputs.mask, group.inputs.space
-    keys = load_keys(key, mask, group.heads, rows, space, group.dtype)
-    exponent, slope = exponents(keys, weights, key.shape[-1], space.feature_map)
-    return keys, exponent, slope, load_values(value, mask, group.heads, rows, group.dtype)
+    inputs = group.inputs
+    keys = load_keys(inputs, group.heads, rows, group.dtype)
+    exponent, slope = exponents(keys, weights, inputs.key.shape[-1], inputs.space.feature_map)
+    return keys, exponent, slope, load_values(inputs, group.heads, rows, group.dtype)
 
 
 def _key_features(

@@ -13,6 +13,7 @@ largest e_sr and z_r = sum_s exp(e_sr - x_r):
     dlogit_tr = p_tr (do_t . V_r - D_t)        dq = dlogit W       dV_r = sum_t p_tr do_t
     dL_r = sum_t dlogit_tr = V_r . dV_r - sum_t p_tr D_t
     de_sr = P_sr (dV_r . v_s + dL_r - dV_r . V_r)     dk_s = sum_r de_sr (w_r - k_s)     dv_s = sum_r P_sr dV_r
+    dbeta_s = sum_r de_sr
 
 Exponents are recomputed by the same products in the same order, so that e_sr <= x_r holds to the last bit; kept between
 the passes are V, x and z. L = x + log z would not do: keys of norm 100 give L near -5000, whose rounding alone changes
@@ -46,6 +47,7 @@ from .blocks import (
     HeadGroup,
     accumulation_dtype,
     add_to,
+    bias_gradient,
     chunks,
     exponents,
     head_groups,
@@ -76,15 +78,15 @@ def full_backward_reference(
     d_query, d_state, of_queries = attend_backward_reference(d_output, queries, attended, parameter_gradients)
     hop = SummarizeResults(results.state, results.landmark_statistics)
     keys = SummarizeInputs(*inputs[1:])
-    d_key, d_value, of_keys = summarize_backward_reference(d_state, keys, hop, parameter_gradients)
+    d_key, d_value, d_mask, of_keys = summarize_backward_reference(d_state, keys, hop, parameter_gradients)
     if of_keys is not None and of_queries is not None:
         of_keys = FeatureGradients(of_keys.projection + of_queries.projection, of_keys.log_weight)
-    return FullGradients(d_query, d_key, d_value, of_keys)
+    return FullGradients(d_query, d_key, d_value, d_mask, of_keys)
 
 
 def summarize_reference(inputs: SummarizeInputs) -> SummarizeResults:
     """Summarize keys (b, h, s, d) and values (b, h, s, e)."""
-    key, value, mask, space, _ = inputs
+    key, value, _, space, _ = inputs
     b, h, s, d = key.shape
     m, e = space.projection.shape[-2], value.shape[-1]
     dtype = accumulation_dtype(key, value, space.projection)
@@ -96,12 +98,12 @@ def summarize_reference(inputs: SummarizeInputs) -> SummarizeResults:
         highest = torch.full((group.size, m, 1), -torch.finfo(dtype).max / 2, dtype=dtype, device=key.device)
         sums = torch.zeros((group.size, m, e + 1), dtype=dtype, device=key.device)
         for rows in chunks(s, group.size, m):
-            keys = load_keys(key, mask, group, rows, space, dtype)
+            keys = load_keys(inputs, group, rows, dtype)
             exponent, _ = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
             new_max = torch.maximum(highest, exponent.amax(-1, keepdim=True))
             sums *= (highest - new_max).exp_()
             weight = exponent.sub_(new_max).exp_()
-            sums += torch.bmm(weight, load_values(value, mask, group, rows, dtype))
+            sums += torch.bmm(weight, load_values(inputs, group, rows, dtype))
             highest = new_max
         total = sums[..., e:]
         store_tokens(state_value, group, slice(None), sums[..., :e] / torch.where(total == 0, 1.0, total))
@@ -119,7 +121,7 @@ def summarize_backward_reference(
     b, h, s, d = key.shape
     m, e = state_value.shape[-2:]
     dtype = state_value.dtype
-    d_key, d_value = torch.empty_like(key), torch.empty_like(value)
+    d_key, d_value, d_mask = torch.empty_like(key), torch.empty_like(value), bias_gradient(mask)
     d_weights = torch.zeros((b, h, m, d + 2), dtype=dtype, device=key.device)
     d_sum = d_state.log_normalizer - (d_state.value * state_value).sum(-1)
     upstream = torch.cat([d_state.value, d_sum.unsqueeze(-1)], -1)
@@ -128,17 +130,20 @@ def summarize_backward_reference(
         weights = key_weights(space, group, key, dtype)
         highest, d_sums = (x[group.batch, group.heads].flatten(0, 1) for x in (row_max.unsqueeze(-1), upstream))
         for rows in chunks(s, group.size, m):
-            keys = load_keys(key, mask, group, rows, space, dtype)
+            keys = load_keys(inputs, group, rows, dtype)
             exponent, slope = exponents(weights, keys, d, space.feature_map)  # (G, m, n)
             weight = exponent.sub_(highest).exp_()
             store_tokens(d_value, group, rows, torch.bmm(weight.transpose(1, 2), d_sums[..., :e]))
-            values = load_values(value, mask, group, rows, dtype)
+            values = load_values(inputs, group, rows, dtype)
             d_exponent = weight.mul_(torch.bmm(d_sums, values.transpose(1, 2))).transpose(1, 2)  # (G, n, m)
             slope = None if slope is None else slope.transpose(1, 2)
             store_tokens(d_key, group, rows, key_gradient(d_exponent, slope, keys, weights, space))
+            if d_mask is not None:
+                add_to(d_mask[:, :, rows], group, d_exponent.sum(-1))
             if parameter_gradients:
                 add_to(d_weights, group, weight_gradient(d_exponent, slope, keys, d))
-    return SummarizeGradients(d_key, d_value, reduce_to_parameters(d_weights, space) if parameter_gradients else None)
+    features = reduce_to_parameters(d_weights, space) if parameter_gradients else None
+    return SummarizeGradients(d_key, d_value, d_mask, features)
 
 
 def attend_reference(inputs: AttendInputs) -> AttendResults:

@@ -23,8 +23,8 @@ from .causal_backward_kernels import (
     _received_walk_kernel,
 )
 from .full import contiguous
-from .full_backward import to_parameters
-from .tiles import rows_of
+from .full_backward import empty_bias_gradient, to_parameters
+from .tiles import mask_of, rows_of
 
 
 def causal_backward_triton(
@@ -33,18 +33,19 @@ def causal_backward_triton(
     """Differentiate `causal_triton`."""
     problem = CausalProblem.of(inputs)
     d_query, d_key, d_value = (torch.empty_like(x) for x in inputs[:3])
+    d_mask = empty_bias_gradient(inputs.mask)
     d_initial = None if inputs.initial is None else FavorState(*(x.new_empty(x.shape) for x in inputs.initial))
     if problem.queries.token_planes == 0:
         projection, log_weight = inputs.space[:2]
         zeros = torch.zeros_like(projection), None if log_weight is None else torch.zeros_like(log_weight)
         features = FeatureGradients(*zeros) if parameter_gradients else None
-        return CausalGradients(d_query, d_key, d_value, d_initial, features)
+        return CausalGradients(d_query, d_key, d_value, d_mask, d_initial, features)
     backward = _CausalBackward.of(problem, results, upstream, parameter_gradients)
     backward.query_side(d_query)
     received = backward.received(d_initial)
-    backward.key_side(received, d_key, d_value)
+    backward.key_side(received, d_key, d_value, d_mask)
     features = to_parameters(*backward.parameter_sums(d_initial), inputs.space) if parameter_gradients else None
-    return CausalGradients(d_query, d_key, d_value, d_initial, features)
+    return CausalGradients(d_query, d_key, d_value, d_mask, d_initial, features)
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class _CausalBackward:
             )
         return received
 
-    def key_side(self, received: tuple[Tensor, Tensor], d_key: Tensor, d_value: Tensor) -> None:
-        """Write dk and dv."""
+    def key_side(self, received: tuple[Tensor, Tensor], d_key: Tensor, d_value: Tensor, d_mask: Tensor | None) -> None:
+        """Write dk, dv and the gradient of a key bias."""
         problem, queries = self.problem, self.problem.queries
         if queries.length == 0:
             return
@@ -158,6 +159,7 @@ class _CausalBackward:
             self.delta,
             rows_of(d_key),
             rows_of(d_value),
+            mask_of(d_mask),
             None if self.sums is None else self.sums[2],
             *problem.sizes(),
             *queries.scales,

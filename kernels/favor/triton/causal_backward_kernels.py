@@ -44,18 +44,19 @@ from .tiles import (
     LOG2_E,
     NO_MAX,
     cut_entries,
+    exponent_bias,
     keep_if,
     load_block,
     load_block_vector,
     load_tile,
     load_vector,
-    norm_bias,
     project_back,
     rounded_away,
     seen_keys,
     store_block,
     store_block_vector,
     store_tile,
+    store_vector,
     usable_tokens,
 )
 
@@ -535,11 +536,12 @@ def gather_key_gradients(
 @triton.jit(do_not_specialize=["token_count", "segment_length", "segments", "tokens_per_step", "batch_heads"])
 def _causal_key_gradient_kernel(
     query, key, value, mask, projection, log_weight, states, jumps, received, d_output, statistics, delta,
-    d_key, d_value, d_projection, token_count, segment_length, segments, tokens_per_step, query_heads, group,
+    d_key, d_value, d_mask, d_projection, token_count, segment_length, segments, tokens_per_step, query_heads, group,
     batch_heads, logit_scale, norm_scale, chain, BLOCK_C: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Own C keys of a segment of one key head: dk and dv, from the queries of the segment, head by head, and R, A.
 
+    Of a key bias, `d_mask` is its gradient sum_r de_jr.
     Wide dk and dv do not fit the registers beside T, nor does the gradient of learnt features beside both: then
     features are walked over twice, for dk and for dv.
     """
@@ -548,9 +550,9 @@ def _causal_key_gradient_kernel(
     rows, end, local, segment, batch, head, plane = segment_of(
         tl.program_id(0), segment_length, token_count, query_heads // group, batch_heads // group, BLOCK_C, S
     )
-    seen = seen_keys(mask, batch, rows, end)
+    seen = seen_keys(mask, batch, head, rows, end)
     raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)
-    k, bias = usable_tokens(raw, True, S), norm_bias(raw, seen, norm_scale, S)
+    k, bias = usable_tokens(raw, True, S), exponent_bias(raw, mask, batch, head, rows, seen, norm_scale, S)
     v = load_tile(value, batch, head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
     d_k, d_sum, d_v = gather_key_gradients(
         query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, delta,
@@ -562,6 +564,8 @@ def _causal_key_gradient_kernel(
         raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)  # again: kept, it would spill
         d_k -= chain * chain * d_sum[:, None] * cut_entries(raw).to(tl.float32)
     store_tile(d_key, batch, head, rows, rows < end, d_k, S.DIM, S.BLOCK_D)
+    if d_mask is not None:
+        store_vector(d_mask, batch, head, rows, rows < end, d_sum)
     if APART:
         _, _, d_v = gather_key_gradients(
             query, k, bias, v, projection, log_weight, states, jumps, received, d_output, statistics, delta,

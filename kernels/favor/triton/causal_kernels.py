@@ -39,12 +39,12 @@ from .tiles import (
     LOG2_E,
     NO_MAX,
     cut_entries,
+    exponent_bias,
     keep_if,
     load_block,
     load_block_vector,
     load_tile,
     load_vector,
-    norm_bias,
     online_softmax_update,
     seen_keys,
     store_block,
@@ -78,11 +78,11 @@ def initial_walk(initial, log_weight, parts, split, plane, batch_heads, head, fe
 @triton.jit
 def project_keys(key, mask, w, batch, head, rows, end, norm_scale, S: tl.constexpr):
     """Return w . k [M, S] and the bias [S] of the keys' exponents, -inf for those that are not seen."""
-    keep = seen_keys(mask, batch, rows, end)
+    keep = seen_keys(mask, batch, head, rows, end)
     raw = load_tile(key, batch, head, rows, keep, S.DIM, S.BLOCK_D)
     k = usable_tokens(raw, True, S)
     x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S]
-    return x, norm_bias(raw, keep, norm_scale, S)
+    return x, exponent_bias(raw, mask, batch, head, rows, keep, norm_scale, S)
 
 
 @triton.jit
@@ -185,7 +185,8 @@ def _prefix_states_kernel(
                 )
         rows = start + position % per_segment * BLOCK_S + local
         x, bias = project_keys(key, mask, w, batch, head, rows, end, norm_scale, S)
-        v = load_tile(value, batch, head, rows, seen_keys(mask, batch, rows, end), S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
+        seen = seen_keys(mask, batch, head, rows, end)
+        v = load_tile(value, batch, head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
         row_max, row_sum, acc = online_softmax_update(
             exponent_of(x, logit_scale, bias[None, :], S), v, row_max, row_sum, acc, S
         )
@@ -224,9 +225,9 @@ def anchor_of(exponent):
 @triton.jit
 def load_segment(query, key, value, mask, batch, head, query_head, rows, end, norm_scale, S: tl.constexpr):
     """Load keys [C, D] with the bias of their exponents [C], values [C, E] and queries [C, D]."""
-    seen = seen_keys(mask, batch, rows, end)
+    seen = seen_keys(mask, batch, head, rows, end)
     raw = load_tile(key, batch, head, rows, seen, S.DIM, S.BLOCK_D)
-    bias = norm_bias(raw, seen, norm_scale, S)
+    bias = exponent_bias(raw, mask, batch, head, rows, seen, norm_scale, S)
     v = load_tile(value, batch, head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)
     q = cut_entries(load_tile(query, batch, query_head, rows, rows < end, S.DIM, S.BLOCK_D))
     return usable_tokens(raw, True, S), bias, v, q

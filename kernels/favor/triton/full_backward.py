@@ -81,11 +81,11 @@ def full_backward_triton(
     d_query, received = _query_side(from_queries)
     d_log_normalizer = torch.empty_like(state.log_normalizer) if parameter_gradients else None
     _reduce_gradient(received, state.value, (d_log_normalizer, None), to_keys)
-    d_key, d_value = _key_side(to_keys)
+    of_keys = _key_side(to_keys)
     if d_log_normalizer is None:
-        return FullGradients(d_query, d_key, d_value, None)
+        return FullGradients(d_query, *of_keys, None)
     parts = projection_gradient(from_queries, inputs.space) + projection_gradient(to_keys, inputs.space)
-    return FullGradients(d_query, d_key, d_value, to_parameters(parts, d_log_normalizer, inputs.space))
+    return FullGradients(d_query, *of_keys, to_parameters(parts, d_log_normalizer, inputs.space))
 
 
 def summarize_backward_triton(
@@ -95,11 +95,11 @@ def summarize_backward_triton(
     d_state, state = contiguous(d_state), contiguous(results.state)
     hop = Hop.of_keys(keys_of(inputs), inputs.value, state.value, results.statistics.contiguous())
     _reduce_gradient(d_state, state.value, (None, None), hop, is_reduced=True)
-    d_key, d_value = _key_side(hop)
+    of_keys = _key_side(hop)
     if not parameter_gradients:
-        return SummarizeGradients(d_key, d_value, None)
+        return SummarizeGradients(*of_keys, None)
     features = to_parameters(projection_gradient(hop, inputs.space), d_state.log_normalizer, inputs.space)
-    return SummarizeGradients(d_key, d_value, features)
+    return SummarizeGradients(*of_keys, features)
 
 
 def attend_backward_triton(
@@ -123,15 +123,21 @@ def attend_backward_triton(
 def _query_side(hop: Hop) -> tuple[Tensor, FavorState]:
     """Return dq, and the partial sums (E (splits b, h, m), R (splits b, h, m, e))."""
     d_query = torch.empty_like(hop.problem.tokens)
-    token_gradient(hop, d_query, None)
+    token_gradient(hop, d_query)
     return d_query, landmark_gradient(hop)
 
 
-def _key_side(hop: Hop) -> tuple[Tensor, Tensor]:
-    """Return dk and dv."""
+def _key_side(hop: Hop) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return dk, dv and, of a key bias, its gradient."""
     d_key, d_value = torch.empty_like(hop.problem.tokens), torch.empty_like(hop.token_rows)
-    token_gradient(hop, d_key, d_value)
-    return d_key, d_value
+    d_mask = empty_bias_gradient(hop.problem.mask)
+    token_gradient(hop, d_key, d_value, d_mask)
+    return d_key, d_value, d_mask
+
+
+def empty_bias_gradient(mask: Tensor | None) -> Tensor | None:
+    """Allocate the gradient of a key bias; padding has none."""
+    return torch.empty_like(mask) if mask is not None and mask.is_floating_point() else None
 
 
 def landmark_gradient(hop: Hop) -> FavorState:
@@ -174,8 +180,10 @@ def _split_heads(problem: Problem, launch: Launch) -> tuple[int, int]:
     return split_tokens(tiles, launch.tokens, programs, problem.tokens.device)
 
 
-def token_gradient(hop: Hop, d_tokens: Tensor, d_token_rows: Tensor | None) -> None:
-    """Write the gradients of queries, or of keys and values (`d_token_rows`)."""
+def token_gradient(
+    hop: Hop, d_tokens: Tensor, d_token_rows: Tensor | None = None, d_mask: Tensor | None = None
+) -> None:
+    """Write the gradients of queries, or of keys, values (`d_token_rows`) and the bias of keys."""
     problem, is_key_side = hop.problem, d_token_rows is not None
     if problem.token_planes * problem.length == 0:
         return
@@ -195,6 +203,7 @@ def token_gradient(hop: Hop, d_tokens: Tensor, d_token_rows: Tensor | None) -> N
         hop.shifts,
         rows_of(d_tokens),
         _rows(d_token_rows),
+        mask_of(d_mask),
         hop.delta,
         problem.length,
         problem.heads,

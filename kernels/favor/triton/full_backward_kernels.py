@@ -14,7 +14,7 @@ computes the gradients of the tokens of either, and one those of the projection:
     token shift B_n      0                                     -do_t . o_t
 
     d_nr = P_nr (G_r . u_n + A_r + B_n)           dx_n = sum_r d_nr w_r  (hop 1: - k_n sum_r d_nr)
-    hop 1: dv_n = sum_r P_nr G_r                  dw_r = sum_n d_nr x_n
+    hop 1: dv_n = sum_r P_nr G_r                  dw_r = sum_n d_nr x_n            hop 1: dbias_n = sum_r d_nr
 
 `_landmark_gradient_kernel` gathers R_r = sum_t P_tr do_t and E_r = sum_t P_tr (do_t . o_t) over queries, and
 `_reduce_gradient_kernel` turns them into dV_r = R_r and dL_r = V_r . R_r - E_r, and those into G_r and A_r of hop 1.
@@ -32,15 +32,16 @@ from .feature_maps import exponent_of, feature_slope
 from .full_kernels import landmark_bias, largest_log_normalizer
 from .tiles import (
     cut_entries,
+    exponent_bias,
     load_block,
     load_block_vector,
     load_tile,
-    norm_bias,
     project_back,
     seen_keys,
     store_block,
     store_block_vector,
     store_tile,
+    store_vector,
     tile_of,
     usable_tokens,
 )
@@ -107,19 +108,22 @@ def landmark_terms(
 @triton.jit(do_not_specialize=["token_count"])
 def _token_gradient_kernel(
     tokens, token_rows, mask, output, statistics, projection, log_normalizer, landmark_rows, row_max, shifts, d_tokens,
-    d_token_rows, delta, token_count, token_heads, group, logit_scale, norm_scale, chain, KEYS: tl.constexpr,
+    d_token_rows, d_mask, delta, token_count, token_heads, group, logit_scale, norm_scale, chain, KEYS: tl.constexpr,
     BLOCK_N: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """Own N tokens and loop over features: dq, or with KEYS dk and dv. Writes D_t = do_t . o_t for the next kernel."""
+    """Own N tokens and loop over features: dq, or with KEYS dk, dv and, of a key bias, its gradient `d_mask`.
+
+    Writes D_t = do_t . o_t for the next kernel.
+    """
     rows, exists, token_plane = tile_of(tl.program_id(0), token_count, BLOCK_N)
     token_head, batch = token_plane % token_heads, token_plane // token_heads
     head, plane = token_head // group, token_plane // group
-    seen = seen_keys(mask, batch, rows, token_count) & exists
+    seen = seen_keys(mask, batch, token_head, rows, token_count) & exists
     raw = load_tile(tokens, batch, token_head, rows, seen, S.DIM, S.BLOCK_D)
     x = usable_tokens(raw, KEYS, S)  # [N, D]
     u = load_tile(token_rows, batch, token_head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [N, E]
     if KEYS:
-        token_bias = norm_bias(raw, seen, norm_scale, S)
+        token_bias = exponent_bias(raw, mask, batch, token_head, rows, seen, norm_scale, S)
         token_shift = tl.zeros([BLOCK_N], tl.float32)
         inverse = token_shift + 1.0
         reference = 0.0
@@ -167,6 +171,8 @@ def _token_gradient_kernel(
         if S.HAS_NORM:
             k = cut_entries(load_tile(tokens, batch, token_head, rows, seen, S.DIM, S.BLOCK_D)).to(tl.float32)
             d_x -= chain * chain * d_sum[:, None] * k
+        if d_mask is not None:
+            store_vector(d_mask, batch, token_head, rows, exists, d_sum)
         store_tile(d_token_rows, batch, token_head, rows, exists, d_u, S.VALUE_DIM, S.BLOCK_E)
     store_tile(d_tokens, batch, token_head, rows, exists, d_x, S.DIM, S.BLOCK_D)
 
@@ -285,12 +291,12 @@ def _projection_gradient_kernel(
     for position in range(split * split_length, last):
         token_head = head * group + position // head_tiles
         rows = position % head_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-        seen = seen_keys(mask, batch, rows, token_count)
+        seen = seen_keys(mask, batch, token_head, rows, token_count)
         raw = load_tile(tokens, batch, token_head, rows, seen, S.DIM, S.BLOCK_D)
         x = usable_tokens(raw, KEYS, S)  # [N, D]
         u = load_tile(token_rows, batch, token_head, rows, seen, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [N, E]
         if KEYS:
-            token_bias = norm_bias(raw, seen, norm_scale, S)
+            token_bias = exponent_bias(raw, mask, batch, token_head, rows, seen, norm_scale, S)
             token_shift = tl.zeros([BLOCK_N], tl.float32)
             inverse = token_shift + 1.0
         else:

@@ -44,6 +44,7 @@ from .tiles import (
     store_block_vector,
     store_tile,
     tile_of,
+    with_key_bias,
 )
 
 
@@ -86,7 +87,7 @@ def summarize_tile(
     neg_row_max, neg_row_sum, neg_acc = neg_initial
     for start in range(first, end, BLOCK_S):
         rows = start + tl.arange(0, BLOCK_S)
-        keep = seen_keys(mask, batch, rows, end)
+        keep = seen_keys(mask, batch, head, rows, end)
         k = load_tile(key, batch, head, rows, keep, S.DIM, S.BLOCK_D)  # [S, D]
         v = load_tile(value, batch, head, rows, keep, S.VALUE_DIM, S.BLOCK_E).to(S.OPERAND)  # [S, E]
         x = tl.dot(w, tl.trans(k), input_precision=S.PRECISION)  # [M, D] @ [D, S] -> [M, S]
@@ -96,6 +97,7 @@ def summarize_tile(
             bias = tl.where(keep, -norm_scale * norm, float("-inf"))
         else:
             bias = tl.where(keep, 0.0, float("-inf"))
+        bias = with_key_bias(bias, mask, batch, head, rows, keep)
         exponent = exponent_of(x, logit_scale, bias[None, :], S)
         row_max, row_sum, acc = online_softmax_update(exponent, v, row_max, row_sum, acc, S)
         if S.ANTITHETIC:

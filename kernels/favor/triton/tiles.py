@@ -16,12 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..types import LOWEST_BIAS as LOWEST_BIAS_OF_TORCH
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 NO_MAX = tl.constexpr(-1.7e38)  # a running maximum before its first entry: finite, so that no difference is NaN
 NORM_DOMINATES = tl.constexpr(1e30)  # |x|^2 beyond which w . x is less than the rounding of |x|^2 / 2
 FARTHEST = tl.constexpr(1e36)  # |x|^2 is cut here, so that exponents stay finite
 LARGEST_ENTRY = tl.constexpr(1e18)  # the same cut for single entries
+LOWEST_BIAS = tl.constexpr(LOWEST_BIAS_OF_TORCH)
 
 
 class Spec(NamedTuple):
@@ -78,8 +81,10 @@ def vectors_of(x: Tensor) -> Vectors:
 
 
 def mask_of(mask: Tensor | None) -> Vectors | None:
-    """Describe a (b, n) padding mask that the heads share."""
-    return None if mask is None else Vectors(mask, mask.stride(0), 0, mask.stride(1))
+    """Describe padding (b, n), which the heads share, or a key bias (b, h, n)."""
+    if mask is None:
+        return None
+    return vectors_of(mask) if mask.ndim == 3 else Vectors(mask, mask.stride(0), 0, mask.stride(1))
 
 
 @triton.jit
@@ -117,6 +122,11 @@ def load_vector(x, batch, head, rows, keep, other):
 
 
 @triton.jit
+def store_vector(x, batch, head, rows, keep, vector):
+    tl.store(row_pointers(x, batch, head, rows), vector.to(x.pointer.dtype.element_ty), mask=keep)
+
+
+@triton.jit
 def block_pointers(pointer, plane, count, rows, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Return pointers [A, BLOCK_DIM] into a contiguous (batch_heads, count, DIM) tensor, each below 2^31 elements."""
     columns = tl.arange(0, BLOCK_DIM)
@@ -149,12 +159,24 @@ def store_block_vector(pointer, plane, count, rows, keep, vector):
 
 
 @triton.jit
-def seen_keys(mask, batch, rows, end):
-    """Return which keys of a tile exist and are not padding."""
+def seen_keys(mask, batch, head, rows, end):
+    """Return which keys of a tile exist and are not hidden: by padding, or a bias of -inf."""
     keep = rows < end
     if mask is not None:
-        keep = keep & (load_vector(mask, batch, batch * 0, rows, keep, 1) == 0)
+        if mask.pointer.dtype.element_ty == tl.int1:
+            keep = keep & (load_vector(mask, batch, batch * 0, rows, keep, 1) == 0)
+        else:
+            hidden = load_vector(mask, batch, head, rows, keep, 0.0).to(tl.float32) <= LOWEST_BIAS
+            keep = keep & (hidden == 0)  # NaN hides nothing
     return keep
+
+
+@triton.jit
+def with_key_bias(bias, mask, batch, head, rows, keep):
+    """Return the bias [N] of keys' exponents with log2(e) times the caller's own, where the mask is one."""
+    if mask is not None and mask.pointer.dtype.element_ty != tl.int1:
+        bias += load_vector(mask, batch, head, rows, keep, 0.0).to(tl.float32) * LOG2_E
+    return bias
 
 
 @triton.jit
@@ -181,12 +203,13 @@ def cut_entries(tile):
 
 
 @triton.jit
-def norm_bias(k, keep, norm_scale, S: tl.constexpr):
-    """Return -log2(e) |k|^2 / 2 [N] of keys, -inf where they are not seen."""
+def exponent_bias(k, mask, batch, head, rows, keep, norm_scale, S: tl.constexpr):
+    """Return log2(e) (bias - |k|^2 / 2) [N] of keys, -inf where they are not seen."""
     if S.HAS_NORM:
-        return tl.where(keep, -norm_scale * square_norm(k), float("-inf"))
+        bias = tl.where(keep, -norm_scale * square_norm(k), float("-inf"))
     else:
-        return tl.where(keep, 0.0, float("-inf"))
+        bias = tl.where(keep, 0.0, float("-inf"))
+    return with_key_bias(bias, mask, batch, head, rows, keep)
 
 
 @triton.jit
