@@ -18,7 +18,7 @@ SNIPPETS = {
     "README.md": ("attention", "forecasting"),
     "kernels/README.md": (
         *("layer", "replacement", "transformers", "functions", "generation", "memory"),
-        *("sequence_parallel", "decomposition"),
+        *("sequence_parallel", "weighing", "decomposition"),
     ),
     "forecasting/README.md": ("own_table", "forecast", "rollout"),
     "bench/README.md": (),

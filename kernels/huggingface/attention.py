@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..favor.feature_maps import FeatureMap
 from ..favor.functions import favor_attention
 from ..layers.inputs import with_norm
-from ..layers.masks import Visible, is_traced
+from ..layers.masks import Visible, is_traced, weighing
 from ..random_features import (
     FeatureKind,
     RandomFeatures,
@@ -239,7 +239,7 @@ def attend_last(
     is_causal = visible.is_causal and t > 1
     if is_causal and t < s:
         query = F.pad(query, (0, 0, s - t, 0))
-    options = {"key_padding_mask": padding, "is_causal": is_causal, **options}
+    options = {**weighing(padding), "is_causal": is_causal, **options}
     return favor_attention(query, key, value, features, **options)[:, :, -t:]
 
 

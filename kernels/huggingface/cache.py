@@ -94,6 +94,11 @@ class FavorCacheState:
                 "a cache is for causal attention: expected is_causal=True or a causal mask for several tokens, got "
                 "full attention; call the model with use_cache=False"
             )
+        if visible.padding is not None and visible.padding.is_floating_point():
+            raise ValueError(
+                "a cache of states takes padding: expected an attention_mask that hides or shows, got a bias of keys; "
+                "call the model with use_cache=False, or leave the cache to transformers"
+            )
         before = self.length - t
         if before and not hides_the_same(visible.padding, self.padding, before):
             raise ValueError(

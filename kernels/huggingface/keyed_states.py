@@ -153,10 +153,12 @@ class FavorDynamicLayer(DynamicLayer):
             options: feature_map and scale.
 
         Returns:
-            (b, h g, t, e), or None where states are of no use: gradients are wanted, or the keys are others, or more
-            of them has been taken in than these queries may see.
+            (b, h g, t, e), or None where states are of no use: gradients are wanted, keys have a bias or are others,
+            or more of them has been taken in than these queries may see.
         """
         if key is not self._keys or value is not self._values or wants_gradients(query, key, value):
+            return None
+        if visible.padding is not None and visible.padding.is_floating_point():  # a bias may be another in each call
             return None
         keys, values, length = key, value, key.shape[-2]
         if self._is_edited():

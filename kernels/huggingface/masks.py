@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..layers.masks import Visible, hidden_entries, is_readable, is_traced, split_mask
+from ..layers.masks import Visible, is_readable, is_traced, split_mask
 
 FOREIGN = (
     "this mask is for FAVOR attention only, and another attention of the model reads it: expected every layer to take "
@@ -142,7 +142,7 @@ def read_mask(mask: Tensor | LinearMask | None, queries: int, keys: int, is_caus
 
     Args:
         mask: None; a LinearMask; or (b or 1, h or 1, t or 1, s), where a bool True or a float 0 is visible and False,
-            -inf or the like is hidden (`attention_masks.HIDES`).
+            -inf or the like is hidden (`layers/masks.HIDES`), and another float is a bias of its key.
         queries, keys: t and s; with t < s the queries are the last ones.
         is_causal: of the layer, where there is no mask to say it.
 
@@ -153,7 +153,7 @@ def read_mask(mask: Tensor | LinearMask | None, queries: int, keys: int, is_caus
         return Visible(None, is_causal)
     expected = (
         f"linear attention cannot apply this mask: expected none, padding (b, {keys}), or a mask "
-        f"(b, 1, {queries}, {keys}) that is causal or hides nothing but padding, got "
+        f"(b, 1, {queries}, {keys}) that is causal or hides nothing but padding, biases of keys aside, got "
         f"{type(mask).__name__ if isinstance(mask, LinearMask) else mask.dtype} {tuple(mask.shape)}; "
         "sliding windows, packed sequences, prefixes and biases need another attn_implementation"
     )
@@ -170,10 +170,10 @@ def read_mask(mask: Tensor | LinearMask | None, queries: int, keys: int, is_caus
             "a compiled or traced model cannot look into a mask (b, h, t, s): pass attention_mask as padding (b, s), "
             "which may be all ones"
         )
-    hidden = ~mask if mask.dtype == torch.bool else hidden_entries(mask, expected, name="the mask")
-    if bool((hidden == hidden[:, :1]).all()):
+    mask = ~mask if mask.dtype == torch.bool else mask
+    if mask.is_floating_point() | (mask.dtype == torch.bool) and bool((mask == mask[:, :1]).all()):
         future = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(keys - queries + 1)
-        visible = split_mask(hidden[:, 0], future)
+        visible = split_mask(mask[:, 0], future)
         if visible is not None:
             return visible
     raise ValueError(expected)

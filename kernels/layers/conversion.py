@@ -53,9 +53,7 @@ def convert(attention: nn.MultiheadAttention, layer_class: type[Layer], favor: d
     for name, parameter in attention.named_parameters(remove_duplicate=False):
         owner, _, own_name = name.rpartition(".")
         setattr(layer.get_submodule(owner), own_name, parameter)
-    if layer.log_temperature is not None:
-        nn.init.zeros_(layer.log_temperature)
-    layer.redraw(0)
+    layer.reset_own_parameters()
     return layer.train(attention.training)
 
 

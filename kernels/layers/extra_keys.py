@@ -21,7 +21,7 @@ class Extended(NamedTuple):
     Attributes:
         query, key, value: (b, h, front + t, d), (b, h, front + s, d), (b, h, front + s, e); full attention's queries
             are as they were.
-        padding: (b, front + s) bool, True = ignore, or None.
+        mask: (b, front + s) of padding, or (b, front + s) or (b, h, front + s) of a key bias, or None.
         front: places before the given keys.
         count: n, extra keys among them, the last ones.
         is_causal: whether the queries were moved too.
@@ -30,7 +30,7 @@ class Extended(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
-    padding: Tensor | None
+    mask: Tensor | None
     front: int
     count: int
     is_causal: bool
@@ -47,7 +47,7 @@ class Extended(NamedTuple):
 
 def extended(
     heads: tuple[Tensor, Tensor, Tensor],
-    padding: Tensor | None,
+    mask: Tensor | None,
     extra: tuple[Tensor, Tensor] | None,
     *,
     is_causal: bool,
@@ -57,24 +57,23 @@ def extended(
 
     Args:
         heads: query (b, h, t, d), key (b, h, s, d), value (b, h, s, e).
-        padding: (b, s), True = ignore, or None.
+        mask: (b, s), of `key_mask`, or None.
         extra: keys (1, h, n, d) and values (1, h, n, e), or None.
         is_causal, tokens_per_step: of the attention.
     """
     if extra is None:
-        return Extended(*heads, padding, 0, 0, is_causal)
+        return Extended(*heads, mask, 0, 0, is_causal)
     query, key, value = heads
     count = extra[0].shape[2]
     front = -(-count // tokens_per_step) * tokens_per_step if is_causal else count
     batch, keys = key.shape[0], key.shape[2]
-    if padding is None and front > count:
-        padding = key.new_zeros((batch, keys), dtype=torch.bool)
-    if padding is not None:
-        padding = F.pad(F.pad(padding, (count, 0), value=False), (front - count, 0), value=True)
+    if mask is None and front > count:
+        mask = key.new_zeros((batch, keys), dtype=torch.bool)
+    if mask is not None:
+        hides = -torch.inf if mask.is_floating_point() else True
+        mask = F.pad(F.pad(mask, (count, 0)), (front - count, 0), value=hides)
     key, value = _behind(extra[0], key, front), _behind(extra[1], value, front)
-    return Extended(
-        F.pad(query, (0, 0, front, 0)) if is_causal else query, key, value, padding, front, count, is_causal
-    )
+    return Extended(F.pad(query, (0, 0, front, 0)) if is_causal else query, key, value, mask, front, count, is_causal)
 
 
 def _behind(extra: Tensor, x: Tensor, front: int) -> Tensor:

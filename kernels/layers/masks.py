@@ -1,4 +1,4 @@
-"""Masks as softmax attention takes them, reduced to what linear attention can apply: padding, causality, or both.
+"""Masks as softmax attention takes them, reduced to what linear attention can apply: causality, padding, a key bias.
 
 Dimension key: b batch, h heads, t queries, s keys.
 
@@ -25,7 +25,7 @@ class Visible(NamedTuple):
     """What queries see: all keys, or those up to their own.
 
     Attributes:
-        padding: (b or 1, s) bool, True = ignore, or None.
+        padding: (b or 1, s) bool, True = ignore; or float, a key bias; or None.
         is_causal: whether later keys are hidden.
     """
 
@@ -45,8 +45,8 @@ def is_readable(x: Tensor) -> bool:
     return not x.is_meta and not is_functorch_wrapped_tensor(x)
 
 
-def key_padding(mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
-    """Return a padding mask as (b, s) bool, True = ignore; a float mask may hold 0 and what hides."""
+def key_mask(mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
+    """Return a key_padding_mask as (b, s): bool, True = ignore, or a float key bias, -inf where it hides."""
     if mask is None:
         return None
     mask = mask.unsqueeze(0) if mask.ndim == 1 else mask
@@ -54,12 +54,29 @@ def key_padding(mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
         raise ValueError(f"key_padding_mask must be ({batch}, {keys}), got {tuple(mask.shape)}")
     if mask.dtype == torch.bool:
         return mask
-    return hidden_entries(
-        mask,
-        "a float key_padding_mask must hold only 0 (attend) and -inf or the like (ignore): another number would be a "
-        "key_bias, which is not implemented; pass a bool mask, True = ignore",
-        name="key_padding_mask",
-    )
+    _check_mask_dtype(mask, "key_padding_mask")
+    return mask.masked_fill(mask <= HIDES, -torch.inf)
+
+
+def joined_masks(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return what two masks of keys do together, (b, s) or (b, h, s): bools hide, biases add up."""
+    if first is None or second is None:
+        return second if first is None else first
+    if first.dtype == second.dtype == torch.bool:
+        return first | second
+    if first.dtype == torch.bool:
+        first, second = second, first
+    if second.ndim < first.ndim:
+        second = second.unsqueeze(1)
+    elif first.ndim < second.ndim:
+        first = first.unsqueeze(1)
+    return first.masked_fill(second, -torch.inf) if second.dtype == torch.bool else first + second
+
+
+def weighing(mask: Tensor | None) -> dict[str, Tensor | None]:
+    """Return a mask of keys as the keyword of `favor_attention` that takes it."""
+    is_bias = mask is not None and mask.is_floating_point()
+    return {"key_bias" if is_bias else "key_padding_mask": mask}
 
 
 def recognise_attention_mask(
@@ -68,7 +85,7 @@ def recognise_attention_mask(
     """Return what a mask leaves visible.
 
     Args:
-        mask: (t, s), or (b h, t, s), bool with True = hidden, or float with 0 and what hides.
+        mask: (t, s), or (b h, t, s), bool with True = hidden, or float: what hides, or a number for each key.
         shape: the latter.
         heads: h.
         tokens_per_step: of causality.
@@ -81,8 +98,8 @@ def recognise_attention_mask(
     steps = "" if tokens_per_step == 1 else f" with {tokens_per_step} tokens a step"
     expected = (
         f"attn_mask must be a causal mask{steps} ({queries}, {keys}), True or -inf above the diagonal, or hide "
-        "nothing, padding aside that is the same for all queries and heads: linear attention cannot apply any other "
-        f"mask or bias, got {mask.dtype} {tuple(mask.shape)}; use key_padding_mask to ignore keys"
+        "nothing, padding or biases of keys aside that are the same for all queries and heads: linear attention cannot "
+        f"apply any other mask or bias, got {mask.dtype} {tuple(mask.shape)}; use key_padding_mask to ignore keys"
     )
     if mask.shape not in (shape, shape[1:]):
         raise ValueError(expected)
@@ -101,13 +118,14 @@ def recognise_attention_mask(
     known = None if looked_at is None else getattr(mask, "_favor_visible", None)
     if known is not None and known[0] == looked_at:  # a GPU is waited for once a mask, not once a call
         return known[1]
-    hidden = hidden_entries(mask, expected, name="attn_mask").reshape(-1, queries, keys)
-    if hidden.shape[0] > 1:
-        hidden = hidden.view(-1, heads, queries, keys)
-        if not bool((hidden == hidden[:, :1]).all()):
+    _check_mask_dtype(mask, "attn_mask")
+    rows = mask.reshape(-1, queries, keys)
+    if rows.shape[0] > 1:
+        rows = rows.view(-1, heads, queries, keys)
+        if not bool((rows == rows[:, :1]).all()):
             raise ValueError(expected)
-        hidden = hidden[:, 0]
-    visible = split_mask(hidden, future)
+        rows = rows[:, 0]
+    visible = split_mask(rows, future)
     if visible is None:
         raise ValueError(expected)
     if looked_at is not None:
@@ -115,20 +133,30 @@ def recognise_attention_mask(
     return visible
 
 
-def split_mask(hidden: Tensor, future: Tensor) -> Visible | None:
-    """Read a mask (b, t or 1, s) whose causal form is `future` (t, s), both True = hidden; None if it is another one.
+def split_mask(mask: Tensor, future: Tensor) -> Visible | None:
+    """Read a mask (b, t or 1, s) whose causal form is `future` (t, s), True = hidden; None if it is another one.
 
-    Padding is what no query sees.
+    Padding is what no query sees; a float mask may hold a number for each key, the same for all queries that see it.
     """
+    hidden = mask if mask.dtype == torch.bool else mask <= HIDES
     padding = hidden.all(-2) if hidden.shape[-2] else torch.zeros_like(hidden[:, :0].any(-2))
     given = padding if bool(padding.any()) else None
+    if mask.is_floating_point() and bool(mask.masked_fill(hidden, 0.0).any()):
+        given = mask.masked_fill(hidden, -torch.inf).amax(-2)
+        if not torch.equal(given.unsqueeze(-2).masked_fill(hidden, 0.0), mask.masked_fill(hidden, 0.0)):
+            return None
     if torch.equal(hidden, padding[:, None].expand_as(hidden)):
         return Visible(given, False)
     return Visible(given, True) if torch.equal(hidden, padding[:, None] | future) else None
 
 
+def _check_mask_dtype(mask: Tensor, name: str) -> None:
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"{name} must be bool or floating point, got {mask.dtype}")
+
+
 def hidden_entries(mask: Tensor, expected: str, *, name: str) -> Tensor:
-    """Return where a mask hides.
+    """Return where a mask hides whose values cannot be looked at.
 
     Args:
         mask: bool with True = hidden, or float with 0 and what hides.
@@ -136,18 +164,11 @@ def hidden_entries(mask: Tensor, expected: str, *, name: str) -> Tensor:
         name: of the mask.
 
     Raises:
-        ValueError: another dtype or, where Python can see it without waiting for a GPU, another number; a
-            RuntimeError when a graph or a GPU comes upon it.
+        ValueError: another dtype; a RuntimeError when a graph comes upon another number.
     """
+    _check_mask_dtype(mask, name)
     if mask.dtype == torch.bool:
         return mask
-    if not mask.is_floating_point():
-        raise ValueError(f"{name} must be bool or floating point, got {mask.dtype}")
     hidden = mask <= HIDES
-    only_hides = (hidden | (mask == 0)).all()
-    if is_readable(mask) and not mask.is_cuda:
-        if not bool(only_hides):
-            raise ValueError(expected)
-    else:
-        torch._assert_async(only_hides, expected)
+    torch._assert_async((hidden | (mask == 0)).all(), expected)
     return hidden

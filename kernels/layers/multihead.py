@@ -23,9 +23,10 @@ from ..random_features import (
 )
 from .conversion import convert
 from .extra_keys import extended
+from .gating import attend_forgetting, initial_gate_bias, needs_chunks
 from .implied_weights import implied_weights
 from .inputs import check_flags, check_sizes, with_norm
-from .masks import key_padding, recognise_attention_mask
+from .masks import joined_masks, key_mask, recognise_attention_mask, weighing
 from .stateful import StateModule
 
 
@@ -55,6 +56,9 @@ class FavorAttention(StateModule):
         features: kind of random features, see `draw_features`.
         feature_map: a name of `FeatureMap`, "exponential" for FAVOR+.
         qk_norm: normalise queries and keys to |x|^2 = temperature after scaling, learnable per head, 1 at the start.
+        gate: forget: head by head, a key counts the product of the gates sigmoid(gate_weight . x + gate_bias) of all
+            later tokens x (time steps: their mean), up to the query's own. For causal calls, whole sequences and
+            streams alike; at the start gates do not depend on x, and memories are of 32 to 4096 tokens.
         is_causal: causal in every call, whatever the call says.
         tokens_per_step: tokens that see each other in causal calls (time-major sequences: sensors a time step).
         redraw_interval: optimiser steps between new projections, see `redraw_if_due`; None keeps the first.
@@ -93,6 +97,7 @@ class FavorAttention(StateModule):
         features: FeatureKind = "hyperbolic",
         feature_map: FeatureMap = "exponential",
         qk_norm: bool = False,
+        gate: bool = False,
         is_causal: bool = False,
         tokens_per_step: int = 1,
         redraw_interval: int | None = None,
@@ -103,7 +108,12 @@ class FavorAttention(StateModule):
         impl: Impl = "auto",
     ) -> None:
         check_impl(impl)
-        check_flags(bias=bias, add_bias_kv=add_bias_kv, add_zero_attn=add_zero_attn, batch_first=batch_first)
+        check_flags(bias=bias, add_bias_kv=add_bias_kv, add_zero_attn=add_zero_attn, batch_first=batch_first, gate=gate)
+        if gate and (add_bias_kv or add_zero_attn):
+            raise ValueError(
+                "gate=True forgets what came before, but keys of add_bias_kv and add_zero_attn are for every query: "
+                "leave one of them out"
+            )
         sizes = {"kdim": kdim, "vdim": vdim, "num_features": num_features, "value_head_dim": value_head_dim}
         check_sizes(embed_dim, num_heads, dropout, head_dim, tokens_per_step, redraw_interval=redraw_interval, **sizes)
         check_feature_map(feature_map)
@@ -145,6 +155,8 @@ class FavorAttention(StateModule):
             self.register_parameter(name, None if width is None else nn.Parameter(torch.empty(1, 1, width, **factory)))
         self.add_zero_attn = add_zero_attn
         self.log_temperature = nn.Parameter(torch.zeros(num_heads, **factory)) if qk_norm else None
+        self.gate_weight = nn.Parameter(torch.empty(num_heads, self.kdim, **factory)) if gate else None
+        self.gate_bias = nn.Parameter(torch.empty(num_heads, **factory)) if gate else None
         # A float64 layer computes in float64 throughout; features never run in half.
         wide = self.out_proj.weight.dtype == torch.float64
         self._register_features(device, torch.float64 if wide else torch.float32)
@@ -159,12 +171,22 @@ class FavorAttention(StateModule):
         weights = [self.in_proj_weight] if self._fused else [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         for weight in weights:
             nn.init.xavier_uniform_(weight)
-        for zero in (self.in_proj_bias, self.out_proj.bias, self.log_temperature):
+        for zero in (self.in_proj_bias, self.out_proj.bias):
             if zero is not None:
                 nn.init.zeros_(zero)
         for normal in (self.bias_k, self.bias_v):
             if normal is not None:
                 nn.init.xavier_normal_(normal)
+        self.reset_own_parameters()
+
+    def reset_own_parameters(self) -> None:
+        """Initialise what softmax attention does not have: temperature, gates and the first projection."""
+        if self.log_temperature is not None:
+            nn.init.zeros_(self.log_temperature)
+        if self.gate_weight is not None and self.gate_bias is not None:
+            nn.init.zeros_(self.gate_weight)
+            with torch.no_grad():
+                self.gate_bias.copy_(initial_gate_bias(self.num_heads))
         self.redraw(0)
 
     def forward(
@@ -183,9 +205,9 @@ class FavorAttention(StateModule):
         Args:
             query: (t, b, embed_dim), (b, t, embed_dim) if batch_first, or (t, embed_dim).
             key, value: likewise with s, kdim and vdim.
-            key_padding_mask: (b, s) or (s,), bool with True = ignore, or float with 0 and -inf or the like (-1e4 and
-                less). Ignored inputs are projected all the same: what is not finite there stays out of the output, but
-                not of the gradients of the weights.
+            key_padding_mask: (b, s) or (s,), bool with True = ignore, or float, which is added to the logits as
+                `key_bias` of `favor_attention` (0 is as without, -1e4 and less ignore). Ignored inputs are projected
+                all the same: what is not finite there stays out of the output, but not of the weights' gradients.
             need_weights: also return the implied attention weights; quadratic, for looking at short inputs.
             attn_mask: (t, s) or (b h, t, s), bool or float, causal or hiding nothing, padding that is the same for all
                 queries and heads aside; step-causal with this layer's tokens_per_step. Recognised by its values unless
@@ -201,7 +223,7 @@ class FavorAttention(StateModule):
             (add_bias_kv, add_zero_attn) are in further columns.
 
         Raises:
-            ValueError: inputs that do not fit, or a mask that linear attention cannot apply.
+            ValueError: inputs that do not fit, a mask that linear attention cannot apply, gates without causality.
         """
         if isinstance(query, Proxy):
             options: dict[str, Any] = {
@@ -212,7 +234,7 @@ class FavorAttention(StateModule):
             options |= {"average_attn_weights": average_attn_weights, "is_causal": is_causal}
             return as_leaf(self, query, key, value, **options)
         query, key, value, is_batched = self._arrange(query, key, value)
-        padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
+        mask = key_mask(key_padding_mask, key.shape[0], key.shape[1])
         causal = self.is_causal or is_causal
         if attn_mask is not None:
             shape = (query.shape[0] * self.num_heads, query.shape[1], key.shape[1])
@@ -222,14 +244,22 @@ class FavorAttention(StateModule):
                 attn_mask, shape, self.num_heads, self.tokens_per_step, is_known=is_known
             )
             causal |= visible.is_causal
-            if visible.padding is not None:
-                padding = visible.padding.expand(key.shape[:2]) if padding is None else padding | visible.padding
+            mask = joined_masks(mask, None if visible.padding is None else visible.padding.expand(key.shape[:2]))
         steps = self.tokens_per_step if causal else 1
         heads, extra = self._project(query, key, value), self._extra_keys()
-        inputs = extended(heads, padding, extra, is_causal=causal, tokens_per_step=steps)
-        options = {**self._options, "key_padding_mask": inputs.padding}
-        options |= {"is_causal": causal, "tokens_per_step": steps}
-        attended = inputs.own_queries(favor_attention(*inputs[:3], self._drawn, **options))
+        gates, weighed = None, mask
+        if self.gate_weight is not None:
+            if not causal:
+                raise ValueError("gate=True forgets along time: expected causal attention, pass is_causal=True")
+            gates = self._gates(key, mask, steps)
+            weighed = joined_masks(mask, -gates.cumsum(-1))
+        inputs = extended(heads, weighed, extra, is_causal=causal, tokens_per_step=steps)
+        options = {**self._options, **weighing(inputs.mask), "is_causal": causal, "tokens_per_step": steps}
+        if gates is not None and needs_chunks(heads, steps):
+            streaming = {**self._options, "tokens_per_step": steps}
+            attended = attend_forgetting(heads, gates, mask, None, self._drawn, **streaming).output
+        else:
+            attended = inputs.own_queries(favor_attention(*inputs[:3], self._drawn, **options))
         output = self._as_given(self._merge_heads(attended), is_batched)
         if not need_weights:
             return output, None
@@ -311,8 +341,9 @@ class FavorAttention(StateModule):
         is_softmax &= prefix + "log_temperature" not in state_dict  # which a softmax layer never has
         if is_softmax and prefix + "projection" not in state_dict:
             own = dict(self._feature_tensors())
-            if self.log_temperature is not None:
-                own["log_temperature"] = self.log_temperature
+            others = {"log_temperature": self.log_temperature, "gate_weight": self.gate_weight}
+            others["gate_bias"] = self.gate_bias
+            own |= {name: x for name, x in others.items() if x is not None}
             for name, tensor in own.items():
                 state_dict.setdefault(prefix + name, tensor.detach())
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -129,7 +129,7 @@ def multihead_state_dict(model: nn.Module) -> dict[str, Tensor]:
         Name to tensor, sharing memory with the model.
 
     Raises:
-        ValueError: a layer whose weights softmax attention cannot hold: qk_norm, or head dims of its own.
+        ValueError: a layer whose weights softmax attention cannot hold: qk_norm, gate, or head dims of its own.
     """
     state = model.state_dict()
     for name, layer in model.named_modules(remove_duplicate=False):
@@ -140,6 +140,11 @@ def multihead_state_dict(model: nn.Module) -> dict[str, Tensor]:
         if layer.log_temperature is not None:
             raise ValueError(
                 f"{name or 'the layer'} has qk_norm=True, which {softmax} cannot hold: expected a layer "
+                "without it; use state_dict() for a checkpoint of the same model"
+            )
+        if isinstance(layer, FavorAttention) and layer.gate_weight is not None:
+            raise ValueError(
+                f"{name or 'the layer'} has gate=True, which nn.MultiheadAttention cannot hold: expected a layer "
                 "without it; use state_dict() for a checkpoint of the same model"
             )
         if isinstance(layer, FavorAttention) and {layer.head_dim, layer.value_head_dim} != {

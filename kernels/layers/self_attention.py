@@ -18,7 +18,7 @@ from ..favor.functions import favor_attention
 from ..random_features import FeatureKind, RandomFeatures
 from .features import FeatureModule
 from .inputs import check_sizes, with_norm
-from .masks import recognise_attention_mask
+from .masks import recognise_attention_mask, weighing
 
 TIMM = {("timm.layers.attention", "Attention"), ("timm.models.vision_transformer", "Attention")}
 """The class that is taken over, where timm has had it; others of its name compute other things."""
@@ -110,7 +110,7 @@ class FavorSelfAttention(FeatureModule):
         Args:
             x: (b, t, width).
             attn_mask: (t, t), or (b or 1, h or 1, t or 1, t), as in `scaled_dot_product_attention`: bool with True =
-                attend, or float with 0 and -inf or the like; causal or hiding nothing, padding of keys aside.
+                attend, or float; causal or hiding nothing, padding and biases of keys aside.
             is_causal: attend causally.
 
         Returns:
@@ -141,7 +141,7 @@ class FavorSelfAttention(FeatureModule):
             feature_map=self.feature_map,
             is_causal=causal,
             tokens_per_step=self.tokens_per_step if causal else 1,
-            key_padding_mask=padding,
+            **weighing(padding),
             scale=self.scale,
             impl=self.impl,
         )

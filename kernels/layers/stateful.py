@@ -18,8 +18,9 @@ from ..random_features import (
 )
 from .extra_keys import extended
 from .features import FeatureModule
+from .gating import attend_forgetting, log_gates
 from .inputs import arrange_batch_first
-from .masks import key_padding
+from .masks import joined_masks, key_mask, weighing
 
 
 class StateModule(FeatureModule):
@@ -34,6 +35,8 @@ class StateModule(FeatureModule):
     tokens_per_step: int
     impl: Impl
     out_proj: nn.Linear
+    gate_weight: Tensor | None
+    gate_bias: Tensor | None
 
     def summarize(self, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> FavorState:
         """Project keys and values and reduce them to a state, once for any number of calls of `attend`.
@@ -44,17 +47,21 @@ class StateModule(FeatureModule):
             key, value, key_padding_mask: as in `forward`.
 
         Returns:
-            (b, h, m) and (b, h, m, e); an unbatched input counts as a batch of one.
+            (b, h, m) and (b, h, m, e); an unbatched input counts as a batch of one. A layer with gates has forgotten in
+            it what a token behind the last key would not remember, as in the state of `stream`.
 
         Raises:
             ValueError: inputs that do not fit.
         """
         nothing, key, value, _ = self._arrange(self._nothing_like(key, self.embed_dim), key, value)
-        padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
+        mask = key_mask(key_padding_mask, key.shape[0], key.shape[1])
+        if self.gate_weight is not None:
+            gates = self._gates(key, mask, self.tokens_per_step)
+            mask = joined_masks(mask, gates.sum(-1, keepdim=True) - gates.cumsum(-1))
         heads = extended(
-            self._project(nothing, key, value), padding, self._extra_keys(), is_causal=False, tokens_per_step=1
+            self._project(nothing, key, value), mask, self._extra_keys(), is_causal=False, tokens_per_step=1
         )
-        return summarize(heads.key, heads.value, self._drawn, key_padding_mask=heads.padding, **self._options)
+        return summarize(heads.key, heads.value, self._drawn, **weighing(heads.mask), **self._options)
 
     def attend(self, query: Tensor, state: FavorState) -> Tensor:
         """Let queries read a state of this layer; the output is laid out as that of `forward`.
@@ -96,12 +103,16 @@ class StateModule(FeatureModule):
         """
         query, key, value, is_batched = self._arrange(query, key, value)
         options = {**self._options, "tokens_per_step": self.tokens_per_step}
-        padding = key_padding(key_padding_mask, key.shape[0], key.shape[1])
+        mask = key_mask(key_padding_mask, key.shape[0], key.shape[1])
         heads, extra = self._project(query, key, value), self._extra_keys()
         if state is None and extra is not None:  # which every query sees, as it sees what came before
             keys, values = (x.to(heads[1].dtype).expand(key.shape[0], -1, -1, -1) for x in extra)
             state = summarize(keys, values, self._drawn, **self._options)
-        output, state = stream_attention(*heads, state, self._drawn, key_padding_mask=padding, **options)
+        if self.gate_weight is None:
+            output, state = stream_attention(*heads, state, self._drawn, **weighing(mask), **options)
+        else:
+            gates = self._gates(key, mask, self.tokens_per_step)
+            output, state = attend_forgetting(heads, gates, mask, state, self._drawn, **options)
         return Streamed(self._as_given(self._merge_heads(output), is_batched), state)
 
     @property
@@ -116,6 +127,11 @@ class StateModule(FeatureModule):
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (q, k, v) as (b, h, length, d or e) of batch-first inputs."""
         raise NotImplementedError
+
+    def _gates(self, key: Tensor, mask: Tensor | None, tokens_per_step: int) -> Tensor:
+        """Return the log-gates (b, h, t) of batch-first inputs of keys, see `gating.py`."""
+        assert self.gate_weight is not None
+        return log_gates(F.linear(key, self.gate_weight, self.gate_bias), mask, tokens_per_step)
 
     def _extra_keys(self) -> tuple[Tensor, Tensor] | None:
         """Return keys (1, h, n, d) and values (1, h, n, e) that every query sees beside those given, or None."""

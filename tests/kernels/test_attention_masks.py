@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from favorcast.kernels import FavorAttention
-from favorcast.kernels.layers.masks import Visible, key_padding, recognise_attention_mask
+from favorcast.kernels.layers.masks import Visible, joined_masks, key_mask, recognise_attention_mask
 
 
 def causal_mask(t: int, s: int, step: int = 1) -> torch.Tensor:
@@ -67,6 +67,21 @@ def test_padding_of_each_sample_is_found_in_a_mask_of_every_head(form, causal):
     assert torch.equal(shown(visible, 6, 6), mask)
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_bias_of_each_key_is_found_in_a_mask_of_every_head(causal, padded):
+    bias = torch.tensor([[0.0, 0.5, -2.0, 3.0, 1.0], [1.0, 0.0, 0.0, -7.0, 2.0]])
+    bias = bias.masked_fill(torch.tensor([[False] * 5, [False] * 4 + [padded]]), -torch.inf)
+    mask = bias[:, None, :].expand(2, 5, 5)
+    mask = mask.masked_fill(causal_mask(5, 5), -1e9) if causal else mask
+    visible = recognise_attention_mask(mask.repeat_interleave(2, 0), (4, 5, 5), 2, 1)
+    assert visible.is_causal == causal
+    assert torch.equal(visible.padding, bias)
+    layer, x = FavorAttention(16, 2, batch_first=True), torch.randn(2, 5, 16)
+    expected = layer(x, x, x, bias, is_causal=causal)[0]
+    assert torch.equal(layer(x, x, x, attn_mask=mask.repeat_interleave(2, 0))[0], expected)
+
+
 def test_masks_that_differ_between_heads_are_refused():
     mask = torch.zeros(4, 5, 5, dtype=torch.bool)
     mask[1, :, 2] = True
@@ -100,7 +115,7 @@ OTHER_MASKS = {
     "band": causal_mask(4, 4) | causal_mask(4, 4).T,
     "one extra entry": causal_mask(4, 4).index_put((torch.tensor(3), torch.tensor(0)), torch.tensor(True)),
     "hides the diagonal": ~torch.ones(4, 4).tril(-1).bool(),
-    "bias": torch.full((4, 4), 0.5).masked_fill(causal_mask(4, 4), -torch.inf),
+    "bias of pairs": torch.arange(16.0).view(4, 4).masked_fill(causal_mask(4, 4), -torch.inf),
     "finite": torch.zeros(4, 4).masked_fill(causal_mask(4, 4), -1e3),
     "nan": torch.full((4, 4), float("nan")),
     "other shape": causal_mask(4, 5),
@@ -118,20 +133,29 @@ def test_integer_masks_are_refused():
     with pytest.raises(ValueError, match="attn_mask must be bool or floating point"):
         recognise_attention_mask(causal_mask(4, 4).int(), (2, 4, 4), 2, 1)
     with pytest.raises(ValueError, match="key_padding_mask must be bool or floating point"):
-        key_padding(torch.zeros(2, 4, dtype=torch.uint8), 2, 4)
+        key_mask(torch.zeros(2, 4, dtype=torch.uint8), 2, 4)
 
 
-def test_padding_masks_become_bool_with_a_batch_dimension():
+def test_masks_of_keys_are_padding_or_biases_with_a_batch_dimension():
     mask = torch.tensor([[False, True, True], [False, False, True]])
-    assert key_padding(None, 2, 3) is None
-    assert torch.equal(key_padding(mask, 2, 3), mask)
-    for form in FORMS.values():
-        assert torch.equal(key_padding(form(mask), 2, 3), mask)
-    assert torch.equal(key_padding(mask[0], 1, 3), mask[:1])
-
-
-def test_padding_masks_of_another_shape_or_with_biases_are_refused():
+    assert key_mask(None, 2, 3) is None
+    assert torch.equal(key_mask(mask, 2, 3), mask)
+    for form in ("-inf", "lowest", "-1e9"):
+        assert torch.equal(key_mask(FORMS[form](mask), 2, 3), as_float(mask))
+    assert torch.equal(key_mask(mask[0], 1, 3), mask[:1])
+    assert torch.equal(key_mask(torch.full((2, 3), -1.5), 2, 3), torch.full((2, 3), -1.5))
     with pytest.raises(ValueError, match=r"key_padding_mask must be \(2, 3\), got \(3, 2\)"):
-        key_padding(torch.zeros(3, 2, dtype=torch.bool), 2, 3)
-    with pytest.raises(ValueError, match="another number would be a key_bias"):
-        key_padding(torch.full((2, 3), -1.5), 2, 3)
+        key_mask(torch.zeros(3, 2, dtype=torch.bool), 2, 3)
+
+
+def test_masks_of_keys_join_whatever_they_are():
+    padding, bias = torch.tensor([[False, True], [False, False]]), torch.tensor([[0.5, 1.0], [2.0, -torch.inf]])
+    of_heads = torch.arange(12.0).view(2, 3, 2)
+    assert joined_masks(None, padding) is padding
+    assert joined_masks(bias, None) is bias
+    assert torch.equal(joined_masks(padding, padding.flip(0)), torch.tensor([[False, True], [False, True]]))
+    hidden = torch.tensor([[0.5, -torch.inf], [2.0, -torch.inf]])
+    assert torch.equal(joined_masks(padding, bias), hidden)
+    assert torch.equal(joined_masks(bias, padding), hidden)
+    assert torch.equal(joined_masks(bias, of_heads), of_heads + bias[:, None])
+    assert torch.equal(joined_masks(of_heads, padding), of_heads.masked_fill(padding[:, None], -torch.inf))

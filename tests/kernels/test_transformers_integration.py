@@ -257,6 +257,21 @@ def test_masks_of_the_users_own_are_recognised():
         torch.testing.assert_close(found[1, 3:], expected[1, 3:])
 
 
+def test_a_mask_of_biases_weighs_keys_with_and_without_a_cache_of_keys():
+    """A key of log 2 counts twice; the model's own cache keeps keys, one of states alone cannot weigh them anew."""
+    model, ids = language_model(), tokens()
+    bias = torch.zeros(2, 9).index_fill(1, torch.tensor([2]), 1.0)
+    mask = (bias[:, None, None, :] + causal_float()[:1]).clamp(min=torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask, use_cache=False)[0]
+        assert not torch.allclose(expected, model(ids, use_cache=False)[0])
+        first = model(ids[:, :8], attention_mask=mask[..., :8, :8], use_cache=True)
+        last = model(ids[:, 8:], attention_mask=mask[..., 8:, :], past_key_values=first.past_key_values)
+    torch.testing.assert_close(torch.cat([first[0], last[0]], 1), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="a cache of states takes padding"):
+        model(ids, attention_mask=mask, past_key_values=favor_cache(model))
+
+
 def mistral(**options: Any) -> Any:
     return built(transformers.MistralConfig(**DECODER, sliding_window=4), **options)
 
@@ -274,8 +289,8 @@ REFUSED = {
         lambda: language_model()(tokens(), attention_mask=block(), use_cache=False),
         "cannot apply this mask",
     ),
-    "a bias": (
-        lambda: language_model()(tokens(), attention_mask=torch.full((2, 1, 9, 9), 0.5), use_cache=False),
+    "a bias of pairs": (
+        lambda: language_model()(tokens(), attention_mask=torch.rand(2, 1, 9, 9), use_cache=False),
         "cannot apply this mask",
     ),
     "a static cache": (
