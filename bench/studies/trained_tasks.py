@@ -3,10 +3,12 @@
     python bench trained_tasks            the table of kernels/README.md, some minutes on one core
     python bench trained_tasks --steps 0.02
 
-Two tasks, both impossible without looking back at one particular token:
+Three tasks, all impossible without looking back at one particular token:
 
     copy     v_1 … v_n ? ? …                  repeat n random symbols
     recall   k_1 v_1, …, k_n v_n, k ?, k ? …  give the symbol that came with a key, for every key in another order
+    latest   likewise, of n / 4 keys that are told four times each: give the symbol that came with a key last, the
+             others distract
 
 A token is a key and a value, whose embeddings add up; the value of a question is the same for all. All models have the
 same blocks, initial weights, data and number of steps; only the attention differs. Accuracy is over the questions of
@@ -29,8 +31,10 @@ from torch.nn import functional as F
 from favorcast.kernels import FavorAttention
 
 WIDTH, HEADS, LAYERS = 64, 4, 2
-ITEMS = {"copy": 32, "recall": 64}
-STEPS = {"copy": 200, "recall": 300}
+ITEMS = {"copy": 32, "recall": 64, "latest": 64}
+STEPS = {"copy": 200, "recall": 300, "latest": 300}
+TOLD = 4
+"""Times that a key of "latest" is told."""
 KEYS, VALUES = 128, 8
 QUESTION = VALUES
 
@@ -48,6 +52,7 @@ ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
     "FAVOR+": lambda: favor(),
     "FAVOR+, m = 16 d": lambda: favor(num_features=16 * WIDTH // HEADS),
     "FAVOR+, qk_norm": lambda: favor(qk_norm=True),
+    "FAVOR+, gate": lambda: favor(gate=True),
 }
 SWAPPED = "FAVOR+ with the weights trained in softmax attention"
 
@@ -95,8 +100,13 @@ def batch(task: str, count: int, generator: torch.Generator) -> tuple[Tensor, Te
     keys, order = (torch.rand(count, size, generator=generator).argsort(-1)[:, :n] for size in (KEYS, n))
     if task == "copy":
         keys, order = torch.zeros_like(keys), torch.arange(n).expand(count, n)
-    asked = torch.cat([keys, keys.gather(1, order)], 1)
-    return torch.stack([asked, torch.cat([values, questions], 1)], -1), values.gather(1, order)
+    if task == "latest":
+        keys = keys[:, : n // TOLD].repeat(1, TOLD).gather(1, torch.rand(count, n, generator=generator).argsort(-1))
+    questioned = keys.gather(1, order)
+    told = (questioned.unsqueeze(-1) == keys.unsqueeze(1)) if task != "copy" else order.unsqueeze(-1) == torch.arange(n)
+    last = (told * torch.arange(1, n + 1)).argmax(-1)
+    asked = torch.cat([keys, questioned], 1)
+    return torch.stack([asked, torch.cat([values, questions], 1)], -1), values.gather(1, last)
 
 
 def trained(task: str, attention: str, seed: int, steps: int) -> Model:
@@ -136,17 +146,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=float, default=1.0, help="train for this share of the steps")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--tasks", nargs="+", choices=ITEMS, default=list(ITEMS))
+    parser.add_argument("--attentions", nargs="+", choices=ATTENTIONS, default=list(ATTENTIONS))
     options = parser.parse_args(arguments)
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for task, attention, seed in product(ITEMS, ATTENTIONS, range(options.seeds)):
+    for task, attention, seed in product(options.tasks, options.attentions, range(options.seeds)):
         model = trained(task, attention, seed, max(1, round(options.steps * STEPS[task])))
         found[attention, task].append(accuracy(model, task))
         if attention == "softmax":
             found[SWAPPED, task].append(accuracy(swapped(model), task))
-    print("| attention | " + " | ".join(f"{task} {n}" for task, n in ITEMS.items()) + " |")
-    print("| --- |" + " --- |" * len(ITEMS))
-    for attention in (*ATTENTIONS, SWAPPED):
-        cells = [f"{statistics.mean(found[attention, task]):.3f}" for task in ITEMS]
+    print("| attention | " + " | ".join(f"{task} {ITEMS[task]}" for task in options.tasks) + " |")
+    print("| --- |" + " --- |" * len(options.tasks))
+    for attention in (*options.attentions, *([SWAPPED] if "softmax" in options.attentions else [])):
+        cells = [f"{statistics.mean(found[attention, task]):.3f}" for task in options.tasks]
         print(f"| {attention} | {' | '.join(cells)} |")
 
 

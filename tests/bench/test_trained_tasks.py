@@ -14,8 +14,8 @@ def by_hand(task: str, tokens: torch.Tensor) -> torch.Tensor:
     assert (asked[:, 1] == trained_tasks.QUESTION).all()
     if task == "copy":
         return told[:, 1]
-    values = dict(told.tolist())
-    assert len(values) == half  # a key is told once
+    values = dict(told.tolist())  # of a key that is told again, the last
+    assert len(values) == half // (trained_tasks.TOLD if task == "latest" else 1)
     return torch.tensor([values[key] for key in asked[:, 0].tolist()])
 
 
@@ -37,10 +37,10 @@ def test_answers_do_not_see_the_questions_that_follow(attention):
 
 
 def test_the_table_has_a_row_for_every_attention(monkeypatch, capsys):
-    monkeypatch.setattr(trained_tasks, "ITEMS", {"copy": 4, "recall": 4})
+    monkeypatch.setattr(trained_tasks, "ITEMS", {"copy": 4, "recall": 4, "latest": 4})
     trained_tasks.main(["--steps", "0.02"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][1:] == [" copy 4 ", " recall 4 "]
+    assert rows[0][1:] == [" copy 4 ", " recall 4 ", " latest 4 "]
     assert [row[0].strip() for row in rows[2:]] == [*trained_tasks.ATTENTIONS, trained_tasks.SWAPPED]
     assert all(0 <= float(cell) <= 1 for row in rows[2:] for cell in row[1:])
 
