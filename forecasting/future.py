@@ -6,6 +6,7 @@ n horizon, d d_y_target, l context_len
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,18 @@ if TYPE_CHECKING:
     from .forecaster import Forecaster
 
 
-def forecast(model: Forecaster, data: Any, horizon: int | None = None, covariates: Any = None) -> Forecast:
-    """Forecast the rows that follow the end of `data`; see Forecaster.forecast."""
+def forecast(
+    model: Forecaster,
+    data: Any,
+    horizon: int | None = None,
+    covariates: Any = None,
+    *,
+    predict: Callable[..., torch.Tensor] | None = None,
+) -> Forecast:
+    """Forecast the rows that follow the end of `data`; see Forecaster.forecast.
+
+    `predict` takes the place of the model's, as that of a Continuation does.
+    """
     if model.data_card is None:
         raise ValueError(
             "this forecaster does not know its data: fit it with a DataModule, or load a checkpoint that fit wrote"
@@ -58,7 +69,7 @@ def forecast(model: Forecaster, data: Any, horizon: int | None = None, covariate
     start = _start(record, context, clock, card)
     context_x, _ = card.covariates.compute(clock[context_rows], past_known, start)
     target_x, _ = card.covariates.compute(target_clock, future_known, start)
-    rolled = model.predict(
+    rolled = (predict or model.predict)(
         torch.from_numpy(context_x)[None],
         torch.from_numpy(values)[None],
         torch.from_numpy(target_x)[None],

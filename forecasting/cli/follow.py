@@ -3,12 +3,14 @@
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
+from ..continuation import Continuation, can_continue
 from ..data import DataWarning
 from ..data.data_card import DataCard
 from ..data.field_choice import FieldChoice
@@ -19,6 +21,7 @@ from ..data.sources import record_of
 from ..data.time_grid import on_grid
 from ..data.time_labels import time_texts
 from ..forecaster import Forecaster
+from ..future import forecast as forecast_future
 from ..labelled_forecast import Forecast
 from .flags import with_flags
 
@@ -88,19 +91,21 @@ def follow(forecaster: Forecaster, case: str, output: Path, following: Following
     """Forecast from each new row of a case until the limit or an interrupt, and return how many forecasts were written.
 
     The first forecast is from the last row that is there. Each reads what was added to the files, and the latest
-    context: its cost does not grow with what was written before. Rows of a restart are forecast from again.
+    context, or the new row alone where the model goes on from states (see Continuation): its cost does not grow with
+    what was written before. Rows of a restart are forecast from again.
 
     Raises:
         ValueError: no case, columns that it does not have, or a forecaster that needs more than its probes.
     """
     card = _checked_card(forecaster, case, choice)
     file = ForecastFile(output)
+    predict = Continuation(forecaster, card.target_len).predict if can_continue(forecaster) else forecaster.predict
     is_told = False  # what is wrong with rows is said once, until they are as they should be again
     ends = None if following.limit_seconds is None else time.monotonic() + following.limit_seconds
     try:
         growing = GrowingProbes(Path(case), card.context_columns, choice)
         for latest, row in _rows_as_they_come(growing, card, following, ends):
-            notes = _forecast_from(forecaster, latest, row, following.horizon, file)
+            notes = _forecast_from(forecaster, latest, row, following.horizon, file, predict)
             for note in [] if is_told else notes:
                 print(f"note: from {latest.times[row]:.15g} s on: {with_flags(note, own_data=True)}", flush=True)
             is_told = bool(notes)
@@ -132,7 +137,12 @@ def _rows_as_they_come(
 
 
 def _forecast_from(
-    forecaster: Forecaster, latest: LatestRows, row: int, horizon: int | None, file: "ForecastFile"
+    forecaster: Forecaster,
+    latest: LatestRows,
+    row: int,
+    horizon: int | None,
+    file: "ForecastFile",
+    predict: Callable[..., Tensor],
 ) -> list[str]:
     """Write the forecast from a row; return what is to be said of it, or why there is none."""
     record = latest.context(row)
@@ -141,7 +151,7 @@ def _forecast_from(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
         try:
-            forecast = forecaster.forecast(record, horizon)
+            forecast = forecast_future(forecaster, record, horizon, predict=predict)
         except ValueError as error:  # a gap or a dead context, which later rows leave behind
             return [f"no forecast: {error}"]
     file.append(forecast)

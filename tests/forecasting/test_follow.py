@@ -20,7 +20,6 @@ from favorcast.forecasting.data.data_card import DataCard
 from favorcast.forecasting.data.field_choice import FieldChoice
 from favorcast.forecasting.data.growing_probes import NewRows
 from favorcast.forecasting.data.probe_file import ProbeFile
-from favorcast.forecasting.forecaster import Forecaster
 from favorcast.forecasting.loading import load_forecaster
 
 SHORT = [f"--trainer.{name}=false" for name in ("enable_progress_bar", "enable_model_summary")]
@@ -176,7 +175,10 @@ def test_ctrl_c_ends_the_command_cleanly(fitted, tmp_path):
 def test_the_cost_of_a_step_does_not_grow_with_what_was_written(fitted, tmp_path, monkeypatch):
     """Bytes read and rows handed to the model a step, early and late in a run."""
     lengths, read = [], []
-    monkeypatch.setattr(Forecaster, "forecast", lambda self, record, horizon: lengths.append(len(record.values)))
+    monkeypatch.setattr(
+        "favorcast.forecasting.cli.follow.forecast_future",
+        lambda model, record, horizon, predict: lengths.append(len(record.values)),
+    )
     monkeypatch.setattr(ForecastFile, "append", lambda self, forecast: None)
     original = ProbeFile._rows
     monkeypatch.setattr(ProbeFile, "_rows", lambda self, text: read.append(len(text)) or original(self, text))
