@@ -13,6 +13,7 @@ import pytest
 from openfoam_cases import PLACES, header, rows, wave, write_case
 from small_run import refused, run
 
+from favorcast.forecasting import SpatioTemporalPerformer_Forecaster
 from favorcast.forecasting.cli.follow import Following, ForecastFile, LatestRows, follow
 from favorcast.forecasting.cli.main import main
 from favorcast.forecasting.cli.run_folder import resolve_checkpoint
@@ -131,7 +132,7 @@ def test_a_solver_that_has_not_begun_is_waited_for(fitted, tmp_path, capsys):
     assert written["origin [s]"].min() >= 1.2 - 1e-9
 
 
-def followed(monkeypatch, fitted, case, output, instants, solver):
+def followed(monkeypatch, forecaster, case, output, instants, solver):
     """Follow a case whose solver writes one row between two looks at its files."""
     left = list(instants)
 
@@ -141,14 +142,18 @@ def followed(monkeypatch, fitted, case, output, instants, solver):
         solver.write([left.pop(0)])
 
     monkeypatch.setattr("favorcast.forecasting.cli.follow.time.sleep", sleep)
-    return follow(load_forecaster(resolve_checkpoint(str(fitted))), str(case), output, Following(), FieldChoice())
+    return follow(forecaster, str(case), output, Following(), FieldChoice())
+
+
+def loaded(fitted):
+    return load_forecaster(resolve_checkpoint(str(fitted)))
 
 
 def test_a_gap_in_the_context_is_told_and_left_behind(fitted, tmp_path, monkeypatch, capsys):
     solver = Solver(tmp_path / "case")
     solver.write(np.r_[times_between(0.1, 2.0), times_between(2.5, 3.0)])
     output = tmp_path / "a.csv"
-    assert followed(monkeypatch, fitted, tmp_path / "case", output, times_between(3.1, 3.8), solver) == 3
+    assert followed(monkeypatch, loaded(fitted), tmp_path / "case", output, times_between(3.1, 3.8), solver) == 3
     printed = capsys.readouterr().out
     assert printed.count("note: from 3 s on: no forecast: the last 12 rows") == 1
     assert printed.count("note:") == 1
@@ -184,10 +189,26 @@ def test_the_cost_of_a_step_does_not_grow_with_what_was_written(fitted, tmp_path
     monkeypatch.setattr(ProbeFile, "_rows", lambda self, text: read.append(len(text)) or original(self, text))
     solver = Solver(tmp_path / "case")
     solver.write(times_between(0.1, 2.0))
-    followed(monkeypatch, fitted, tmp_path / "case", tmp_path / "a.csv", times_between(2.1, 30.0), solver)
+    followed(monkeypatch, loaded(fitted), tmp_path / "case", tmp_path / "a.csv", times_between(2.1, 30.0), solver)
     assert set(lengths) == {12}
     assert len(lengths) == 281
     assert max(read[-20:]) < 200 < max(read)
+
+
+def test_a_forecaster_of_single_steps_goes_on_from_its_states(fitted, tmp_path, monkeypatch):
+    trained = loaded(fitted)
+    stepwise = {"autoregressive_training": True, "position_embedding": "periodic", "d_model": 8, "n_heads": 2}
+    widths = {name: getattr(trained.widths, name) for name in ("d_x", "d_y_context", "d_y_target")}
+    forecaster = SpatioTemporalPerformer_Forecaster(**widths, **stepwise, start_len=2, n_encoder_layers=1)
+    forecaster.data_card = trained.data_card
+    encoded = []
+    original = forecaster.model.encode
+    monkeypatch.setattr(forecaster.model, "encode", lambda *inputs: encoded.append(1) or original(*inputs))
+    solver = Solver(tmp_path / "case")
+    solver.write(times_between(0.1, 2.0))
+    count = followed(monkeypatch, forecaster, tmp_path / "case", tmp_path / "a.csv", times_between(2.1, 4.4), solver)
+    assert (count, len(encoded)) == (25, 5)  # anew every four rows after the one that was encoded
+    assert not pd.read_csv(tmp_path / "a.csv").isna().any().any()
 
 
 def test_a_restart_far_back_finds_the_rows_before_it(fitted):
