@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from .closed_form_linear import ClosedFormLinear, LinearKind
+from .closed_form_linear import ClosedFormLinear
 from .data import DataModule, SimulationTimeSeries
+from .linear_rows import LinearKind
 
 MOST_TOKENS = 5_000  # of a window: what two CPU cores train on in a few minutes
 TOKENS_A_BATCH = 12_000

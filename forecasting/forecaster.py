@@ -12,10 +12,12 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from ..kernels import series_decomposition
-from .closed_form_linear import ClosedFormLinear, WindowBlocks
+from .closed_form_linear import ClosedFormLinear
 from .flat_arguments import FieldsSignature, takes_fields_of
+from .linear_rows import WindowBlocks
 from .missing_values import fill_missing, mark_missing
 from .normalization import GlobalNorm
+from .ridge import Shrinkage
 from .rollout import roll_forward
 from .signal_config import SignalConfig
 from .training.training import ForecastTraining, Window
@@ -55,7 +57,7 @@ class Forecaster(ForecastTraining):
     A missing value never reaches a weight or a statistic; a missing covariate (NaN in x) counts as 0. Before the first
     fit, the training statistics behind use_global_norm and `target_scale` come from
     `trainer.datamodule.training_statistics()`, and a linear part in closed form is solved on
-    `trainer.datamodule.window_blocks("train")`, its penalty chosen on `window_blocks("val")`; both stay in the
+    `trainer.datamodule.window_blocks("train")`, its penalties chosen on `window_blocks("val")`; both stay in the
     checkpoint. Training, losses and logged errors: see ForecastTraining.
 
     Its arguments are the fields of ForecasterConfig.
@@ -216,14 +218,14 @@ class Forecaster(ForecastTraining):
         """
         self.normalization.fit(mean, std)
 
-    def fit_linear_part(self, train: WindowBlocks, held_out: WindowBlocks) -> float:
-        """Solve a linear part in closed form, replacing earlier weights, and return the penalty chosen.
+    def fit_linear_part(self, train: WindowBlocks, held_out: WindowBlocks) -> list[Shrinkage]:
+        """Solve a linear part in closed form, replacing earlier weights, and return the penalty of each target step.
 
         The training statistics must be there already.
 
         Args:
             train: yields (context_y (b, l, d_y_context), target_y (b, n, d_y_target)), original units, anew each call.
-            held_out: yields the windows that the penalty is chosen on.
+            held_out: yields the windows that penalties are chosen on.
 
         Raises:
             ValueError: for a forecaster without such a part.

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .closed_form_linear import ClosedFormLinear, LinearKind
+from .closed_form_linear import ClosedFormLinear
+from .linear_rows import LinearKind
 from .missing_values import carry_forward
 
 LinearChoice = Literal["none", "per_sensor", "shared", "vector"]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from favorcast.forecasting import DataModule, Forecaster, SimulationTimeSeries, load_forecaster
 from favorcast.forecasting.cli.run_folder import resolve_checkpoint
 from favorcast.forecasting.data.data_card import DataCard
 from favorcast.forecasting.evaluation.baseline import Baseline
+from favorcast.forecasting.evaluation.baseline_comparison import rows_for_baselines
 
 
 class SavedRun(NamedTuple):
@@ -22,12 +20,9 @@ class SavedRun(NamedTuple):
     card: DataCard
 
     def fitted(self, baseline: Baseline) -> Baseline:
-        """Fit a baseline on the rows and for the windows that the forecaster was trained on."""
-        series, every = self.data.series, self.data.time_resolution
-        train = series.splits["train"]
-        sizes = {"context_len": self.data.context_len, "target_len": self.data.target_len}
-        rows: Tensor = torch.from_numpy(series.values[train.start : train.stop : every])
-        return baseline.fit(rows, **sizes, d_y_target=self.data.d_y_target)
+        """Fit a baseline on the rows that the forecaster was trained on, its settings chosen on the validation rows."""
+        rows, sizes = rows_for_baselines(self.data, self.card.null_value)
+        return baseline.fit(rows, **sizes)
 
 
 def open_run(run: Path, data_path: str | None = None) -> SavedRun:

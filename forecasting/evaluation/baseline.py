@@ -4,15 +4,25 @@ b batch, l context_len, n target_len, c d_y_context columns of which the first d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 23  # float64 window entries held at once while sums are accumulated: 64 MiB
+from .training_rows import TrainingRows
+
+MOST_RANK = 4096  # of a Gram matrix, whose eigenvectors take half a minute on one core
+MOST_BYTES = 2 << 30  # that a fit may hold
+
+
+class Cost(NamedTuple):
+    """What a fit takes: the size of the Gram matrix that it decomposes, and the bytes that it holds."""
+
+    rank: int = 0
+    memory: int = 0
 
 
 def carry_missing(y: Tensor) -> Tensor:
@@ -46,6 +56,7 @@ class Baseline(ABC):
         target_len: int,
         d_y_target: int,
         breaks: Sequence[int] = (),
+        validation_rows: int = 0,
     ) -> Self:
         """Fit on the training rows.
 
@@ -56,23 +67,35 @@ class Baseline(ABC):
             d_y_target: number of forecast columns, 1 to c.
             breaks: rows that do not follow the row before, such as the first of each run but the first: no window
                 reaches across.
+            validation_rows: how many of the last rows are not fitted to, but settings chosen on; 0: settings are chosen
+                on the last fifth of the training rows, and fitted again on all of them.
 
         Raises:
-            ValueError: widths that do not fit, or fewer than context_len + target_len rows without a break.
+            ValueError: widths that do not fit, fewer than context_len + target_len rows without a break, or a fit that
+                would take more than MOST_RANK or MOST_BYTES.
         """
-        rows = torch.as_tensor(values).detach().to("cpu", torch.float64)
-        if rows.ndim != 2 or not 1 <= d_y_target <= rows.shape[1]:
+        given = torch.as_tensor(values).detach().to("cpu", torch.float64)
+        if given.ndim != 2 or not 1 <= d_y_target <= given.shape[1]:
             raise ValueError(
                 f"values must be (rows, columns) with at least d_y_target={d_y_target} >= 1 columns, "
-                f"got {tuple(rows.shape)}"
+                f"got {tuple(given.shape)}"
             )
-        self._edges = sorted({0, *(int(row) for row in breaks), len(rows)})
-        longest = max(stop - start for start, stop in pairwise(self._edges)) if len(rows) else 0
+        boundary = len(given) - validation_rows
+        edges = sorted({0, *(int(row) for row in breaks), len(given)})
+        longest = max((min(stop, boundary) - start for start, stop in pairwise(edges)), default=0)
         if min(context_len, target_len) < 1 or longest < context_len + target_len:
             raise ValueError(
                 f"{self.name} needs context_len and target_len of at least 1 and that many training rows together "
                 f"without a break, got context_len={context_len}, target_len={target_len} and {longest} rows"
             )
+        self._take_statistics(given[:boundary])
+        scaled = torch.cat([self._scale(given[start:stop]) for start, stop in pairwise(edges)])
+        rows = TrainingRows(scaled, tuple(edges), boundary, context_len, target_len, d_y_target)
+        self._check_cost(rows)
+        self._fit_rows(rows)
+        return self
+
+    def _take_statistics(self, rows: Tensor) -> None:
         observed = ~rows.isnan()
         count = observed.sum(dim=0).clamp(min=1)
         self._mean = torch.where(observed, rows, 0.0).sum(dim=0) / count
@@ -80,9 +103,19 @@ class Baseline(ABC):
         std = deviation.square().sum(dim=0).div(count).sqrt()
         # a constant column deviates by rounding alone
         self._std = torch.where(std > 1e-9 * self._mean.abs(), std, 1.0)
-        self._context_len, self._target_len, self._d_y_target = context_len, target_len, d_y_target
-        self._fit(torch.cat([self._scale(run) for run in self._runs(rows)]))
-        return self
+
+    def _fit_rows(self, rows: TrainingRows) -> None:
+        self._context_len, self._target_len, self._d_y_target = rows.context_len, rows.target_len, rows.d_y_target
+        self._fit(rows)
+
+    def _check_cost(self, rows: TrainingRows) -> None:
+        cost = self._cost(rows)
+        if not _is_affordable(cost):
+            raise ValueError(
+                f"{self.name} would decompose a matrix of {cost.rank} rows and hold {cost.memory / 2**30:.2g} GiB with "
+                f"{rows.columns} columns and {rows.target_len} steps: at most {MOST_RANK} rows and "
+                f"{MOST_BYTES / 2**30:.2g} GiB are taken"
+            )
 
     def predict(self, context_y: Tensor) -> Tensor:
         """Forecast (b, n, d_y_target) from contexts (b, l, c), in the units, dtype and device of the context.
@@ -105,25 +138,13 @@ class Baseline(ABC):
     def _scale(self, y: Tensor) -> Tensor:
         return carry_missing((y - self._mean) / self._std).nan_to_num(nan=0.0)
 
-    def _windows(self, scaled: Tensor, context_len: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (context (b, l, c), target (b, n, d_y_target)) of all windows of scaled rows, many at a time."""
-        length = self._context_len if context_len is None else context_len
-        for chunk in self._chunks(scaled, length + self._target_len):
-            yield chunk[:, :length], chunk[:, length:, : self._d_y_target]
-
-    def _chunks(self, scaled: Tensor, length: int) -> Iterator[Tensor]:
-        """Yield all windows (b, length, c) of rows without a break, many at a time, as views."""
-        for run in self._runs(scaled):
-            if len(run) >= length:
-                yield from run.unfold(0, length, 1).mT.split(max(1, CHUNK_ELEMENTS // (length * run.shape[1])))
-
-    def _runs(self, rows: Tensor) -> Iterator[Tensor]:
-        """Yield rows without a break."""
-        return (rows[start:stop] for start, stop in pairwise(self._edges))
+    def _cost(self, rows: TrainingRows) -> Cost:
+        """Return what a fit on these rows takes."""
+        return Cost()
 
     @abstractmethod
-    def _fit(self, scaled: Tensor) -> None:
-        """Fit on (rows, c) z-scored rows without missing values."""
+    def _fit(self, rows: TrainingRows) -> None:
+        """Fit on z-scored rows without missing values."""
 
     @abstractmethod
     def _predict(self, scaled: Tensor) -> Tensor:
@@ -131,13 +152,15 @@ class Baseline(ABC):
 
 
 class HeldOutChoice(Baseline):
-    """Fit several baselines on four fifths of the training rows and keep the one that forecasts the last fifth best.
+    """Take at each step of the horizon the baseline that forecasts held-out rows best.
 
-    The one with the least squared error on z-scored columns is fitted again on all training rows.
+    Candidates are fitted on the training rows and compared on the validation rows; without these, fitted on four fifths
+    of the training rows, compared on the last fifth, and the chosen ones fitted again on all of them. The one with the
+    least squared error on z-scored columns is taken, those left out that take too much (Baseline.fit).
 
     Args:
         name: how reports call it.
-        candidates: the baselines to choose from.
+        candidates: the baselines to choose from; with Persistence among them it does not fall far below persistence.
     """
 
     def __init__(self, name: str, candidates: Sequence[Baseline]):
@@ -146,35 +169,28 @@ class HeldOutChoice(Baseline):
         self.name = name
         self.candidates = list(candidates)
 
-    def _fit(self, scaled: Tensor) -> None:
-        sizes = {"context_len": self._context_len, "target_len": self._target_len, "d_y_target": self._d_y_target}
-        boundary = len(scaled) * 4 // 5
-        breaks = self._edges[1:-1]
-        span = self._context_len + self._target_len
-        if boundary < span or len(scaled) - boundary < self._target_len:
-            raise ValueError(
-                f"{self.name} holds back a fifth of the training rows to choose a setting, but {len(scaled)} rows are "
-                f"too few for that with context_len={self._context_len} and target_len={self._target_len}; give more "
-                "rows, or fit one setting directly"
-            )
-        whole = [s for start, stop in pairwise(self._edges) for s in range(start, stop - span + 1)]
-        if whole[-1] < boundary - self._context_len:  # short runs stand at the end: a fifth of the windows instead
-            boundary = whole[len(whole) * 4 // 5] + self._context_len
-        starts = [start for start in whole if start >= boundary - self._context_len]
-        windows = scaled.unfold(0, span, 1).mT  # (windows, l + n, c), a view
-        is_whole = len(starts) == len(windows) - starts[0]
-        held_out = windows[starts[0] :] if is_whole else windows[starts]
-        early = [row for row in breaks if row < boundary]
-        errors = [_squared_error(x.fit(scaled[:boundary], breaks=early, **sizes), held_out) for x in self.candidates]
-        self.chosen = self.candidates[errors.index(min(errors))].fit(scaled, breaks=breaks, **sizes)
+    def _cost(self, rows: TrainingRows) -> Cost:
+        costs = [cost for cost in (each._cost(rows) for each in self.candidates) if cost != Cost()] or [Cost()]
+        return min(costs, key=lambda cost: (not _is_affordable(cost), cost))
+
+    def _fit(self, rows: TrainingRows) -> None:
+        choosing = rows.choosing(self.name)
+        affordable = [each for each in self.candidates if _is_affordable(each._cost(rows))]
+        for each in affordable:
+            each._fit_rows(choosing)
+        errors = torch.zeros(len(affordable), self._target_len, dtype=torch.float64)
+        for context, target in choosing.held_out():
+            for i, each in enumerate(affordable):
+                errors[i] += (each._predict(context) - target).square().sum(dim=(0, 2))
+        self.chosen = [affordable[i] for i in errors.argmin(dim=0).tolist()]
+        if choosing.is_borrowed:
+            for each in set(self.chosen):
+                each._fit_rows(choosing.whole())
 
     def _predict(self, scaled: Tensor) -> Tensor:
-        return self.chosen.predict(scaled)
+        forecasts = {each: each._predict(scaled) for each in set(self.chosen)}
+        return torch.stack([forecasts[each][:, step] for step, each in enumerate(self.chosen)], dim=1)
 
 
-def _squared_error(baseline: Baseline, windows: Tensor) -> float:
-    context_len, d_y_target = baseline._context_len, baseline._d_y_target
-    return sum(
-        (baseline.predict(chunk[:, :context_len]) - chunk[:, context_len:, :d_y_target]).square().sum().item()
-        for chunk in windows.split(256)
-    )
+def _is_affordable(cost: Cost) -> bool:
+    return cost.rank <= MOST_RANK and cost.memory <= MOST_BYTES

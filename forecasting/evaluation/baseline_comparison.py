@@ -6,6 +6,7 @@ b batch, l context_len, n target_len, c d_y_context columns of which the first d
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -52,12 +53,7 @@ class BaselineComparison(pl.Callback):
         baselines = default_baselines(season(data)) if self.baselines is None else list(self.baselines)
         if not any(baseline.name == Persistence.name for baseline in baselines):
             baselines.insert(0, Persistence())
-        train = data.series.split_range("train")
-        rows = torch.from_numpy(data.series.values[train.start : train.stop : data.time_resolution])
-        rows = mark_missing(rows, model.null_value)
-        sizes: dict[str, Any] = {name: getattr(data, name) for name in ("context_len", "target_len", "d_y_target")}
-        inside = data.series.breaks[(data.series.breaks > train.start) & (data.series.breaks < train.stop)]
-        sizes["breaks"] = (-(-(inside - train.start) // data.time_resolution)).tolist()
+        rows, sizes = rows_for_baselines(data, model.null_value)
         self._errors = [
             (each.fit(rows, **sizes), ForecastErrors().to(model.device), DynamicsErrors().to(model.device))
             for each in baselines
@@ -97,6 +93,24 @@ class BaselineComparison(pl.Callback):
             time_step=data.series.sampling_time * data.time_resolution,
             scales=data.training_statistics()[1][: data.d_y_target].numpy(),
         )
+
+
+def rows_for_baselines(data: DataModule, null_value: float | None) -> tuple[Tensor, dict[str, Any]]:
+    """Return the training rows and the validation rows behind them, with the sizes that Baseline.fit takes."""
+    series, every = data.series, data.time_resolution
+    train, validation = series.split_range("train"), series.split_range("val")
+    fitted = range(train.start, train.stop, every)
+    follows = validation.start == train.stop
+    first = fitted.start + every * len(fitted) if follows else validation.start - every * data.context_len
+    chosen_on = range(max(first, train.stop), validation.stop, every)
+    order = np.r_[np.asarray(fitted), np.asarray(chosen_on)].astype(np.int64)
+    broken = np.searchsorted(series.breaks, order, side="right")
+    breaks = 1 + np.flatnonzero(np.diff(broken))
+    if not follows:
+        breaks = np.union1d(breaks, len(fitted))
+    sizes: dict[str, Any] = {name: getattr(data, name) for name in ("context_len", "target_len", "d_y_target")}
+    sizes |= {"breaks": breaks.tolist(), "validation_rows": len(chosen_on)}
+    return mark_missing(torch.from_numpy(series.values[order]), null_value), sizes
 
 
 def season(data: DataModule) -> int | None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from favorcast.forecasting import DataModule, SimulationTimeSeries
-from favorcast.forecasting.evaluation.baseline_comparison import BaselineComparison, season
+from favorcast.forecasting.evaluation.baseline_comparison import BaselineComparison, rows_for_baselines, season
 from favorcast.forecasting.evaluation.baselines import Persistence, RidgeRegression
 from favorcast.forecasting.forecaster import Forecaster
 
@@ -56,12 +56,15 @@ def test_scores_equal_a_computation_on_all_windows_at_once():
     report = compare(data, baselines=[Persistence(), RidgeRegression()])
     windows = [data.windows("test")[i] for i in range(len(data.windows("test")))]
     context, target = (torch.stack(part) for part in list(zip(*windows, strict=True))[1::2])
+    train, validation = data.series.splits["train"], data.series.splits["val"]
     ridge = RidgeRegression().fit(
-        values[: data.series.splits["train"].stop],
+        values[: validation.stop],
         context_len=CONTEXT_LEN,
         target_len=TARGET_LEN,
         d_y_target=2,
+        validation_rows=len(validation),
     )
+    assert train.stop == validation.start
     for name, forecast in {
         "Zero": torch.zeros_like(target),
         "persistence": Persistence().fit(values, context_len=12, target_len=4, d_y_target=2).predict(context),
@@ -82,14 +85,30 @@ def test_a_null_value_of_the_model_is_missing_for_baselines_too():
         assert as_code.scores[name].overall["mse"] == pytest.approx(float(score.overall["mse"]), rel=1e-5)
 
 
-def test_rows_after_training_do_not_reach_the_baselines():
+def test_rows_after_training_do_not_reach_the_weights_nor_those_after_validation_the_settings():
     values = waves()
     later = values.copy()
     data = data_module(values)
     test_rows = data.series.splits["test"]
     later[data.series.splits["val"].start : test_rows.start - CONTEXT_LEN] += 50
-    expected = compare(data).scores["ridge"].overall["mse"]
-    assert compare(data_module(later)).scores["ridge"].overall["mse"] == expected
+    fixed = [RidgeRegression(1.0)]
+    expected = compare(data, baselines=fixed).scores["ridge"].overall["mse"]
+    assert compare(data_module(later), baselines=fixed).scores["ridge"].overall["mse"] == expected
+    rows, sizes = rows_for_baselines(data, None)
+    np.testing.assert_array_equal(rows, values[: test_rows.start])
+    assert sizes["validation_rows"] == len(data.series.splits["val"])
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_rows_between_training_and_validation_are_neither_fitted_to_nor_forecast(every):
+    values = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    split = {"idx_end_train": 150, "idx_start_val": 190, "idx_end_val": 240, "idx_end_test": 300}
+    data = data_module(values, time_resolution=every, **split)
+    rows, sizes = rows_for_baselines(data, None)
+    assert sizes["breaks"] == [150 // every]
+    fitted = len(rows) - sizes["validation_rows"]
+    np.testing.assert_array_equal(rows[:fitted], values[:150:every])
+    np.testing.assert_array_equal(rows[fitted + CONTEXT_LEN :], values[190:240:every])
 
 
 def test_persistence_is_added_as_the_reference_of_skill():

@@ -25,6 +25,7 @@ from favorcast.forecasting.evaluation.baselines import (
     VectorRidge,
     default_baselines,
 )
+from favorcast.forecasting.evaluation.training_rows import TrainingRows
 
 LENGTHS = {"re_80": 60, "re_100": 50, "re_120": 40, "re_140": 45}
 
@@ -214,7 +215,9 @@ def test_a_run_shorter_than_a_window_is_named():
 
 
 @pytest.mark.parametrize(
-    "baseline", [RidgeRegression(), VectorRidge(3), DynamicModeDecomposition(2), Analogs(3, 4)], ids=lambda x: x.name
+    "baseline",
+    [RidgeRegression(1.0), VectorRidge(3, 1.0), DynamicModeDecomposition(2), Analogs(3, 4)],
+    ids=lambda x: x.name,
 )
 def test_yardsticks_learn_nothing_from_one_run_to_the_next(baseline):
     """Their forecasts do not depend on which run stands before which, as they do with windows across the jump."""
@@ -232,15 +235,24 @@ def test_yardsticks_learn_nothing_from_one_run_to_the_next(baseline):
     assert (across[0] - across[1]).abs().max() > 1e-3
 
 
-def test_a_choice_held_out_keeps_to_runs():
-    baseline = default_baselines()[2]
-    rows = torch.from_numpy(np.concatenate([wave(0, 40), wave(1, 30)]))
-    baseline.fit(rows, context_len=8, target_len=4, d_y_target=3, breaks=[40])
-    assert baseline.chosen._edges == [0, 40, 70]
-    short_last = [40, 51, 62]  # of the last fifth no window is whole: the last fifth of the windows takes its place
-    assert baseline.fit(rows, context_len=8, target_len=4, d_y_target=3, breaks=short_last).chosen._edges[-1] == 70
+@pytest.mark.parametrize("breaks", [[40], [40, 51, 62]], ids=["whole windows behind", "short runs last"])
+def test_a_choice_held_out_keeps_to_runs(breaks):
+    """Of the last fifth of short runs no window is whole: the last fifth of the windows takes its place."""
+    marks = torch.arange(70.0, dtype=torch.float64)[:, None].expand(-1, 3)
+    rows = TrainingRows(marks, (0, *breaks, 70), 70, context_len=8, target_len=4, d_y_target=3)
+    parts = rows.choosing("vector ridge")
+    found = [[torch.cat(pair, dim=1)[..., 0] for pair in cut] for cut in (parts.windows(), parts.held_out())]
+    fitted, held_out = (torch.cat(windows).long() for windows in found)
+    assert len(fitted)
+    assert len(held_out)
+    for windows in (fitted, held_out):
+        assert (windows.diff(dim=1) == 1).all()
+        for start in breaks:
+            assert not ((windows[:, 0] < start) & (windows[:, -1] >= start)).any()
+    assert fitted.max() < parts.boundary <= held_out[:, 8:].min()
+    assert parts.whole().boundary == 70
     with pytest.raises(ValueError, match="without a break"):
-        baseline.fit(rows, context_len=8, target_len=4, d_y_target=3, breaks=list(range(0, 70, 11)))
+        default_baselines()[2].fit(marks, context_len=8, target_len=4, d_y_target=3, breaks=list(range(0, 70, 11)))
 
 
 def test_a_forecaster_trains_on_runs_and_forecasts_a_new_one(folder, capsys):
