@@ -197,6 +197,9 @@ class ForecastCLI(LightningCLI):
             self.console.print(f"{self.datamodule.d_y_context} sensors, {self.datamodule.d_x} covariates; {counts}")
             path = str(self.run_folder / CONFIG_FILE)
             self._parser("fit").save(self.config["fit"], path, skip_unset=False)
+            if "test" in self.datamodule.series.splits:
+                for why in self.comparison.obstacles(self.datamodule, self.model.null_value).values():
+                    self.console.print(f"note: left out of the table: {why}", markup=False, soft_wrap=True)
         if self.config["fit"].compile:
             self.model.compile()
         self.trainer.fit(**options)

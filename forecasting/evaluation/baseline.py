@@ -5,6 +5,7 @@ b batch, l context_len, n target_len, c d_y_context columns of which the first d
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple, Self
 
@@ -74,6 +75,25 @@ class Baseline(ABC):
             ValueError: widths that do not fit, fewer than context_len + target_len rows without a break, or a fit that
                 would take more than MOST_RANK or MOST_BYTES.
         """
+        rows = self._training_rows(values, (context_len, target_len, d_y_target), breaks, validation_rows)
+        self._check_cost(rows)
+        self._take_statistics(rows.values[: rows.boundary])
+        self._fit_rows(replace(rows, values=torch.cat([self._scale(run) for run in rows.runs()])))
+        return self
+
+    def check(
+        self, values: Tensor | np.ndarray, *, breaks: Sequence[int] = (), validation_rows: int = 0, **sizes: int
+    ) -> None:
+        """Raise the ValueError that `fit` with these arguments would, for rows that are too few or a fit too costly."""
+        rows = self._training_rows(
+            values, (sizes["context_len"], sizes["target_len"], sizes["d_y_target"]), breaks, validation_rows
+        )
+        self._check_cost(rows)
+
+    def _training_rows(
+        self, values: Tensor | np.ndarray, sizes: tuple[int, int, int], breaks: Sequence[int], validation_rows: int
+    ) -> TrainingRows:
+        context_len, target_len, d_y_target = sizes
         given = torch.as_tensor(values).detach().to("cpu", torch.float64)
         if given.ndim != 2 or not 1 <= d_y_target <= given.shape[1]:
             raise ValueError(
@@ -88,12 +108,7 @@ class Baseline(ABC):
                 f"{self.name} needs context_len and target_len of at least 1 and that many training rows together "
                 f"without a break, got context_len={context_len}, target_len={target_len} and {longest} rows"
             )
-        self._take_statistics(given[:boundary])
-        scaled = torch.cat([self._scale(given[start:stop]) for start, stop in pairwise(edges)])
-        rows = TrainingRows(scaled, tuple(edges), boundary, context_len, target_len, d_y_target)
-        self._check_cost(rows)
-        self._fit_rows(rows)
-        return self
+        return TrainingRows(given, tuple(edges), boundary, context_len, target_len, d_y_target)
 
     def _take_statistics(self, rows: Tensor) -> None:
         observed = ~rows.isnan()

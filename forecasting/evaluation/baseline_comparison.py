@@ -3,7 +3,8 @@
 b batch, l context_len, n target_len, c d_y_context columns of which the first d_y_target are forecast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ class BaselineComparison(pl.Callback):
         pl.Trainer(callbacks=[comparison]).test(forecaster, datamodule=data)
         rich.print(score_table(comparison.report))
 
+    A baseline that cannot be fitted, fails or forecasts no finite numbers is left out, and the report says why; what is
+    known before anything is fitted `obstacles` tells.
+
     Args:
         baselines: the yardsticks; None for `default_baselines` with the `season` of the data. Persistence, the
             reference of skill, comes first when it is not among them.
@@ -45,19 +49,44 @@ class BaselineComparison(pl.Callback):
         self.report: Report | None = None
         self._errors: list[tuple[Baseline, ForecastErrors, DynamicsErrors]] = []
         self._windows = 0
+        self._left_out: dict[str, str] = {}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fit the baselines on the training rows."""
         model, data = _participants(trainer, pl_module)
-        self.report, self._windows = None, 0
+        self.report, self._windows, self._left_out, self._errors = None, 0, {}, []
+        rows, sizes = rows_for_baselines(data, model.null_value)
+        for each in self._yardsticks(data):
+            with self._or_left_out(each):
+                each.fit(rows, **sizes)
+                self._errors.append((each, ForecastErrors().to(model.device), DynamicsErrors().to(model.device)))
+
+    def obstacles(self, data: DataModule, null_value: float | None = None) -> dict[str, str]:
+        """Return the baselines that cannot be fitted on these data, each with the reason, without fitting any."""
+        rows, sizes = rows_for_baselines(data, null_value)
+        found = {}
+        for each in self._yardsticks(data):
+            try:
+                each.check(rows, **sizes)
+            except ValueError as error:
+                found[each.name] = str(error)
+        return found
+
+    def _yardsticks(self, data: DataModule) -> list[Baseline]:
         baselines = default_baselines(season(data)) if self.baselines is None else list(self.baselines)
         if not any(baseline.name == Persistence.name for baseline in baselines):
             baselines.insert(0, Persistence())
-        rows, sizes = rows_for_baselines(data, model.null_value)
-        self._errors = [
-            (each.fit(rows, **sizes), ForecastErrors().to(model.device), DynamicsErrors().to(model.device))
-            for each in baselines
-        ]
+        return baselines
+
+    @contextmanager
+    def _or_left_out(self, baseline: Baseline) -> Iterator[None]:
+        """Let a report be written whatever becomes of one yardstick: torch reports lack of memory as RuntimeError."""
+        try:
+            yield
+        except (ValueError, RuntimeError, MemoryError) as error:
+            if baseline.name == Persistence.name:
+                raise
+            self._left_out[baseline.name] = (str(error).splitlines() or [type(error).__name__])[0]
 
     def on_test_batch_end(
         self,
@@ -72,16 +101,25 @@ class BaselineComparison(pl.Callback):
         model, _ = _participants(trainer, pl_module)
         context_y, target_y = (mark_missing(y, model.null_value) for y in (batch[1], batch[3]))
         for baseline, errors, dynamics in self._errors:
-            forecast = baseline.predict(context_y)
-            errors.update(forecast, target_y)
-            dynamics.update(forecast, target_y, model.target_scale)
+            if baseline.name in self._left_out:
+                continue
+            with self._or_left_out(baseline):
+                forecast = baseline.predict(context_y)
+                if not forecast.isfinite().all():
+                    raise ValueError("its forecasts are not finite")
+                errors.update(forecast, target_y)
+                dynamics.update(forecast, target_y, model.target_scale)
         self._windows += len(target_y)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collect the scores of the model and of the baselines in `report`."""
         model, data = _participants(trainer, pl_module)
         scores = {type(model).__name__: Score.of(model.test_errors, model.test_dynamics)}
-        scores |= {baseline.name: Score.of(errors, dynamics) for baseline, errors, dynamics in self._errors}
+        scores |= {
+            baseline.name: Score.of(errors, dynamics)
+            for baseline, errors, dynamics in self._errors
+            if baseline.name not in self._left_out
+        }
         self.report = Report(
             scores=scores,
             sensors=data.series.target_cols,
@@ -92,6 +130,7 @@ class BaselineComparison(pl.Callback):
             time_unit=data.series.time_unit,
             time_step=data.series.sampling_time * data.time_resolution,
             scales=data.training_statistics()[1][: data.d_y_target].numpy(),
+            left_out=dict(self._left_out),
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.data_card import DataCard
 from ..forecaster import Forecaster
-from .report import Report, with_unit
+from .report import Report, left_out_lines, with_unit
 
 CARD_FILE = "model_card.md"
 PACKAGES = ("favorcast", "torch", "pytorch-lightning", "numpy", "pandas")
@@ -72,6 +72,7 @@ def _scores(report: Report | None) -> list[str]:
         standardised = "" if report.scales is None else f"{report.standardised_skill(name):.5f}"
         numbers = f"{float(score.overall['mae']):.3e} | {float(score.overall['mse']):.3e}"
         lines.append(f"| {name} | {skill:.5f} | {numbers} | {standardised} |")
+    lines += [f"\n{line}" for line in left_out_lines(report)]
     return [*lines, "\nStandardised: each sensor in its training standard deviation, so that none counts for its unit."]
 
 

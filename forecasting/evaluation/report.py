@@ -5,7 +5,7 @@ n target_len, d d_y_target
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +57,7 @@ class Report:
         time_unit: unit of time_step, None where unknown.
         time_step: time from one horizon step to the next.
         scales: (d,) training standard deviation of each sensor, None where unknown.
+        left_out: names of forecasters without scores, each with the reason.
     """
 
     scores: dict[str, Score]
@@ -66,6 +67,7 @@ class Report:
     time_unit: str | None = None
     time_step: float = 1.0
     scales: np.ndarray | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def target_len(self) -> int:
@@ -141,6 +143,7 @@ def score_table(report: Report) -> Table:
             "each sensor counts in its training standard deviation"
         )
         lines.append(standardised_verdict(report))
+    lines += left_out_lines(report)
     table = Table(
         title=f"Test: {report.windows} windows, {len(report.sensors)} sensors, {report.target_len} steps ahead",
         caption=escape("\n".join(lines)),
@@ -154,6 +157,11 @@ def score_table(report: Report) -> Table:
         numbers += [f"{report.standardised_skill(name):.5f}"] if dominant else []
         table.add_row(name, *numbers, style="bold" if row == 0 else None, end_section=row == 0)
     return table
+
+
+def left_out_lines(report: Report) -> list[str]:
+    """Say which yardsticks have no scores, and why."""
+    return [f"left out: {name} ({why.removeprefix(f'{name} ')})" for name, why in report.left_out.items()]
 
 
 def verdict(report: Report) -> str:

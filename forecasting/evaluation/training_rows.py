@@ -68,6 +68,10 @@ class TrainingRows:
         """List the first rows of all windows of `length` rows to fit on."""
         return [row for run in self._runs(self.boundary) for row in range(run.start, run.stop - length + 1)]
 
+    def runs(self) -> list[Tensor]:
+        """List the rows between breaks."""
+        return [self.values[start:stop] for start, stop in pairwise(self.edges)]
+
     def choosing(self, name: str) -> "TrainingRows":
         """Return these rows, with a fifth of the training rows to choose on where there are no others.
 

@@ -1,12 +1,16 @@
+import io
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from rich.console import Console
 from torch import nn
 
 from favorcast.forecasting import DataModule, SimulationTimeSeries
 from favorcast.forecasting.evaluation.baseline_comparison import BaselineComparison, rows_for_baselines, season
 from favorcast.forecasting.evaluation.baselines import Persistence, RidgeRegression
+from favorcast.forecasting.evaluation.report import score_table
 from favorcast.forecasting.forecaster import Forecaster
 
 CONTEXT_LEN, TARGET_LEN = 12, 4
@@ -113,6 +117,49 @@ def test_rows_between_training_and_validation_are_neither_fitted_to_nor_forecast
 
 def test_persistence_is_added_as_the_reference_of_skill():
     assert list(compare(data_module(waves()), baselines=[RidgeRegression()]).scores) == ["Zero", "persistence", "ridge"]
+
+
+class Failing(Persistence):
+    """Fail when fitted, when asked, or by forecasts that are no numbers."""
+
+    def __init__(self, when):
+        self.name = f"fails when {when}"
+        self.when = when
+
+    def _fit(self, rows):
+        if self.when == "fitted":
+            raise torch.linalg.LinAlgError("linalg.eigh: did not converge\nand more")
+
+    def _predict(self, scaled):
+        if self.when == "asked":
+            raise MemoryError
+        return torch.full((len(scaled), TARGET_LEN, self._d_y_target), torch.inf, dtype=torch.float64)
+
+
+def test_a_yardstick_that_fails_is_left_out_with_a_word():
+    failing = [Failing("fitted"), Failing("asked"), Failing("infinite")]
+    report = compare(data_module(waves()), baselines=[*failing, RidgeRegression()])
+    assert list(report.scores) == ["Zero", "persistence", "ridge"]
+    assert report.left_out == {
+        "fails when fitted": "linalg.eigh: did not converge",
+        "fails when asked": "MemoryError",
+        "fails when infinite": "its forecasts are not finite",
+    }
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(score_table(report))
+    assert "left out: fails when fitted (linalg.eigh: did not converge)" in " ".join(console.export_text().split())
+
+
+def test_what_a_yardstick_would_take_is_known_before_it_is_fitted(monkeypatch):
+    monkeypatch.setattr("favorcast.forecasting.evaluation.baseline.MOST_BYTES", 100)
+    monkeypatch.setattr(RidgeRegression, "_fit", lambda *_: pytest.fail("fitted"))
+    data = data_module(waves())
+    obstacles = BaselineComparison().obstacles(data)
+    assert set(obstacles) == {"ridge", "vector ridge", "dmd", "analogs"}
+    assert obstacles["ridge"].startswith("ridge would decompose a matrix of 12 rows and hold")
+    report = compare(data)
+    assert report.left_out == obstacles
+    assert list(report.scores) == ["Zero", "persistence", "seasonal naive"]
 
 
 def test_only_the_tested_windows_count():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from small_run import refused, run
+from small_run import metrics, refused, run
 from user_tables import DATED, ROWS, STAMPS, table
 
 from favorcast.forecasting import SimulationTimeSeries, TableFormat
@@ -218,3 +218,20 @@ def test_a_forecast_never_replaces_what_it_is_made_from(folder, fitted, capsys, 
     said = refused(capsys, "predict", "--ckpt_path", fitted, "--data", file, "--output", file)
     assert "is the file that is forecast; write to another one" in said
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize("rows", [30, 110])
+def test_few_rows_end_with_a_table_and_what_is_left_out_is_said_before_training(rows, tmp_path, capsys, monkeypatch):
+    """Of 110 rows a choice between yardsticks found too few to hold back: exit code 2 after training."""
+    monkeypatch.setattr("favorcast.forecasting.evaluation.baseline.MOST_RANK", 2)
+    time = np.arange(rows)
+    values = np.sin(2 * np.pi * time[:, None] / 20 + np.arange(3)) + 0.1 * np.random.default_rng(0).normal(
+        size=(rows, 3)
+    )
+    np.savetxt(tmp_path / "few.csv", np.c_[time, values], delimiter=",", header="t,a,b,c", comments="")
+    quick = ["--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false"]
+    folder, printed = run(capsys, "fit", "--data", tmp_path / "few.csv", "--runs", tmp_path / "runs", *quick)
+    said = printed.index("note: left out of the table: vector ridge would decompose a matrix of")
+    assert said < printed.index("Test: ")
+    assert "left out: vector ridge (would" in printed[printed.index("Test: ") :]
+    assert {"persistence", "SpatioTemporalPerformer_Forecaster"} <= {key[0] for key in metrics(folder)}
