@@ -15,7 +15,7 @@ from ..kernels import series_decomposition
 from .closed_form_linear import ClosedFormLinear
 from .flat_arguments import FieldsSignature, takes_fields_of
 from .linear_rows import WindowBlocks
-from .missing_values import fill_missing, mark_missing
+from .missing_values import carry_forward, fill_missing, mark_missing
 from .normalization import GlobalNorm
 from .ridge import Shrinkage
 from .rollout import roll_forward
@@ -53,7 +53,8 @@ class Forecaster(ForecastTraining):
         seasonal, trend = decompose(z)                seasonal = trend = z without use_seasonal_decomp
         forecast = denormalize(model(seasonal) + baseline(trend))
 
-    where baseline is the linear model if linear_window > 0, else the last trend value if use_seasonal_decomp, else 0.
+    where baseline is the linear model if linear_window > 0, else the last observed value of z if from_last_value, else
+    the last trend value if use_seasonal_decomp, else 0.
     A missing value never reaches a weight or a statistic; a missing covariate (NaN in x) counts as 0. Before the first
     fit, the training statistics behind use_global_norm and `target_scale` come from
     `trainer.datamodule.training_statistics()`, and a linear part in closed form is solved on
@@ -76,6 +77,7 @@ class Forecaster(ForecastTraining):
         self.widths = WindowWidths(config.d_x, config.d_y_context, config.d_y_target)
         self.trend_kernel_size = config.decomposition_kernel_size if config.use_seasonal_decomp else None
         self.linear_model = config.build_linear_model(config.d_y_context, config.d_y_target)
+        self.from_last_value = config.from_last_value and self.linear_model is None
         self.normalization = config.build_normalization(config.d_y_context)
 
     @abstractmethod
@@ -110,8 +112,9 @@ class Forecaster(ForecastTraining):
         self.widths.check(context_x, context_y, target_x, target_y)
         context_y = mark_missing(context_y, self.null_value)
         statistics = self.normalization.statistics(context_y, ~context_y.isnan())
-        signal, trend = self._split_trend(self.normalization.normalize(context_y, statistics))
-        baseline = self._baseline(trend, target_x.shape[1])
+        normalized = self.normalization.normalize(context_y, statistics)
+        signal, trend = self._split_trend(normalized)
+        baseline = self._baseline(normalized if self.from_last_value else trend, target_x.shape[1])
         if target_y is not None:
             truth = self.normalization.normalize(mark_missing(target_y, self.null_value), statistics)
             target_y = truth - baseline.detach()
@@ -133,12 +136,14 @@ class Forecaster(ForecastTraining):
         seasonal, trend = series_decomposition(signal, self.trend_kernel_size, mask=observed)
         return torch.where(observed, seasonal, torch.nan), trend
 
-    def _baseline(self, trend: Tensor, target_len: int) -> Tensor:
-        """Return the baseline's forecast (b, n, d_y_target), in model units."""
+    def _baseline(self, values: Tensor, target_len: int) -> Tensor:
+        """Return the baseline's forecast (b, n, d_y_target), in model units, of the trend or of all values."""
         if self.linear_model is not None:
-            return self.linear_model(trend, target_len)
-        last = trend[:, -1:, : self.widths.d_y_target]
-        return (torch.zeros_like(last) if self.trend_kernel_size is None else last).expand(-1, target_len, -1)
+            return self.linear_model(values, target_len)
+        own = values[..., : self.widths.d_y_target]
+        last = (carry_forward(own) if self.from_last_value else own)[:, -1:]
+        is_zero = self.trend_kernel_size is None and not self.from_last_value
+        return (torch.zeros_like(last) if is_zero else last).expand(-1, target_len, -1)
 
     @torch.no_grad()
     def predict(
@@ -303,3 +308,7 @@ class Forecaster(ForecastTraining):
         """Restore what `on_save_checkpoint` kept."""
         super().on_load_checkpoint(checkpoint)
         self.data_card = checkpoint.get("data_card")
+        arguments = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        if self.from_last_value and "from_last_value" not in arguments:  # trained before there was this argument
+            self.from_last_value = False
+            self.hparams["from_last_value"] = False

@@ -16,7 +16,8 @@ from .principal_directions import PrincipalDirections, principal_directions
 
 Rows = Callable[[], Iterable[LinearRows]]
 
-RELATIVE_PENALTIES = tuple(10.0**power for power in range(-12, 0))  # in units of the largest eigenvalue
+# in units of the largest eigenvalue; the small ones are for smooth data without noise
+RELATIVE_PENALTIES = (1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 MISSING_PASSES = 8  # a fraction p of missing targets leaves an error of about p^8 of what they would add
 
 

@@ -21,6 +21,7 @@ class SignalConfig(LinearPart):
         global_std: training standard deviation of each context column, likewise.
         use_seasonal_decomp: split off a moving-average trend, which the linear part (or the last value) continues.
         decomposition_kernel_size: time steps of that moving average.
+        from_last_value: without a linear part, the model forecasts the change from each sensor's last value.
 
     Raises:
         ValueError: for a value outside its range, or values that contradict each other.
@@ -33,6 +34,7 @@ class SignalConfig(LinearPart):
     global_std: list[float] | Tensor | None = None
     use_seasonal_decomp: bool = False
     decomposition_kernel_size: int = 25
+    from_last_value: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

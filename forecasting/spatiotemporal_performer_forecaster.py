@@ -27,7 +27,7 @@ from .training.training_config import TrainingConfig
 class PerformerForecasterConfig(TrainingConfig, SignalConfig, PerformerConfig):
     """Arguments of a SpatioTemporalPerformer_Forecaster.
 
-    Three defaults differ from those of other forecasters: l2_regul_factor, warmup_steps and use_revin.
+    Four defaults differ from those of other forecasters: l2_regul_factor, warmup_steps, use_revin and from_last_value.
 
     Args:
         attention_class: import path of another attention with FavorAttention's interface, such as
@@ -42,6 +42,7 @@ class PerformerForecasterConfig(TrainingConfig, SignalConfig, PerformerConfig):
     l2_regul_factor: float = 1e-5
     warmup_steps: int = 1000
     use_revin: bool = True
+    from_last_value: bool = True
     attention_class: str = "favorcast.kernels.FavorAttention"
     attention_factory: AttentionFactory = field(init=False)  # that attention_class names
     mask_missing: bool = False
@@ -118,6 +119,8 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         # a local variable that Lightning saves: every argument in plain types, which checkpoints hold
         arguments = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in arguments_of(config).items()}
         self.save_hyperparameters()
+        if config.autoregressive_training:
+            self.from_last_value = False  # the decoder forecasts changes from step to step, see baseline_increments
         self.mask_missing = config.mask_missing
         self.scheduled_sampling: ScheduledSampling = config.scheduled_sampling
         self.scheduled_sampling_k = config.scheduled_sampling_k
@@ -131,8 +134,8 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         if config.decoder_reads_linear is None:
             model["decoder_reads_linear"] = isinstance(self.linear_model, ClosedFormLinear)
         self.model = SpatioTemporalPerformer(**model)
-        if isinstance(self.linear_model, ClosedFormLinear):
-            torch.nn.init.zeros_(self.model.head.weight)  # training starts at the linear forecast itself
+        if isinstance(self.linear_model, ClosedFormLinear) or self.from_last_value:
+            torch.nn.init.zeros_(self.model.head.weight)  # training starts at the baseline itself
 
     def forward_model_pass(
         self,

@@ -57,9 +57,9 @@ class ForecastCLI(LightningCLI):
 
     Beside the options of LightningCLI, --runs and --name place the run folder <runs>/<name>/<time>_<command>, and
     --checkpoint sets the BestCheckpoint, which keeps the weights of the lowest val/loss; those of step 0 are among them
-    when the model has a linear part in closed form. The model's widths come from the data. fit ends with a test of the
-    best weights; fit and test write the files of `write_results`, predict writes forecast.csv (see ForecastWriter).
-    What a run writes it writes into its folder, whose path is printed last.
+    when the model starts from a linear part in closed form or from the last value. The model's widths come from the
+    data. fit ends with a test of the best weights; fit and test write the files of `write_results`, predict writes
+    forecast.csv (see ForecastWriter). What a run writes it writes into its folder, whose path is printed last.
 
     Args:
         args: the command line, without the program's name.
@@ -146,7 +146,7 @@ class ForecastCLI(LightningCLI):
             kwargs["logger"] = False
         elif options["logger"] in (None, True):
             kwargs["logger"] = CSVLogger(self.run_folder, name="", version="log")
-        has_forecast = isinstance(self.model.linear_model, ClosedFormLinear)
+        has_forecast = isinstance(self.model.linear_model, ClosedFormLinear) or self.model.from_last_value
         if self.command == "fit" and has_forecast and options["num_sanity_val_steps"] is None:
             kwargs["num_sanity_val_steps"] = -1  # step 0 is judged as every later validation is, see BestCheckpoint
         return super().instantiate_trainer(callbacks=self._callbacks(options), **kwargs)

@@ -141,6 +141,15 @@ def test_a_linear_part_in_closed_form_is_tested_from_the_run_folder(tmp_path, ca
     assert torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
+def test_a_model_without_a_linear_part_may_end_as_the_persistence_that_it_starts_from(tmp_path, capsys):
+    config = config_file(tmp_path, series_file(tmp_path))
+    wrecked = ["--model.initial_lr", 10.0, "--model.warmup_steps", 0]
+    trained, _ = run(capsys, "fit", "--config", config, "--runs", tmp_path / "runs", *wrecked)
+    assert torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 0
+    found = metrics(trained)
+    assert found["SpatioTemporalPerformer_Forecaster", "overall", "", "skill"] == pytest.approx(0, abs=1e-4)
+
+
 def test_a_model_is_compiled_when_asked_to(tmp_path, capsys, monkeypatch):
     """The compiler is replaced: what counts is that it is handed the forward of training, and that results stay."""
     graphs = []

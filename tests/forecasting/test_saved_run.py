@@ -21,12 +21,16 @@ def saved(tmp_path, monkeypatch):
     return tmp_path / "saved_run"
 
 
+CHOOSING = ("ridge", "vector ridge", "dmd", "analogs")  # yardsticks whose settings later versions choose otherwise
+
+
 def test_it_scores_as_it_did(capsys, saved):
     folder, _ = run(capsys, "test", "--ckpt_path", saved)
     then, now = metrics(saved), metrics(folder)
     assert then.keys() <= now.keys()  # later versions score more
+    then = {key: value for key, value in then.items() if key[0] not in CHOOSING}
     errors = {key: value for key, value in then.items() if key[3] in ("mse", "mae")}
-    assert len(errors) > 50
+    assert len(errors) > 20
     assert {key: now[key] for key in then} == pytest.approx(then, rel=1e-4, abs=1e-6, nan_ok=True)
 
 

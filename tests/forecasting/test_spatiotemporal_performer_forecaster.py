@@ -22,7 +22,11 @@ from small_forecaster import (
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from favorcast.forecasting.data import DataModule, SimulationTimeSeries
+from favorcast.forecasting.evaluation.baseline_comparison import BaselineComparison
+from favorcast.forecasting.evaluation.baselines import Persistence
 from favorcast.forecasting.metrics.losses import masked_loss
+from favorcast.forecasting.missing_values import carry_forward
 from favorcast.forecasting.spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 from favorcast.forecasting.st_transformer import PerformerConfig
 
@@ -124,8 +128,10 @@ def test_masked_missing_values_are_hidden_from_attention():
     batch = outage("scattered")
     model(*batch)
     assert torch.equal(seen[0]["context_padding_mask"], batch[1].isnan())
-    hidden = model.predict(*batch[:3])
-    assert not torch.allclose(hidden, build().predict(*batch[:3]))
+    torch.nn.init.normal_(model.model.head.weight)
+    other = build()
+    other.load_state_dict(model.state_dict())
+    assert not torch.allclose(model.predict(*batch[:3]), other.predict(*batch[:3]))
 
 
 def test_masking_with_downsampling_is_refused():
@@ -264,3 +270,53 @@ def test_exogenous_columns_are_read_but_not_forecast(d_y_context: int):
     context_x, context_y, target_x, _ = windows()
     forecast = model.predict(context_x, context_y[..., :d_y_context], target_x)
     assert forecast.shape == (6, TARGET_LEN, D_TARGET)
+
+
+def finely_sampled(rows: int = 1500) -> DataModule:
+    """A wave sampled 500 times a period, in two groups of sensors with units of their own."""
+    time = torch.arange(rows)[:, None]
+    values = torch.sin(2 * torch.pi * time / 500 + torch.linspace(0, 2, 4)) + 1e-4 * time
+    series = SimulationTimeSeries(data=values * torch.tensor([1, 1, 50, 50]) + torch.tensor([0, 0, 1e3, 1e3]))
+    return DataModule(series, 24, 8, batch_size=32)
+
+
+DEFAULTS = {"d_y_context": 4, "d_y_target": 4, "d_model": 16}
+
+
+@pytest.mark.parametrize("options", [{}, {"use_seasonal_decomp": True}, {"use_revin": False}], ids=str)
+def test_with_default_arguments_training_starts_at_persistence(options: dict):
+    model = SpatioTemporalPerformer_Forecaster(d_x=1, **DEFAULTS, **options)
+    context = torch.randn(3, 20, 4)
+    context[1, -3:, 2] = torch.nan
+    forecast = model.predict(torch.rand(3, 20, 1), context, torch.rand(3, 5, 1))
+    expected = carry_forward(context)[:, -1:].expand(-1, 5, -1)
+    torch.testing.assert_close(forecast, expected, rtol=0, atol=1e-5)
+
+
+def test_finely_sampled_data_do_not_end_below_persistence_with_default_arguments():
+    """Without the path from the last value this ends at a skill of -17."""
+    data, skill = finely_sampled(), {}
+    for from_last_value in (True, False):
+        torch.manual_seed(0)
+        model = SpatioTemporalPerformer_Forecaster(d_x=data.d_x, from_last_value=from_last_value, **DEFAULTS)
+        cpu_trainer(max_epochs=-1, max_steps=40, limit_val_batches=0).fit(model, data)
+        comparison = BaselineComparison([Persistence()])
+        cpu_trainer(callbacks=[comparison]).test(model, data, verbose=False)
+        skill[from_last_value] = comparison.report.standardised_skill(type(model).__name__)
+    assert skill[True] > 0
+    assert skill[False] < -5
+
+
+def test_a_checkpoint_from_before_the_path_from_the_last_value_forecasts_as_it_did(tmp_path):
+    data = finely_sampled()
+    model = SpatioTemporalPerformer_Forecaster(d_x=data.d_x, from_last_value=False, **DEFAULTS)
+    trainer = cpu_trainer(max_epochs=-1, max_steps=1, limit_val_batches=0)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "new.ckpt")
+    content = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    del content["hyper_parameters"]["from_last_value"]
+    torch.save(content, tmp_path / "old.ckpt")
+    inputs = (torch.rand(2, 24, data.d_x), torch.randn(2, 24, 4), torch.rand(2, 8, data.d_x))
+    loaded = SpatioTemporalPerformer_Forecaster.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
+    assert torch.equal(loaded.predict(*inputs), model.predict(*inputs))
+    assert loaded.hparams["from_last_value"] is False
