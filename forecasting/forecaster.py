@@ -4,6 +4,7 @@ b batch, l context_len, n target_len; d_x covariates, d_y_context and d_y_target
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..kernels import series_decomposition
 from .closed_form_linear import ClosedFormLinear
+from .conformal import ConformalIntervals, conformal_intervals
 from .flat_arguments import FieldsSignature, takes_fields_of
 from .linear_rows import WindowBlocks
 from .missing_values import carry_forward, fill_missing, mark_missing
@@ -74,6 +76,7 @@ class Forecaster(ForecastTraining):
         config = ForecasterConfig(*args, **arguments)
         super().__init__(config, learning_rate=config.learning_rate, null_value=config.null_value)
         self.data_card: dict[str, Any] | None = None  # what the datamodule of the first fit tells of its data
+        self.conformal: ConformalIntervals | None = None
         self.widths = WindowWidths(config.d_x, config.d_y_context, config.d_y_target)
         self.trend_kernel_size = config.decomposition_kernel_size if config.use_seasonal_decomp else None
         self.linear_model = config.build_linear_model(config.d_y_context, config.d_y_target)
@@ -180,7 +183,24 @@ class Forecaster(ForecastTraining):
                 module.training = True
         return forecast.to(torch.as_tensor(context_y).device)
 
-    def forecast(self, data: Any, horizon: int | None = None, covariates: Any = None) -> "Forecast":
+    def calibrate(self, windows: Iterable[Window]) -> None:
+        """Fit prediction intervals on held-out windows, by split conformal prediction (see ConformalIntervals).
+
+            forecaster.calibrate(data.val_dataloader())
+
+        They are kept in checkpoints, and forgotten when training goes on.
+
+        Args:
+            windows: batches that training did not see; those of validation are the usual choice.
+
+        Raises:
+            ValueError: no window.
+        """
+        self.conformal = conformal_intervals(self, windows)
+
+    def forecast(
+        self, data: Any, horizon: int | None = None, covariates: Any = None, *, intervals: Sequence[float] = ()
+    ) -> "Forecast":
         """Forecast the rows that follow the end of `data`, with times continued and names and units kept.
 
             forecast = model.forecast("sensors.csv", horizon=48)
@@ -196,14 +216,16 @@ class Forecaster(ForecastTraining):
             horizon: rows to forecast, at least 1; None is the horizon of training, beyond which the forecast rolls on
                 block by block, each from a context that ends with the forecasts before.
             covariates: the known_columns of training at the times to forecast, in any of these forms.
+            intervals: levels of prediction intervals, whole percents such as (0.8, 0.95). They hold for steps up to
+                the horizon of training, and where validation had windows enough; elsewhere they are NaN, and said.
 
         Raises:
             ValueError: other columns, another time step, too few rows, a break in the latest context, or a forecaster
-                that was not fitted with a DataModule.
+                that was not fitted with a DataModule, or has no intervals (see `calibrate`).
         """
         from .future import forecast  # which knows data and models; models do not know data
 
-        return forecast(self, data, horizon, covariates)
+        return forecast(self, data, horizon, covariates, intervals)
 
     def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
         """Forecast a batch in original units; its target_y is optional and unused."""
@@ -282,6 +304,7 @@ class Forecaster(ForecastTraining):
     def on_fit_start(self) -> None:
         """Let data go on as those of an earlier fit did, which a checkpoint may have told since `setup`."""
         super().on_fit_start()
+        self.conformal = None
         self._meet_data()
 
     def on_validation_start(self) -> None:
@@ -302,12 +325,14 @@ class Forecaster(ForecastTraining):
         """Keep what `forecast` must know beside the weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["data_card"] = self.data_card
+        checkpoint["conformal"] = None if self.conformal is None else self.conformal.to_dict()
         checkpoint["forecaster_class"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` kept."""
         super().on_load_checkpoint(checkpoint)
         self.data_card = checkpoint.get("data_card")
+        self.conformal = ConformalIntervals.of_dict(checkpoint.get("conformal"))
         arguments = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if self.from_last_value and "from_last_value" not in arguments:  # trained before there was this argument
             self.from_last_value = False

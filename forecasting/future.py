@@ -6,7 +6,7 @@ n horizon, d d_y_target, l context_len
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ def forecast(
     data: Any,
     horizon: int | None = None,
     covariates: Any = None,
+    intervals: Sequence[float] = (),
     *,
     predict: Callable[..., torch.Tensor] | None = None,
 ) -> Forecast:
@@ -47,6 +48,7 @@ def forecast(
     horizon = card.target_len if horizon is None else horizon
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
+    radii = _radii(model, intervals, horizon)
     record, grid = _read(data, card)
     context_rows, target_times, target_clock = _rows_and_times(record, grid, card, horizon)
     order = _positions(record.columns, card)
@@ -77,8 +79,9 @@ def forecast(
     )
     indices = context[: len(card.target_columns)]
     times = record.timestamps if record.timestamps is not None else clock
+    center = rolled[0, :horizon].double().numpy(force=True)
     return Forecast(
-        values=rolled[0, :horizon].double().numpy(force=True),
+        values=center,
         times=target_times[:horizon],
         columns=list(card.target_columns),
         units=_units(record, indices, card),
@@ -87,7 +90,38 @@ def forecast(
         time_zone=record.time_zone,
         context_times=times[context_rows],
         context=values[:, : len(indices)].astype(np.float64),
+        intervals={level: np.stack((center - radius, center + radius)) for level, radius in radii.items()},
     )
+
+
+def _radii(model: Forecaster, levels: Sequence[float], horizon: int) -> dict[float, np.ndarray]:
+    """Return the half widths (n, d) of intervals for each level; NaN beyond the horizon of training."""
+    if not levels:
+        return {}
+    if model.conformal is None:
+        raise ValueError(
+            "this forecaster has no prediction intervals: train it with favorcast fit or train_forecaster, or call "
+            "calibrate(data.val_dataloader())"
+        )
+    found = model.conformal.radii(levels).double().numpy(force=True)
+    trained = found.shape[1]
+    beyond = np.full((len(levels), max(0, horizon - trained), found.shape[2]), np.nan)
+    windows = int(model.conformal.counts.max())
+    lacking = [f"{level:.0%}" for level in levels if windows < model.conformal.needed(level)]
+    if lacking:
+        warnings.warn(
+            f"no intervals of {', '.join(lacking)}: validation has {windows} windows, "
+            f"{model.conformal.needed(max(levels))} are needed",
+            DataWarning,
+            stacklevel=4,
+        )
+    if horizon > trained:
+        warnings.warn(
+            f"intervals end at step {trained}, the horizon of training: {horizon} steps are forecast",
+            DataWarning,
+            stacklevel=4,
+        )
+    return dict(zip(levels, np.concatenate((found, beyond), axis=1)[:, :horizon], strict=True))
 
 
 def _read(data: Any, card: DataCard) -> tuple[SensorRecord, TimeGrid | None]:

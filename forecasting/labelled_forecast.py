@@ -3,7 +3,7 @@
 n horizon, d d_y_target, l context_len
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, log10
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Forecast:
         coordinates: (d, dimensions) positions of the sensors, None where unknown.
         time_unit: of numeric times; time_zone: of dates; None where unknown.
         context_times, context: (l,) and (l, d), what the forecast was made from, NaN where missing.
+        intervals: level to (2, n, d), the lower and upper ends of prediction intervals, NaN where there is none.
     """
 
     values: np.ndarray
@@ -41,6 +42,7 @@ class Forecast:
     time_zone: str | None
     context_times: np.ndarray
     context: np.ndarray
+    intervals: dict[float, np.ndarray] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -49,14 +51,21 @@ class Forecast:
         return [name if unit is None or f"[{unit}]" in name else f"{name} [{unit}]" for name, unit in pairs]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a DataFrame: times as the index, one column a sensor, units in attrs."""
+        """Return a DataFrame: times as the index, one column a sensor, units in attrs.
+
+        Intervals follow as columns <sensor>-lo-80 and <sensor>-hi-80, the names that statsforecast gives them.
+        """
         index = local_index(self.times, self.time_zone) if self.times.dtype.kind == "M" else pd.Index(self.times)
         frame = pd.DataFrame(self.values, index=index.rename("time"), columns=pd.Index(self.columns))
+        ends = pd.DataFrame(self._ends(self.columns), index=frame.index)
+        frame = pd.concat([frame, ends], axis=1) if self.intervals else frame
         frame.attrs["units"] = dict(zip(self.columns, self.units, strict=True))
         return frame
 
     def to_xarray(self) -> Any:
         """Return a DataArray (time, sensor) with names, units and coordinates; dates are in UTC where there is a zone.
+
+        Intervals are coordinates lo_80 and hi_80 (time, sensor).
 
         Raises:
             ImportError: without xarray.
@@ -70,6 +79,9 @@ class Forecast:
             coords["unit"] = ("sensor", [unit or "" for unit in self.units])
         for axis, positions in enumerate([] if self.coordinates is None else self.coordinates.T):
             coords[f"coordinate_{axis}"] = ("sensor", positions)
+        for level, ends in self.intervals.items():
+            for side, values in zip(("lo", "hi"), ends, strict=True):
+                coords[f"{side}_{round(level * 100)}"] = (("time", "sensor"), values)
         array = xarray.DataArray(self.values, dims=("time", "sensor"), coords=coords, name="forecast")
         if len(set(self.units)) == 1 and self.units[0] is not None:
             array.attrs["units"] = self.units[0]
@@ -87,6 +99,7 @@ class Forecast:
             first: columns before that of the times, each a value for all rows or one for each.
         """
         table = pd.DataFrame(self.values, columns=pd.Index(self.labels))
+        table = pd.concat([table, pd.DataFrame(self._ends(self.labels))], axis=1) if self.intervals else table
         table.insert(0, self.time_label, time_texts(self.times, self.time_zone))
         for name, value in reversed(first.items()):
             table.insert(0, name, value)
@@ -115,6 +128,15 @@ class Forecast:
         from .evaluation.future_plot import plot_future  # matplotlib takes a while to import
 
         return plot_future(self, sensors)
+
+    def _ends(self, names: list[str]) -> dict[str, np.ndarray]:
+        """Return the lower and upper ends of all intervals by the names of their columns."""
+        return {
+            f"{name}-{side}-{round(level * 100)}": ends[i, :, j]
+            for j, name in enumerate(names)
+            for level, ends in self.intervals.items()
+            for i, side in enumerate(("lo", "hi"))
+        }
 
     @property
     def time_label(self) -> str:

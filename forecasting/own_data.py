@@ -28,7 +28,8 @@ def train_forecaster(
         series: more options of SimulationTimeSeries, such as target_columns.
 
     Returns:
-        The forecaster with the weights of the lowest val/loss (the last ones without any validation).
+        The forecaster with the weights of the lowest val/loss (the last ones without any validation), and with
+        prediction intervals from the validation windows.
 
     Raises:
         ValueError, FileNotFoundError: data that cannot be read or trained on.
@@ -47,4 +48,5 @@ def train_forecaster(
         if best.best_model_path:
             weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
             model.load_state_dict(weights)
+        model.calibrate(module.val_dataloader())
     return model

@@ -19,6 +19,7 @@ from ..data import DataModule, SimulationTimeSeries
 from ..data.runs import name_of, sources_of
 from ..evaluation.baseline_comparison import BaselineComparison
 from ..evaluation.forecast_writer import ForecastWriter
+from ..evaluation.interval_scores import LEVELS, coverage_table
 from ..evaluation.model_card import write_model_card
 from ..evaluation.report import score_table
 from ..evaluation.result_files import write_results
@@ -102,6 +103,9 @@ class ForecastCLI(LightningCLI):
         """Add the run folder and the checkpoint, and take the model's widths from the data."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--compile", type=bool, default=False, help="compile the model: minutes first, then faster")
+        parser.add_argument(
+            "--adaptive_intervals", type=bool, default=False, help="test adaptive conformal inference too"
+        )
         parser.add_argument("--name", type=str | None, help="folder of this run in --runs; null: the data's name")
         parser.add_class_arguments(BestCheckpoint, "checkpoint", skip={"dirpath"})
         model = SpatioTemporalPerformer_Forecaster
@@ -161,6 +165,7 @@ class ForecastCLI(LightningCLI):
             if options["logger"] is not False:
                 callbacks.append(LearningRateMonitor())
         if self.command in ("fit", "test"):
+            self.comparison.adaptive = self.config[self.command].adaptive_intervals
             callbacks.append(self.comparison)
         if self.command == "predict":
             callbacks.append(ForecastWriter(self.run_folder / "forecast.csv"))
@@ -211,13 +216,26 @@ class ForecastCLI(LightningCLI):
                 "the learning rate was never cut; give the validation split rows with values",
                 markup=False,
             )
+        best = self.checkpoint.best_model_path if self.checkpoint else ""
+        self._calibrate(best)
         if "test" in self.datamodule.series.splits:
-            best = self.checkpoint.best_model_path if self.checkpoint else ""
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best or None)
         elif self.trainer.is_global_zero:
             write_model_card(self.run_folder, self.model, None)
         if self.future_of is not None and self.trainer.is_global_zero:
             self._forecast_future(self.future_of)
+
+    def _calibrate(self, best: str) -> None:
+        """Fit prediction intervals of the best weights, or the last ones, and keep them in the best checkpoint."""
+        if self.trainer.fast_dev_run or self.trainer.world_size > 1:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        content = load_checkpoint(Path(best)) if best else None
+        if content is not None:
+            self.model.load_state_dict(content["state_dict"])
+        self.model.calibrate(self.datamodule.val_dataloader())
+        assert self.model.conformal is not None
+        if content is not None:
+            torch.save(content | {"conformal": self.model.conformal.to_dict()}, best)
 
     def _forecast_future(self, file: str) -> None:
         runs = sources_of(file)
@@ -225,7 +243,7 @@ class ForecastCLI(LightningCLI):
             name, file = list(runs.items())[-1]
             self.console.print(f"the future is that of the last run, {name}", markup=False)
         try:
-            forecast = self.model.forecast(file)
+            forecast = self.model.forecast(file, intervals=() if self.model.conformal is None else LEVELS)
         except ValueError as error:  # the latest rows may be too few, or broken, where training was possible
             said = with_flags(str(error), own_data=True)
             self.console.print(f"note: no forecast of the future: {said}", markup=False, soft_wrap=True)
@@ -261,6 +279,8 @@ class ForecastCLI(LightningCLI):
         report = self.comparison.report
         if self.trainer.is_global_zero and report is not None:
             self.console.print(score_table(report))
+            if report.intervals is not None:
+                self.console.print(coverage_table(report.intervals))
             write_results(self.run_folder, report, self.model, self.datamodule)
             write_model_card(self.run_folder, self.model, report)
 

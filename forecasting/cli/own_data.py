@@ -19,6 +19,7 @@ from ..data.record import SensorRecord
 from ..data.runs import name_of
 from ..data.sources import has_fields, record_of
 from ..data.time_grid import Gaps
+from ..evaluation.interval_scores import LEVELS
 from ..forecaster import Forecaster
 from ..labelled_forecast import SUFFIXES, Forecast
 from ..loading import load_forecaster
@@ -104,6 +105,7 @@ def predict_command(options: Sequence[str]) -> None:
     parser.add_argument("--ckpt_path", required=True, help="a .ckpt file or a run folder")
     parser.add_argument("--data", required=True, help="file whose future is forecast; its latest context is enough")
     parser.add_argument("--horizon", type=int, help="rows to forecast (default: the horizon of training)")
+    parser.add_argument("--intervals", type=float, nargs="*", help="levels of prediction intervals (default: 0.8 0.95)")
     parser.add_argument("--covariates", help="file with the known columns at the times to forecast")
     parser.add_argument("--output", help=f"file to write ({', '.join(SUFFIXES)}), with a picture beside it")
     parser.add_argument("--runs", default="runs", help="folder of all runs, for results without --output")
@@ -125,7 +127,10 @@ def predict_command(options: Sequence[str]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
         data = _as_stated(arguments, forecaster)
-        forecast = forecaster.forecast(data, arguments.horizon, arguments.covariates)
+        levels = arguments.intervals
+        if levels is None:
+            levels = () if forecaster.conformal is None else LEVELS
+        forecast = forecaster.forecast(data, arguments.horizon, arguments.covariates, intervals=levels)
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DataWarning))
     print_all(Console(), [f"note: {with_flags(note, own_data=True)}" for note in said])
     if output is None:

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ..conformal import conformal_intervals
 from ..data import DataModule, SimulationTimeSeries
 from ..forecaster import Forecaster
 from ..metrics.dynamics import DynamicsErrors
@@ -19,6 +20,7 @@ from ..metrics.forecast_errors import ForecastErrors
 from ..missing_values import mark_missing
 from .baseline import Baseline
 from .baselines import Persistence, default_baselines
+from .interval_scores import IntervalScores
 from .report import Report, Score
 
 
@@ -39,22 +41,30 @@ class BaselineComparison(pl.Callback):
     Args:
         baselines: the yardsticks; None for `default_baselines` with the `season` of the data. Persistence, the
             reference of skill, comes first when it is not among them.
+        adaptive: whether adaptive conformal inference (AdaptiveConformal) is scored beside the intervals of the model;
+            it forecasts the validation windows again.
 
     Raises:
         ValueError: in a test of another model than a Forecaster, or without a DataModule.
     """
 
-    def __init__(self, baselines: Sequence[Baseline] | None = None) -> None:
+    def __init__(self, baselines: Sequence[Baseline] | None = None, *, adaptive: bool = False) -> None:
         self.baselines = baselines
+        self.adaptive = adaptive
         self.report: Report | None = None
         self._errors: list[tuple[Baseline, ForecastErrors, DynamicsErrors]] = []
         self._windows = 0
         self._left_out: dict[str, str] = {}
+        self._intervals: IntervalScores | None = None
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Fit the baselines on the training rows."""
         model, data = _participants(trainer, pl_module)
         self.report, self._windows, self._left_out, self._errors = None, 0, {}, []
+        self._intervals = None
+        if model.conformal is not None and trainer.world_size == 1:  # windows in the order of time
+            found = conformal_intervals(model, data.val_dataloader()) if self.adaptive else model.conformal
+            self._intervals = IntervalScores(found, is_adaptive=self.adaptive)
         rows, sizes = rows_for_baselines(data, model.null_value)
         for each in self._yardsticks(data):
             with self._or_left_out(each):
@@ -109,6 +119,8 @@ class BaselineComparison(pl.Callback):
                     raise ValueError("its forecasts are not finite")
                 errors.update(forecast, target_y)
                 dynamics.update(forecast, target_y, model.target_scale)
+        if self._intervals is not None and isinstance(outputs, Tensor):
+            self._intervals.update(outputs, target_y)
         self._windows += len(target_y)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,6 +143,7 @@ class BaselineComparison(pl.Callback):
             time_step=data.series.sampling_time * data.time_resolution,
             scales=data.training_statistics()[1][: data.d_y_target].numpy(),
             left_out=dict(self._left_out),
+            intervals=None if self._intervals is None else self._intervals.report(),
         )
 
 

@@ -40,6 +40,10 @@ def plot_future(forecast: Forecast, sensors: list[str] | None = None) -> Figure:
     for axes, name in zip(rows, chosen, strict=True):
         i = forecast.columns.index(name)
         axes.plot(past, forecast.context[:, i], color=CONTEXT_COLOR, linewidth=1.6, label="context")
+        for level, (lower, upper) in sorted(forecast.intervals.items(), reverse=True):
+            label = f"{level:.0%} interval"
+            color = MODEL_STYLE["color"]
+            axes.fill_between(future, lower[:, i], upper[:, i], color=color, alpha=0.2, linewidth=0, label=label)
         joined = np.r_[forecast.context[-1:, i], forecast.values[:, i]]
         every = max(1, len(future) // 40)
         axes.plot(np.r_[past[-1:], future], joined, label="forecast", markevery=every, **MODEL_STYLE)

@@ -16,6 +16,7 @@ from rich.table import Table
 from ..metrics.dynamics import DynamicsErrors
 from ..metrics.forecast_errors import ForecastErrors
 from .baselines import Persistence
+from .interval_scores import IntervalReport, interval_lines
 
 METRICS = ("mse", "mae")
 DOMINANT = 0.25  # share of persistence's squared error that goes to other sensors once errors are standardised
@@ -58,6 +59,7 @@ class Report:
         time_step: time from one horizon step to the next.
         scales: (d,) training standard deviation of each sensor, None where unknown.
         left_out: names of forecasters without scores, each with the reason.
+        intervals: scores of the model's prediction intervals, None where it has none.
     """
 
     scores: dict[str, Score]
@@ -68,6 +70,7 @@ class Report:
     time_step: float = 1.0
     scales: np.ndarray | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+    intervals: IntervalReport | None = None
 
     @property
     def target_len(self) -> int:
@@ -144,6 +147,7 @@ def score_table(report: Report) -> Table:
         )
         lines.append(standardised_verdict(report))
     lines += left_out_lines(report)
+    lines += [] if report.intervals is None else interval_lines(report.intervals)
     table = Table(
         title=f"Test: {report.windows} windows, {len(report.sensors)} sensors, {report.target_len} steps ahead",
         caption=escape("\n".join(lines)),
@@ -209,7 +213,9 @@ def metric_rows(report: Report) -> Iterator[tuple[str, str, str, str, float]]:
     position    empty, the horizon step from 1 to n, or the name of the sensor
     metric      "skill" against persistence at the same position, "mse" or "mae" in original units; overall
                 also "standardised_skill" (see Report), "spectral_error", "frequency_error" (both relative)
-                and "valid_time" in time_unit (see DynamicsErrors)
+                and "valid_time" in time_unit (see DynamicsErrors). Of the model, overall "crps" in original
+                units, and by horizon step "coverage_80", "width_80" and "adaptive_coverage_80" of its
+                prediction intervals, and those of 95 %
     value       NaN where nothing was observed
     ==========  =================================================================================
     """
@@ -227,6 +233,18 @@ def metric_rows(report: Report) -> Iterator[tuple[str, str, str, str, float]]:
             yield name, "overall", "", "spectral_error", score.dynamics["spectral_error"]
             yield name, "overall", "", "frequency_error", score.dynamics["frequency_error"]
             yield name, "overall", "", "valid_time", score.dynamics["valid_steps"] * report.time_step
+
+    if report.intervals is not None:
+        yield from _interval_rows(next(iter(report.scores)), report.intervals)
+
+
+def _interval_rows(model: str, report: IntervalReport) -> Iterator[tuple[str, str, str, str, float]]:
+    yield model, "overall", "", "crps", report.crps
+    kinds = {"coverage": report.coverage, "width": report.width, "adaptive_coverage": report.adaptive_coverage}
+    for i, level in enumerate(report.levels):
+        for kind, values in kinds.items():
+            for step, value in enumerate([] if values is None else values[i], start=1):
+                yield model, "horizon", str(step), f"{kind}_{level * 100:.0f}", float(value)
 
 
 def write_metrics(report: Report, path: Path) -> None:

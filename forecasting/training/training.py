@@ -74,15 +74,16 @@ class ForecastTraining(pl.LightningModule, ABC):
         """Add the errors of a batch to val_errors; the model never sees the truth."""
         self._evaluate(batch, self.val_errors)
 
-    def test_step(self, batch: Window, batch_idx: int) -> None:
-        """Add the errors of a batch to test_errors and test_dynamics; the model never sees the truth."""
-        self._evaluate(batch, self.test_errors, self.test_dynamics)
+    def test_step(self, batch: Window, batch_idx: int) -> Tensor:
+        """Add the errors of a batch to test_errors and test_dynamics; return the forecast, made without the truth."""
+        return self._evaluate(batch, self.test_errors, self.test_dynamics)
 
-    def _evaluate(self, batch: Window, *errors: ForecastErrors | DynamicsErrors) -> None:
+    def _evaluate(self, batch: Window, *errors: ForecastErrors | DynamicsErrors) -> Tensor:
         context_x, context_y, target_x, target_y = batch
         forecast, target = self(context_x, context_y, target_x), mark_missing(target_y, self.null_value)
         for each in errors:
             each.update(forecast, target, self.target_scale)
+        return forecast
 
     def on_fit_start(self) -> None:
         """Take the seed of the run, unless a checkpoint brought it."""
