@@ -9,6 +9,7 @@ from .data import (
     TableFormat,
     extract_datapoints,
 )
+from .evaluation.backtesting import Backtest, backtest
 from .evaluation.baselines import (
     Analogs,
     DynamicModeDecomposition,
@@ -33,6 +34,7 @@ from .training.feature_redraw_callback import RedrawFeatures
 
 __all__ = [
     "Analogs",
+    "Backtest",
     "BestCheckpoint",
     "ClosedFormLinear",
     "DataModule",
@@ -56,6 +58,7 @@ __all__ = [
     "SpatioTemporalPerformer_Forecaster",
     "TableFormat",
     "VectorRidge",
+    "backtest",
     "default_baselines",
     "extract_datapoints",
     "load_forecaster",

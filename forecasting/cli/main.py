@@ -15,6 +15,7 @@ from pathlib import Path
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ..data import DataWarning
+from .backtest_command import backtest_command
 from .config_files import bundled_configs, bundled_folder, resolve_config
 from .flags import with_flags
 from .forecast_cli import NEEDS_WEIGHTS, ForecastCLI
@@ -25,7 +26,8 @@ COMMANDS = tuple(ForecastCLI.subcommands())
 DEFAULT_CONFIG = "fluidic_pinball"
 DESCRIPTION = (
     "Train, test and run forecasters of sensor series. With your own data: describe FILE, fit --data FILE, "
-    "predict --ckpt_path RUN --data FILE [--horizon N]. A command without --config takes the configuration of the run "
+    "predict --ckpt_path RUN --data FILE [--horizon N], backtest --ckpt_path RUN. "
+    "A command without --config takes the configuration of the run "
     f"that wrote the checkpoint in --ckpt_path; fit without both takes {DEFAULT_CONFIG}. --config is a YAML file or "
     f"the name of one that ships with favorcast: {', '.join(bundled_configs())}, in {bundled_folder()}."
 )
@@ -67,8 +69,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def own_data_arguments(args: list[str]) -> tuple[list[str] | None, str | None]:
     """Return the arguments with a configuration in place of the data file of fit, and that file.
 
-    describe FILE and predict --data FILE are carried out, and None is left to do. A value of --data that is a YAML
-    file is none of data.
+    describe FILE, backtest and predict --data FILE are carried out: None is left to do. A value of --data that is a
+    YAML file is none of data.
 
     Raises:
         ValueError, FileNotFoundError: the command cannot be carried out.
@@ -76,6 +78,9 @@ def own_data_arguments(args: list[str]) -> tuple[list[str] | None, str | None]:
     if not is_for_own_data(args):
         return args, None
     command, options = args[0], args[1:]
+    if command == "backtest":
+        backtest_command(options)
+        return None, None
     if command == "describe":
         describe_command(options)
         return None, None
@@ -96,11 +101,11 @@ def own_data_arguments(args: list[str]) -> tuple[list[str] | None, str | None]:
 
 
 def is_for_own_data(args: Sequence[str]) -> bool:
-    """Tell whether a command line is describe FILE, fit --data FILE or predict --data FILE."""
+    """Tell whether a command line is describe FILE, backtest, fit --data FILE or predict --data FILE."""
     command, options = (args[0], args[1:]) if args else ("", [])
     file = option_value(options, "--data")
     is_file = file is not None and Path(file).suffix not in (".yaml", ".yml")
-    return command == "describe" or (command in ("fit", "predict") and is_file)
+    return command in ("describe", "backtest") or (command in ("fit", "predict") and is_file)
 
 
 def complete_arguments(args: list[str]) -> list[str]:

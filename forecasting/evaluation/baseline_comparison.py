@@ -156,13 +156,18 @@ def rows_for_baselines(data: DataModule, null_value: float | None) -> tuple[Tens
     first = fitted.start + every * len(fitted) if follows else validation.start - every * data.context_len
     chosen_on = range(max(first, train.stop), validation.stop, every)
     order = np.r_[np.asarray(fitted), np.asarray(chosen_on)].astype(np.int64)
+    rows, breaks = rows_at(series, order, null_value)
+    if not follows:
+        breaks = sorted({*breaks, len(fitted)})
+    sizes: dict[str, Any] = {name: getattr(data, name) for name in ("context_len", "target_len", "d_y_target")}
+    return rows, sizes | {"breaks": breaks, "validation_rows": len(chosen_on)}
+
+
+def rows_at(series: SimulationTimeSeries, order: np.ndarray, null_value: float | None) -> tuple[Tensor, list[int]]:
+    """Return rows of a series in an order of time, and which of them do not follow the one before."""
     broken = np.searchsorted(series.breaks, order, side="right")
     breaks = 1 + np.flatnonzero(np.diff(broken))
-    if not follows:
-        breaks = np.union1d(breaks, len(fitted))
-    sizes: dict[str, Any] = {name: getattr(data, name) for name in ("context_len", "target_len", "d_y_target")}
-    sizes |= {"breaks": breaks.tolist(), "validation_rows": len(chosen_on)}
-    return mark_missing(torch.from_numpy(series.values[order]), null_value), sizes
+    return mark_missing(torch.from_numpy(series.values[order]), null_value), breaks.tolist()
 
 
 def season(data: DataModule) -> int | None:

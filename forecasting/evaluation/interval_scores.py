@@ -18,7 +18,7 @@ from ..conformal import AdaptiveConformal, ConformalIntervals
 LEVELS = (0.8, 0.95)
 MEMBER_LEVELS = tuple(percent / 100 for percent in range(5, 100, 10))  # forecast ± these radii: 20 equal quantiles
 MEMBERS_AT_ONCE = 1 << 16  # targets whose members are compared with each other: 100 MiB
-STEPS_SHOWN = 8
+STEPS_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ def interval_lines(report: IntervalReport) -> list[str]:
 
 
 def coverage_table(report: IntervalReport) -> Table:
-    """Lay out the coverage at each step, of long horizons at eight steps."""
+    """Lay out the coverage at each step, of long horizons at six steps."""
     table = Table(title="Coverage of the prediction intervals on test, by horizon step")
-    table.add_column("intervals")
+    table.add_column("intervals", no_wrap=True)
     steps = sorted({round(step) for step in np.linspace(1, report.coverage.shape[1], STEPS_SHOWN)})
     for step in [*map(str, steps), "all"]:
         table.add_column(step, justify="right")

@@ -44,7 +44,7 @@ def missing(command: str) -> list[str]:
         source = _benches()[name].read_text(encoding="utf-8") if name in _benches() else None
         found += [] if source or name is None else [name]
         found += [x for x in options if x.startswith("--") and source and f'"{x.partition("=")[0]}"' not in source]
-    if program == "favorcast" and arguments[0] not in {*COMMANDS, "describe", "--version"}:
+    if program == "favorcast" and arguments[0] not in {*COMMANDS, "backtest", "describe", "--version"}:
         found.append(arguments[0])
     configs = {f"{name.removesuffix('.yaml')}.yaml" for name in bundled_configs()} | OWN_FILES
     found += [after for option, after in pairwise(arguments) if option == "--config" and after not in configs]
