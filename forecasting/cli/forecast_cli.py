@@ -282,7 +282,6 @@ class ForecastCLI(LightningCLI):
             if report.intervals is not None:
                 self.console.print(coverage_table(report.intervals))
             write_results(self.run_folder, report, self.model, self.datamodule)
-            write_model_card(self.run_folder, self.model, report)
 
     def predict(self, **options: Any) -> None:
         """Write the forecasts of the checkpoint; they are not returned, which would hold them all."""

@@ -40,6 +40,7 @@ def test_fit_leaves_results_weights_log_and_configuration(fitted):
         "errors.png",
         "config.yaml",
         "model_card.md",
+        "report.html",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "log/metrics.csv",
@@ -86,7 +87,13 @@ def test_test_repeats_the_scores_of_fit_from_the_checkpoint_alone(fitted, capsys
     assert metrics(tested) == pytest.approx(metrics(run_folder), rel=0, abs=0, nan_ok=True)
     assert re.search(r"forecaster\s+┃\s+skill ┃\s+MAE \[m\] ┃\s+MSE \[m²\]", output)
     assert re.search(r"SpatioTemporalPerformer_Forecaster\s+│.*\n.*\n.*persistence\s+│\s+0.00000", output)
-    assert {path.name for path in tested.iterdir()} == {"metrics.csv", "forecast.png", "errors.png", "model_card.md"}
+    assert {path.name for path in tested.iterdir()} == {
+        "metrics.csv",
+        "forecast.png",
+        "errors.png",
+        "model_card.md",
+        "report.html",
+    }
 
 
 def test_predict_labels_the_forecasts_of_every_window(fitted, capsys):
@@ -201,7 +208,7 @@ def test_logging_and_checkpoints_can_be_switched_off(fitted, tmp_path, capsys):
     folder, _ = run(capsys, "fit", "--config", config, "--runs", tmp_path, *switched_off)
     assert {path.name for path in folder.iterdir()} == {
         *("metrics.csv", "forecast.png", "errors.png"),
-        *("config.yaml", "model_card.md"),
+        *("config.yaml", "model_card.md", "report.html"),
     }
 
 
