@@ -2,6 +2,7 @@
 
 import re
 from difflib import get_close_matches
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -11,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar, RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
 from ..closed_form_linear import ClosedFormLinear
@@ -149,7 +150,7 @@ class ForecastCLI(LightningCLI):
         if self.command != "fit":
             kwargs["logger"] = False
         elif options["logger"] in (None, True):
-            kwargs["logger"] = CSVLogger(self.run_folder, name="", version="log")
+            kwargs["logger"] = default_loggers(self.run_folder)
         has_forecast = isinstance(self.model.linear_model, ClosedFormLinear) or self.model.from_last_value
         if self.command == "fit" and has_forecast and options["num_sanity_val_steps"] is None:
             kwargs["num_sanity_val_steps"] = -1  # step 0 is judged as every later validation is, see BestCheckpoint
@@ -294,6 +295,14 @@ class ForecastCLI(LightningCLI):
             print(self.run_folder)  # not by the console, which would break a long path over lines
 
     after_fit = after_test = after_predict = print_run_folder
+
+
+def default_loggers(folder: Path) -> list[Logger]:
+    """Log to <folder>/log/metrics.csv, and for TensorBoard to <folder>/tensorboard where that is installed."""
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="log")]
+    if find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    return loggers
 
 
 def _suggestion(message: str, parser: CommandParser) -> str:

@@ -34,6 +34,7 @@ def fitted(tmp_path_factory):
 def test_fit_leaves_results_weights_log_and_configuration(fitted):
     _, _, run_folder, _ = fitted
     files = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
+    files = {name for name in files if not name.startswith("tensorboard/")}
     assert files == {
         "metrics.csv",
         "forecast.png",
@@ -53,6 +54,13 @@ def test_fit_leaves_results_weights_log_and_configuration(fitted):
     speeds = [float(row["train/windows_per_s"]) for row in log if row["train/windows_per_s"]]
     assert len(speeds) == 1  # the first of two batches is not counted
     assert 1 < speeds[0] < 1e6
+
+
+def test_tensorboard_logs_stand_beside_where_it_is_installed(fitted):
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = reading.EventAccumulator(str(fitted[2] / "tensorboard"))
+    log.Reload()
+    assert {"train/loss", "val/loss", "test/mse"} <= set(log.Tags()["scalars"])
 
 
 def test_fit_says_nothing_that_a_user_could_not_act_on(fitted):
