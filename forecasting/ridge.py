@@ -193,7 +193,8 @@ def _respond(
         response = response + (inputs.mT @ outputs.flatten(2)).unflatten(2, outputs.shape[2:])
         count += outputs.shape[1]
     if not has_constant:
-        mean, last_mean = torch.zeros_like(response[:, :1]), torch.zeros_like(response[:, :1, :1])
+        groups, _, steps, width = response.shape  # there may be no direction: a window of one row
+        mean, last_mean = response.new_zeros(groups, 1, steps, width), response.new_zeros(groups, 1, 1, width)
         last_response = torch.zeros_like(response[:, :, :1])
     return RidgeSolutions(
         directions, response, mean / count, last_response, last_mean / count, has_constant, has_missing

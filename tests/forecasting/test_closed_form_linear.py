@@ -191,6 +191,16 @@ def test_where_nothing_can_be_learned_persistence_itself_is_chosen(kind: str):
     torch.testing.assert_close(model(held_out[None, :LENGTH], HORIZON), held_out[None, :HORIZON, :2])
 
 
+@pytest.mark.parametrize("kind", ["per_sensor", "shared"])
+def test_a_window_of_one_row_is_persistence(kind: str):
+    """Its inputs are the change from the last value, of which there is none."""
+    values = record()
+    model = ClosedFormLinear(kind, 1, 3, 2).double()
+    model.fit(blocks_of(values), blocks_of(values))
+    context = torch.stack([values[:LENGTH], values[9 : 9 + LENGTH]])
+    torch.testing.assert_close(model(context, HORIZON), context[:, -1:, :2].expand(-1, HORIZON, -1))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_longer_horizons_are_rolled_on_and_shorter_ones_cut(kind: str):
     model = fitted(kind, record())
