@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from favorcast.forecasting import DataModule, Forecaster, SimulationTimeSeries, load_forecaster
+from favorcast.forecasting import DataModule, Forecaster, load_forecaster
 from favorcast.forecasting.cli.run_folder import resolve_checkpoint
 from favorcast.forecasting.data.data_card import DataCard
 from favorcast.forecasting.evaluation.baseline import Baseline
@@ -34,16 +34,4 @@ def open_run(run: Path, data_path: str | None = None) -> SavedRun:
     """
     model = load_forecaster(resolve_checkpoint(str(run)))
     card = DataCard.of_dict(model.data_card or {})
-    series = SimulationTimeSeries(
-        data_path or card.source,
-        target_columns=card.target_columns,
-        exogenous_columns=card.exogenous_columns,
-        known_columns=card.known_columns,
-        time_col_name=card.time_column,
-        null_value=card.null_value,
-        table=card.table,
-        gaps=card.gaps,
-    )
-    data = DataModule(series, card.context_len, card.target_len, time_resolution=card.time_resolution)
-    data.adopt(card.to_dict())
-    return SavedRun(model, data, card)
+    return SavedRun(model, DataModule.of_card(card, data_path or card.source), card)

@@ -8,6 +8,7 @@ sensor values NaN.
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -20,6 +21,7 @@ from ..flat_arguments import FieldsSignature, takes_fields_of
 from .augmentation import AugmentedWindows, InputAugmentation
 from .data_card import DataCard, adopt, card_of
 from .series import SimulationTimeSeries
+from .sources import has_fields
 from .training_order import EpochOrder, TrainingLoader, visits_made
 from .windows import EvenlyFilled, SimulationTorchDataset, Window, runs_without_windows
 
@@ -163,6 +165,30 @@ class DataModule(pl.LightningDataModule):
             ValueError: other columns, another time step or other kinds of times.
         """
         adopt(self.series, DataCard.of_dict(card))
+
+    @classmethod
+    def of_card(cls, card: DataCard, data: Any) -> "DataModule":
+        """Read data as those of a card were read, with their windows and their clock.
+
+        Args:
+            card: of a forecaster.
+            data: a file, or whatever else SimulationTimeSeries takes.
+        """
+        source = {"data_path" if isinstance(data, str | Path) else "data": data}
+        series = SimulationTimeSeries(
+            **source,
+            target_columns=card.target_columns,
+            exogenous_columns=card.exogenous_columns,
+            known_columns=card.known_columns,
+            time_col_name=card.time_column,
+            null_value=card.null_value,
+            table=card.table,
+            gaps=card.gaps,
+            **(vars(card.choice) if has_fields(data) else {}),
+        )
+        module = cls(series, card.context_len, card.target_len, time_resolution=card.time_resolution)
+        module.adopt(card.to_dict())
+        return module
 
     def training_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each column over the training rows: two (d_y_context,)."""

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from ..data import DataModule, SimulationTimeSeries
+from ..data import DataModule
 from ..data.data_card import DataCard
 from ..data.time_labels import time_texts
 from ..forecaster import Forecaster
@@ -143,18 +143,4 @@ def _data_of(forecaster: Forecaster, data: Any) -> DataModule:
             "this forecaster does not know its data: fit it with a DataModule, load a checkpoint that fit wrote, or "
             "give the DataModule"
         )
-    card = DataCard.of_dict(forecaster.data_card)
-    source: dict[str, Any] = {"data_path" if isinstance(data, str) else "data": data}
-    series = SimulationTimeSeries(
-        **source,
-        target_columns=card.target_columns,
-        exogenous_columns=card.exogenous_columns,
-        known_columns=card.known_columns,
-        time_col_name=card.time_column,
-        null_value=card.null_value,
-        table=card.table,
-        gaps=card.gaps,
-    )
-    module = DataModule(series, card.context_len, card.target_len, time_resolution=card.time_resolution)
-    module.adopt(card.to_dict())
-    return module
+    return DataModule.of_card(DataCard.of_dict(forecaster.data_card), data)
