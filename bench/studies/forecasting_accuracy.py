@@ -1,4 +1,4 @@
-"""Score forecasters on public data sets, ours and yardsticks beside peers: results/forecasting-accuracy.md.
+"""Score forecasters on public data sets, ours and yardsticks beside peers: results/forecasting/accuracy.md.
 
     python bench forecasting_accuracy --data FOLDER …                      # every set, seed 0; hours
     python bench forecasting_accuracy --data FOLDER --sets ETT --seeds 0 1 2 --peers none
@@ -32,7 +32,7 @@ from jsonargparse import ArgumentParser
 from favorcast.forecasting import DataModule
 from favorcast.forecasting.cli.config_files import resolve_config
 
-RESULTS = Path(__file__).parents[1] / "results" / "forecasting-accuracy.csv"
+RESULTS = Path(__file__).parents[1] / "results" / "forecasting" / "accuracy.csv"
 OURS = "favorcast"
 FIT = "import sys; from favorcast.forecasting.cli.main import main; sys.exit(main())"
 YARDSTICKS = ("persistence", "seasonal naive", "ridge", "vector ridge", "dmd", "analogs")
