@@ -93,6 +93,7 @@ class ClosedFormLinear(nn.Module):
         *,
         penalties: Sequence[float] | None = None,
         scale: Tensor | None = None,
+        noise: float = 0.0,
     ) -> list[Shrinkage]:
         """Solve for the weights and return what was chosen for each target step.
 
@@ -102,6 +103,7 @@ class ClosedFormLinear(nn.Module):
             penalties: to choose from, all > 0 and finite, in units of `scale`; None: what follows from the data, up to
                 persistence.
             scale: (c,) what counts as one in each column; None: 1.
+            noise: standard deviation, in those units, of what training will add to contexts.
 
         Raises:
             ValueError: no training window, or a penalty that is not positive and finite.
@@ -113,6 +115,7 @@ class ClosedFormLinear(nn.Module):
             lambda: self._rows(held_out(), unit),
             has_constant=self.kind == "vector",
             penalties=penalties,
+            noise=noise,
         )
         self._take(self._weight(solutions, chosen, unit))
         return chosen

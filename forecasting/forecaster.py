@@ -245,7 +245,7 @@ class Forecaster(ForecastTraining):
         """
         self.normalization.fit(mean, std)
 
-    def fit_linear_part(self, train: WindowBlocks, held_out: WindowBlocks) -> list[Shrinkage]:
+    def fit_linear_part(self, train: WindowBlocks, held_out: WindowBlocks, *, noise: float = 0.0) -> list[Shrinkage]:
         """Solve a linear part in closed form, replacing earlier weights, and return the penalty of each target step.
 
         The training statistics must be there already.
@@ -253,6 +253,8 @@ class Forecaster(ForecastTraining):
         Args:
             train: yields (context_y (b, l, d_y_context), target_y (b, n, d_y_target)), original units, anew each call.
             held_out: yields the windows that penalties are chosen on.
+            noise: standard deviation, in training standard deviations, of the noise that training adds to contexts:
+                the linear part must not amplify it.
 
         Raises:
             ValueError: for a forecaster without such a part.
@@ -260,9 +262,11 @@ class Forecaster(ForecastTraining):
         if not isinstance(self.linear_model, ClosedFormLinear):
             raise ValueError("there is no linear part in closed form: build the forecaster with linear_fit='ridge'")
         scale = self.normalization.model_scale
-        return self.linear_model.fit(
-            lambda: map(self._linear_pair, train()), lambda: map(self._linear_pair, held_out()), scale=scale
-        )
+
+        def pairs(windows: WindowBlocks) -> WindowBlocks:
+            return lambda: map(self._linear_pair, windows())
+
+        return self.linear_model.fit(pairs(train), pairs(held_out), scale=scale, noise=noise)
 
     @torch.no_grad()
     def _linear_pair(self, window: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -299,7 +303,8 @@ class Forecaster(ForecastTraining):
                     "a linear part in closed form needs training windows: fit with a datamodule that offers "
                     "window_blocks(split), or call fit_linear_part(train, held_out) first"
                 )
-            self.fit_linear_part(lambda: blocks("train"), lambda: blocks("val"))
+            noise = getattr(getattr(data, "augmentation", None), "gaussian_noise_level", 0.0)
+            self.fit_linear_part(lambda: blocks("train"), lambda: blocks("val"), noise=noise)
 
     def on_fit_start(self) -> None:
         """Let data go on as those of an earlier fit did, which a checkpoint may have told since `setup`."""

@@ -65,6 +65,7 @@ class RidgeSolutions:
         last_response: (g, r, 1, e); last_mean: (g, 1, 1, e).
         has_constant: whether there is a b, without penalty. Without one the outputs start from the last value always.
         has_missing: whether outputs were missing.
+        count: rows.
     """
 
     directions: PrincipalDirections
@@ -74,15 +75,17 @@ class RidgeSolutions:
     last_mean: Tensor
     has_constant: bool
     has_missing: bool
+    count: int
 
-    def candidates(self, penalties: Sequence[float] | None) -> list[Shrinkage]:
+    def candidates(self, penalties: Sequence[float] | None, noise: float) -> list[Shrinkage]:
         """List what is chosen from: given penalties, or a grid that follows the largest eigenvalue and reaches
-        persistence.
+        persistence. None is below what `noise` on the inputs amounts to.
         """
         if penalties is not None:
             return [Shrinkage(penalty, not self.has_constant) for penalty in penalties]
         largest = float(self.directions.spectrum.max()) if self.directions.spectrum.numel() else 1.0
-        grid = [relative * largest for relative in RELATIVE_PENALTIES] + [torch.inf]
+        least = self.count * noise**2  # E |y - W (x + noise)|^2 = |y - W x|^2 + noise^2 |W|^2 a row (Bishop 1995)
+        grid = [*sorted({max(relative * largest, least) for relative in RELATIVE_PENALTIES}), torch.inf]
         return [Shrinkage(each, last) for each in grid for last in ((True, False) if self.has_constant else (True,))]
 
     def coefficients(self, chosen: Sequence[Shrinkage]) -> Tensor:
@@ -131,7 +134,7 @@ class RidgeSolutions:
 
 
 def solve_ridge(
-    train: Rows, held_out: Rows, *, has_constant: bool, penalties: Sequence[float] | None = None
+    train: Rows, held_out: Rows, *, has_constant: bool, penalties: Sequence[float] | None = None, noise: float = 0.0
 ) -> tuple[RidgeSolutions, list[Shrinkage]]:
     """Solve for all penalties by one eigendecomposition, and choose one at each step.
 
@@ -144,6 +147,7 @@ def solve_ridge(
         has_constant: whether a constant is fitted beside the weights.
         penalties: to choose from, each > 0; None: from 1e-12 to 0.1 of the largest eigenvalue, and infinity, which is
             persistence.
+        noise: standard deviation of what the inputs will have added to them beside those of `train`.
 
     Returns:
         The solutions, and the shrinkage chosen for each of the n steps.
@@ -158,7 +162,7 @@ def solve_ridge(
     if directions is None:
         raise ValueError("a linear fit needs at least one training window, got none")
     solutions = _respond(train(), directions, has_constant, lambda rows: rows.last)
-    candidates = solutions.candidates(penalties)
+    candidates = solutions.candidates(penalties, noise)
     chosen = [candidates[0]] * solutions.response.shape[2]
     if len(candidates) > 1:
         best = solutions.errors(held_out(), candidates).argmin(dim=0)
@@ -196,6 +200,5 @@ def _respond(
         groups, _, steps, width = response.shape  # there may be no direction: a window of one row
         mean, last_mean = response.new_zeros(groups, 1, steps, width), response.new_zeros(groups, 1, 1, width)
         last_response = torch.zeros_like(response[:, :, :1])
-    return RidgeSolutions(
-        directions, response, mean / count, last_response, last_mean / count, has_constant, has_missing
-    )
+    means = mean / count, last_response, last_mean / count
+    return RidgeSolutions(directions, response, *means, has_constant, has_missing, count)

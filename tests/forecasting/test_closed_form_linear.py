@@ -14,6 +14,7 @@ from favorcast.forecasting import (
     VectorRidge,
 )
 from favorcast.forecasting.cli.run_folder import check_weights
+from favorcast.forecasting.data import InputAugmentation
 from favorcast.forecasting.evaluation.baseline_comparison import rows_for_baselines
 from favorcast.forecasting.linear_model import LinearModel, LinearPart
 from favorcast.forecasting.principal_directions import principal_directions
@@ -189,6 +190,41 @@ def test_where_nothing_can_be_learned_persistence_itself_is_chosen(kind: str):
         assert {each.penalty for each in chosen} == {torch.inf}
         torch.testing.assert_close(model(context, HORIZON), context[:, -1:, :2].expand(-1, HORIZON, -1))
     torch.testing.assert_close(model(held_out[None, :LENGTH], HORIZON), held_out[None, :HORIZON, :2])
+
+
+def smooth_record() -> Tensor:
+    """Waves without noise, which nearly no penalty forecasts best: differences of neighbours, magnified."""
+    time = torch.arange(400, dtype=torch.float64)[:, None]
+    return torch.sin(0.05 * time * torch.tensor([1.0, 1.1, 1.3])) + torch.cos(0.031 * time + torch.arange(3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_that_training_adds_is_not_magnified(kind: str):
+    values, noise = smooth_record(), 0.05
+    noisy = values + noise * torch.randn(values.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    contexts, targets = (torch.cat(each) for each in zip(*blocks_of(noisy)(), strict=True))
+    truth = torch.cat([each for _, each in blocks_of(values)()])
+    assert contexts.shape[:2] == (len(targets), LENGTH)
+    errors = []
+    for told in (0.0, noise):
+        model = ClosedFormLinear(kind, 4, 3, 2).double()
+        model.fit(blocks_of(values), blocks_of(values), noise=told)
+        errors.append((model(contexts, HORIZON) - truth).square().mean().sqrt().item())
+    assert errors[0] > 2 * errors[1]
+    assert errors[1] < 4 * noise
+
+
+def test_a_fit_tells_the_linear_part_of_the_noise_in_its_augmentation():
+    series = SimulationTimeSeries(data=smooth_record().numpy(), use_cycles=False)
+    shares = {}
+    for level in (0.0, 0.05):
+        data = DataModule(series, LENGTH, HORIZON, batch_size=64, augmentation=InputAugmentation(level))
+        widths = {"d_x": data.d_x, "d_y_context": 3, "d_y_target": 3}
+        part = {"linear_model": "vector", "linear_window": 4, "linear_fit": "ridge", "use_revin": False}
+        model = SpatioTemporalPerformer_Forecaster(**widths, d_model=8, n_heads=2, use_global_norm=True, **part)
+        cpu_trainer(max_steps=1, limit_val_batches=0).fit(model, datamodule=data)
+        shares[level] = model.linear_model.weight[:, :-1].abs().max().item()
+    assert shares[0.0] > 4 * shares[0.05]
 
 
 @pytest.mark.parametrize("kind", ["per_sensor", "shared"])
