@@ -28,7 +28,7 @@ TAKERS = [
     (DataModule, WindowLoading),
     (SoftmaxAttention, SoftmaxConfig),
 ]
-DIFFERENT_DEFAULTS = {"l2_regul_factor", "warmup_steps", "use_revin"}
+DIFFERENT_DEFAULTS = {"l2_regul_factor", "warmup_steps", "use_revin", "from_last_value"}
 each_taker = pytest.mark.parametrize(("kind", "config"), TAKERS, ids=lambda x: x.__name__)
 
 

@@ -8,13 +8,14 @@ from shutil import which
 
 import numpy as np
 import pytest
-import xarray as xr
 from small_forecaster import cpu_trainer
 
 from favorcast.forecasting import DataModule, SimulationTimeSeries, SpatioTemporalPerformer_Forecaster
 from favorcast.forecasting.evaluation.baseline_comparison import BaselineComparison
 from favorcast.forecasting.evaluation.diagnostic_plots import plot_error_map, plot_spectrum
 from favorcast.forecasting.evaluation.result_files import write_results
+
+xr = pytest.importorskip("xarray", reason='pip install "favorcast[data]"')
 
 HEADINGS = [
     "Scores",

@@ -95,7 +95,8 @@ def test_predict_writes_the_future_and_a_picture(folder, fitted, capsys, tmp_pat
     options = ["--data", folder / "weather.csv", "--horizon", 30, "--runs", tmp_path]
     predicted, _ = run(capsys, "predict", "--ckpt_path", fitted, *options)
     written = pd.read_csv(predicted / "forecast.csv")
-    assert list(written.columns) == ["time", "temp", "pres"]
+    bounds = [f"{name}-{end}-{level}" for name in ("temp", "pres") for level in (80, 95) for end in ("lo", "hi")]
+    assert list(written.columns) == ["time", "temp", "pres", *bounds]
     expected = pd.date_range(STAMPS[-1] + pd.Timedelta("1h"), periods=30, freq="h")
     assert written["time"].tolist() == [stamp.isoformat() for stamp in expected]
     assert written["temp"].between(0, 40).all()
