@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from openfoam_cases import write_case
+from small_run import without_bounds
 from user_tables import STAMPS, table
 
 from favorcast.forecasting import automatic_settings
@@ -34,11 +35,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(automatic_settings, "STEPS_AN_EPOCH", 2)
     (tmp_path / "sensors.csv").write_text(table())
     return tmp_path
-
-
-def without_bounds(table):
-    """Return the columns of a table but those of prediction intervals."""
-    return [name for name in table.columns if not re.search(r"-(lo|hi)-\d+$", name)]
 
 
 def future_of(path, steps):

@@ -19,8 +19,8 @@ from ..data.time_labels import time_texts
 from ..forecaster import Forecaster
 from ..missing_values import mark_missing
 from .baseline import Baseline
-from .baseline_comparison import rows_at, season
-from .baselines import Persistence, default_baselines
+from .baseline_comparison import or_left_out, rows_at, yardsticks_of
+from .baselines import Persistence
 
 COLUMNS = ("origin", "cutoff", "forecaster", "mse", "mae", "skill")
 
@@ -93,9 +93,7 @@ def backtest(
     windows = data.windows("test")
     origins = range(0, len(windows), step_size or data.target_len)
     origins = origins[-n_windows:] if n_windows else origins
-    yardsticks = list(default_baselines(season(data)) if baselines is None else baselines)
-    if not any(each.name == Persistence.name for each in yardsticks):
-        yardsticks.insert(0, Persistence())
+    yardsticks = yardsticks_of(data, baselines)
     times = time_texts(data.series.times, data.series.time_zone)
     rows, left_out = [], {}
     for number, index in enumerate(origins):
@@ -129,12 +127,8 @@ def _fit(
     for each in yardsticks:
         if each.name in left_out:
             continue
-        try:
+        with or_left_out(each, left_out):
             each.fit(values, **sizes)
-        except (ValueError, RuntimeError, MemoryError) as error:  # one yardstick does not end a backtest
-            if each.name == Persistence.name:
-                raise
-            left_out[each.name] = (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _data_of(forecaster: Forecaster, data: Any) -> DataModule:

@@ -4,16 +4,18 @@ b batch, l context_len, n target_len, c d_y_context columns of which the first d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .training_rows import TrainingRows
+
+Candidate = TypeVar("Candidate", bound=Hashable)
 
 MOST_RANK = 4096  # of a Gram matrix, whose eigenvectors take half a minute on one core
 MOST_BYTES = 2 << 30  # that a fit may hold
@@ -193,18 +195,30 @@ class HeldOutChoice(Baseline):
         affordable = [each for each in self.candidates if _is_affordable(each._cost(rows))]
         for each in affordable:
             each._fit_rows(choosing)
-        errors = torch.zeros(len(affordable), self._target_len, dtype=torch.float64)
-        for context, target in choosing.held_out():
-            for i, each in enumerate(affordable):
-                errors[i] += (each._predict(context) - target).square().sum(dim=(0, 2))
-        self.chosen = [affordable[i] for i in errors.argmin(dim=0).tolist()]
+        self.chosen = best_by_step(affordable, choosing, lambda each, context: each._predict(context))
         if choosing.is_borrowed:
             for each in set(self.chosen):
                 each._fit_rows(choosing.whole())
 
     def _predict(self, scaled: Tensor) -> Tensor:
-        forecasts = {each: each._predict(scaled) for each in set(self.chosen)}
-        return torch.stack([forecasts[each][:, step] for step, each in enumerate(self.chosen)], dim=1)
+        return forecast_by_step(self.chosen, lambda each: each._predict(scaled))
+
+
+def best_by_step(
+    candidates: Sequence[Candidate], rows: TrainingRows, predict: Callable[[Candidate, Tensor], Tensor]
+) -> list[Candidate]:
+    """Return for each step of the horizon the candidate that forecasts the held-out windows best."""
+    errors = torch.zeros(len(candidates), rows.target_len, dtype=torch.float64)
+    for context, target in rows.held_out():
+        for i, each in enumerate(candidates):
+            errors[i] += (predict(each, context) - target).square().sum(dim=(0, 2))
+    return [candidates[i] for i in errors.argmin(dim=0).tolist()]
+
+
+def forecast_by_step(chosen: Sequence[Candidate], predict: Callable[[Candidate], Tensor]) -> Tensor:
+    """Return the forecast (b, n, d) whose step i is that of chosen[i]; each of these forecasts once."""
+    forecasts = {each: predict(each) for each in set(chosen)}
+    return torch.stack([forecasts[each][:, step] for step, each in enumerate(chosen)], dim=1)
 
 
 def _is_affordable(cost: Cost) -> bool:

@@ -66,8 +66,8 @@ class BaselineComparison(pl.Callback):
             found = conformal_intervals(model, data.val_dataloader()) if self.adaptive else model.conformal
             self._intervals = IntervalScores(found, is_adaptive=self.adaptive)
         rows, sizes = rows_for_baselines(data, model.null_value)
-        for each in self._yardsticks(data):
-            with self._or_left_out(each):
+        for each in yardsticks_of(data, self.baselines):
+            with or_left_out(each, self._left_out):
                 each.fit(rows, **sizes)
                 self._errors.append((each, ForecastErrors().to(model.device), DynamicsErrors().to(model.device)))
 
@@ -75,28 +75,12 @@ class BaselineComparison(pl.Callback):
         """Return the baselines that cannot be fitted on these data, each with the reason, without fitting any."""
         rows, sizes = rows_for_baselines(data, null_value)
         found = {}
-        for each in self._yardsticks(data):
+        for each in yardsticks_of(data, self.baselines):
             try:
                 each.check(rows, **sizes)
             except ValueError as error:
                 found[each.name] = str(error)
         return found
-
-    def _yardsticks(self, data: DataModule) -> list[Baseline]:
-        baselines = default_baselines(season(data)) if self.baselines is None else list(self.baselines)
-        if not any(baseline.name == Persistence.name for baseline in baselines):
-            baselines.insert(0, Persistence())
-        return baselines
-
-    @contextmanager
-    def _or_left_out(self, baseline: Baseline) -> Iterator[None]:
-        """Let a report be written whatever becomes of one yardstick: torch reports lack of memory as RuntimeError."""
-        try:
-            yield
-        except (ValueError, RuntimeError, MemoryError) as error:
-            if baseline.name == Persistence.name:
-                raise
-            self._left_out[baseline.name] = (str(error).splitlines() or [type(error).__name__])[0]
 
     def on_test_batch_end(
         self,
@@ -113,7 +97,7 @@ class BaselineComparison(pl.Callback):
         for baseline, errors, dynamics in self._errors:
             if baseline.name in self._left_out:
                 continue
-            with self._or_left_out(baseline):
+            with or_left_out(baseline, self._left_out):
                 forecast = baseline.predict(context_y)
                 if not forecast.isfinite().all():
                     raise ValueError("its forecasts are not finite")
@@ -145,6 +129,25 @@ class BaselineComparison(pl.Callback):
             left_out=dict(self._left_out),
             intervals=None if self._intervals is None else self._intervals.report(),
         )
+
+
+def yardsticks_of(data: DataModule, baselines: Sequence[Baseline] | None) -> list[Baseline]:
+    """Return baselines, None for the default ones of the data, with persistence among them."""
+    chosen = default_baselines(season(data)) if baselines is None else list(baselines)
+    if not any(baseline.name == Persistence.name for baseline in chosen):
+        chosen.insert(0, Persistence())
+    return chosen
+
+
+@contextmanager
+def or_left_out(baseline: Baseline, left_out: dict[str, str]) -> Iterator[None]:
+    """Let scores be written whatever becomes of one yardstick: torch reports lack of memory as RuntimeError."""
+    try:
+        yield
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if baseline.name == Persistence.name:
+            raise
+        left_out[baseline.name] = (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def rows_for_baselines(data: DataModule, null_value: float | None) -> tuple[Tensor, dict[str, Any]]:

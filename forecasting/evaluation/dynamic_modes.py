@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..principal_directions import PrincipalDirections, principal_directions
-from .baseline import Baseline, Cost
+from .baseline import Baseline, Cost, best_by_step, forecast_by_step
 from .training_rows import TrainingRows
 
 ENERGIES = (0.95, 0.99, 0.9999, 0.999999, 1.0)  # chosen from
@@ -65,11 +65,7 @@ class DynamicModeDecomposition(Baseline):
         ]
         self._chosen = [candidates[0]] * self._target_len
         if len(candidates) > 1:
-            errors = torch.zeros(len(candidates), self._target_len, dtype=torch.float64)
-            for context, target in choosing.held_out():
-                for i, each in enumerate(candidates):
-                    errors[i] += (self._advance(context, each) - target).square().sum(dim=(0, 2))
-            self._chosen = [candidates[i] for i in errors.argmin(dim=0).tolist()]
+            self._chosen = best_by_step(candidates, choosing, lambda each, context: self._advance(context, each))
         if choosing.is_borrowed:
             self._decompose(choosing.whole())
 
@@ -103,8 +99,7 @@ class DynamicModeDecomposition(Baseline):
         return self._operators[rank]
 
     def _predict(self, scaled: Tensor) -> Tensor:
-        forecasts = {each: self._advance(scaled, each) for each in set(self._chosen)}
-        return torch.stack([forecasts[each][:, step] for step, each in enumerate(self._chosen)], dim=1)
+        return forecast_by_step(self._chosen, lambda each: self._advance(scaled, each))
 
     def _advance(self, scaled: Tensor, truncation: Truncation) -> Tensor:
         operator = self._operator(truncation.rank)

@@ -1,6 +1,7 @@
 """Command lines small enough for tests: a series, a configuration, and how to run and to read them."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,11 @@ def refused(capsys, *args):
     lines = capsys.readouterr().err.strip().splitlines()
     assert not any("Traceback" in line for line in lines)
     return "\n".join(lines[next(i for i, line in enumerate(lines) if line.startswith("favorcast: error: ")) :])
+
+
+def without_bounds(table):
+    """Return the columns of a table but those of prediction intervals."""
+    return [name for name in table.columns if not re.search(r"-(lo|hi)-\d+$", name)]
 
 
 def metrics(run_folder):
