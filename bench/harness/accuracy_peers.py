@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from favorcast.forecasting import DataModule, ForecastErrors
+from favorcast.forecasting.data.windows import Window
 from favorcast.forecasting.evaluation.baseline import carry_missing
 
 BATCH, LEARNING_RATE = 32, 1e-3
@@ -76,24 +78,24 @@ class Scaled:
         width = y.shape[-1]
         return ((y - self._mean[:width]) / self._std[:width]).float()
 
-    def pair(self, context: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return context (b, l, c) without gaps and target (b, n, d)."""
-        return carry_missing(self._scale(context)).nan_to_num(nan=0.0), self._scale(target)
+    def _batch(self, windows: Dataset[Window], some: Tensor) -> tuple[Tensor, Tensor]:
+        """Return contexts (b, l, c) without gaps and targets (b, n, d) of some windows."""
+        parts = [windows[int(i)] for i in some]
+        context, target = (self._scale(torch.stack([part[k] for part in parts])) for k in (1, 3))
+        return carry_missing(context).nan_to_num(nan=0.0), target
 
     def random_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield training windows, without end."""
         windows = self._data.windows("train")
         while True:
             for some in torch.randperm(len(windows)).split(BATCH):
-                parts = [windows[int(i)] for i in some]
-                yield self.pair(torch.stack([part[1] for part in parts]), torch.stack([part[3] for part in parts]))
+                yield self._batch(windows, some)
 
     def in_order(self, split: str, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every `every`-th window of a split."""
         windows = self._data.windows(split)
         for some in torch.arange(0, len(windows), every).split(256):
-            parts = [windows[int(i)] for i in some]
-            yield self.pair(torch.stack([part[1] for part in parts]), torch.stack([part[3] for part in parts]))
+            yield self._batch(windows, some)
 
 
 def squared_error(forecast: Tensor, target: Tensor) -> Tensor:

@@ -171,7 +171,8 @@ def read_mask(mask: Tensor | LinearMask | None, queries: int, keys: int, is_caus
             "which may be all ones"
         )
     mask = ~mask if mask.dtype == torch.bool else mask
-    if mask.is_floating_point() | (mask.dtype == torch.bool) and bool((mask == mask[:, :1]).all()):
+    is_known = mask.is_floating_point() or mask.dtype == torch.bool
+    if is_known and bool((mask == mask[:, :1]).all()):
         future = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(keys - queries + 1)
         visible = split_mask(mask[:, 0], future)
         if visible is not None:
