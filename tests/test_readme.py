@@ -20,10 +20,13 @@ SNIPPETS = {
         *("layer", "replacement", "transformers", "functions", "generation", "memory"),
         *("sequence_parallel", "weighing", "decomposition"),
     ),
-    "forecasting/README.md": ("own_table", "forecast", "rollout"),
+    "forecasting/README.md": ("own_table", "fields", "forecast", "rollout"),
     "bench/README.md": (),
 }
 """The Python of each README, by a name for each block in its order."""
+
+OPTIONAL = {"transformers": "transformers", "h5netcdf": "data"}
+"""What a block may need beside the package, and the extra that brings it."""
 
 WORLD = 2
 A_SCREEN = 75
@@ -69,11 +72,12 @@ def test_readme_snippet_runs(readme: str, snippet: str, tmp_path: Path, monkeypa
     if "init_process_group" in snippet:
         run_in_processes(snippet, tmp_path)
         return
-    if "transformers" in snippet:
-        pytest.importorskip("transformers", reason='pip install "favorcast[transformers]"')
+    for package, extra in OPTIONAL.items():
+        if package in snippet:
+            pytest.importorskip(package, reason=f'pip install "favorcast[{extra}]"')
     names: dict[str, object] = {}
     exec(compile(snippet, readme, "exec"), names)
-    if "series" in names or "future_x" in names:
+    if "context_x" in names:
         assert names["forecast"].shape in ((32, 20, 3), (2, 100, 4))  # pyright: ignore[reportAttributeAccessIssue]
     elif "forecast" in names:
         assert Path("future.csv").is_file()

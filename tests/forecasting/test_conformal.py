@@ -159,7 +159,6 @@ def test_fit_keeps_intervals_and_prints_their_coverage(fitted, capsys):
     assert list(frame.columns[:4]) == ["u_0", "u_1", "u_0-lo-80", "u_0-hi-80"]
     forecast.save(fitted / "future.csv")
     assert {"u_0 [m]-lo-80", "u_1 [m]-hi-95"} <= set(pd.read_csv(fitted / "future.csv").columns)
-    assert set(forecast.to_xarray().coords) >= {"lo_80", "hi_95"}
     drawn = forecast.plot()
     assert [text.get_text() for text in drawn.legends[0].get_texts()][:2] == ["context", "95% interval"]
     with pytest.warns(DataWarning, match="intervals end at step 4, the horizon of training: 6 steps"):
