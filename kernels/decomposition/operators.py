@@ -226,12 +226,37 @@ def _written_out_average(x, mask, kernel_size, causal, impl):
 def _written_out_decomposition(x, mask, weights, sizes, causal, trend_only, impl):
     trends = torch.stack([_pooled(x, mask, size, causal) for size in sizes], -1)
     trend = trends.mean(-1) if weights is None else (trends * weights).sum(-1)
-    return x - trend, trend
+    return seasonal_part(x, trend, mask), trend
 
 
 def _pooled(x: Tensor, mask: Tensor | None, kernel_size: int, causal: bool) -> Tensor:
     """Return the moving average by operators of aten, all that torch.onnx.export(dynamo=True) knows."""
-    if mask is not None:
-        raise NotImplementedError("moving averages of masked series are not exported: pass mask=None")
-    padded = F.pad(x.transpose(1, 2), window_reach(kernel_size, causal), mode="replicate")
-    return F.avg_pool1d(padded, kernel_size, stride=1).transpose(1, 2)
+
+    def pooled(series: Tensor) -> Tensor:
+        padded = F.pad(series.transpose(1, 2), window_reach(kernel_size, causal), mode="replicate")
+        return F.avg_pool1d(padded, kernel_size, stride=1).transpose(1, 2)
+
+    if mask is None:
+        return pooled(x)
+    values, observed_share = torch.where(mask, x, 0.0), pooled(mask.to(x.dtype))
+    average = pooled(values) / observed_share.clamp(min=1 / (2 * kernel_size))
+    nearest = _nearest_by_pooling(mask, causal)
+    carried = torch.where(nearest < 0, 0.0, values.gather(1, nearest.clamp(min=0)))
+    return torch.where(observed_share > 0, average, carried)
+
+
+def _nearest_by_pooling(mask: Tensor, causal: bool) -> Tensor:
+    """Return what `nearest_observed` does, the running maximum as a pool of all earlier steps: ONNX has no other."""
+    length = mask.shape[1]
+    steps = torch.arange(length, device=mask.device, dtype=torch.float32).view(1, -1, 1)
+
+    def latest(observed: Tensor) -> Tensor:
+        found = torch.where(observed, steps, -1.0).transpose(1, 2)
+        return F.max_pool1d(F.pad(found, (length - 1, 0), value=-1.0), length, stride=1).transpose(1, 2)
+
+    earlier = latest(mask)
+    if causal:
+        return earlier.long()
+    later = length - 1 - latest(mask.flip(1)).flip(1)
+    distance_back = torch.where(earlier >= 0, steps - earlier, length)
+    return torch.where((later < length) & (later - steps < distance_back), later, earlier).long()

@@ -16,6 +16,9 @@ from triton.runtime import JITFunction, driver
 _ALIGNMENT = 16
 """Of pointers, in bytes, and of numbers: what Triton looks at."""
 
+_COMPILED_WITH = {"enable_fp_fusion": True}
+"""A product and its sum become one instruction, whatever a version of Triton takes for its default."""
+
 _binaries: dict[Any, Any] = {}
 
 
@@ -39,7 +42,7 @@ def launch_kernel(kernel: Any, programs: int, *arguments: Any, **constants: Any)
         binary, values = known
         binary[(programs, 1, 1)](*arguments, *values, stream=active.get_current_stream(device))
         return
-    compiled = kernel[(programs,)](*arguments, **constants)
+    compiled = kernel[(programs,)](*arguments, **constants, **_COMPILED_WITH)
     if compiled is not None:  # where it is launched, not just compiled (bench/without_gpu/offline_compile.py)
         _binaries[kind] = compiled, [constants[name] for name in kernel.arg_names[len(arguments) :]]
 

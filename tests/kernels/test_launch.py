@@ -40,7 +40,7 @@ def recorded() -> dict[str, list[Any]]:
     pytest.importorskip("triton", reason="triton is not installed")
     if torch.cuda.is_available():
         pytest.skip("the stub of the driver is for machines without a CUDA device")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_DEFAULT_FP_FUSION": "0"}
     command = [sys.executable, str(Path(__file__).parents[1] / "support" / "straight_launches.py")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -58,6 +58,10 @@ def test_another_length_is_no_other_kind(recorded: dict[str, list[Any]]):
     first, other = recorded["looks"]
     assert first > 1
     assert other == 0
+
+
+def test_kernels_fuse_products_and_sums_whatever_triton_does_by_default(recorded: dict[str, list[Any]]):
+    assert recorded["fusions"] == [True]
 
 
 @pytest.mark.parametrize(

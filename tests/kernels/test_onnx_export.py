@@ -23,6 +23,20 @@ class Attention(nn.Module):
         return self.attention(x, x, x, **self.call)[0]
 
 
+class OfObserved(nn.Module):
+    """A decomposition of a series with gaps: one within windows, one wider than they are, one at either end."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        observed = torch.rand(2, 24, 16, generator=torch.Generator().manual_seed(0)) > 0.3
+        observed[:, 8:17, 2:], observed[:, :7, 3], observed[:, -7:, 4], observed[:, :, 5] = False, False, False, False
+        self.register_buffer("observed", observed)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x.repeat(1, 4, 1), mask=self.observed)
+
+
 PADDING = torch.arange(6) >= torch.tensor([[6], [4]])
 MODELS = {
     "full": lambda: Attention({}, {}),
@@ -33,6 +47,9 @@ MODELS = {
     "moving average": lambda: MovingAverage(5),
     "decomposition": lambda: SeriesDecomposition(4, causal=True),
     "several sizes": lambda: SeriesDecomposition([3, 9]),
+    "masked average": lambda: OfObserved(MovingAverage(4)),
+    "masked, causal": lambda: OfObserved(SeriesDecomposition(3, causal=True)),
+    "masked, several sizes": lambda: OfObserved(SeriesDecomposition([3, 9])),
 }
 
 

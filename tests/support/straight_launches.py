@@ -4,7 +4,8 @@ Run by test_launch.py, in a process whose kernels are compiled: it prints a line
 launches of a second call on other tensors, and of a third for which nothing was known]. A launch is [kernel, its
 binary, grid, arguments]. Addresses are written as the input they point into, with the offset, and others by the order
 they appear in. Then come ["looks", of a call, of a call of another length], the launches Triton looked at, and a line
-["binaries, LAYOUT", {kernel: [binaries of one length, binaries of five lengths]}] for each layout.
+["binaries, LAYOUT", {kernel: [binaries of one length, of five lengths]}] for each layout. ["fusions", ...] tells
+whether products and sums were fused in what was compiled.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from favorcast.kernels import (
 from favorcast.kernels.dispatch import launch as launch_module
 
 launches: list[tuple[str, int, tuple[int, ...], list[Any]]] = []
+fusions: set[bool] = set()
 FEATURES = draw_features(32, 16)
 LEARNT = draw_features(32, 16, kind="orthogonal").projection.requires_grad_()
 
@@ -49,6 +51,7 @@ class RecordingLauncher(CudaLauncher):
     def __init__(self, src: Any, metadata: Any) -> None:
         super().__init__(src, metadata)
         self.name = metadata.name
+        fusions.add(metadata.enable_fp_fusion)
 
     def __call__(self, grid_x: int, grid_y: int, grid_z: int, stream: int, function: int, *arguments: Any) -> None:
         super().__call__(grid_x, grid_y, grid_z, stream, function, *arguments)
@@ -236,3 +239,4 @@ def looks(length: int) -> int:
 
 if __name__ == "__main__":
     main()
+    print(json.dumps(["fusions", *fusions]))
