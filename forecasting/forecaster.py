@@ -27,6 +27,7 @@ from .training.training_config import TrainingConfig
 from .window_widths import WindowWidths
 
 if TYPE_CHECKING:
+    from .data import TableFormat
     from .labelled_forecast import Forecast
 
 
@@ -199,7 +200,14 @@ class Forecaster(ForecastTraining):
         self.conformal = conformal_intervals(self, windows)
 
     def forecast(
-        self, data: Any, horizon: int | None = None, covariates: Any = None, *, intervals: Sequence[float] = ()
+        self,
+        data: Any,
+        horizon: int | None = None,
+        covariates: Any = None,
+        *,
+        intervals: Sequence[float] = (),
+        table: "TableFormat | None" = None,
+        time_column: str | None = None,
     ) -> "Forecast":
         """Forecast the rows that follow the end of `data`, with times continued and names and units kept.
 
@@ -218,6 +226,9 @@ class Forecaster(ForecastTraining):
             covariates: the known_columns of training at the times to forecast, in any of these forms.
             intervals: levels of prediction intervals, whole percents such as (0.8, 0.95). They hold for steps up to
                 the horizon of training, and where validation had windows enough; elsewhere they are NaN, and said.
+            table: what is to be stated about the table of `data`, such as TableFormat(date_order="dmy"); what is left
+                open there is as in training, by default all of it.
+            time_column: name of the column that holds the time; as in training by default.
 
         Raises:
             ValueError: other columns, another time step, too few rows, a break in the latest context, or a forecaster
@@ -225,7 +236,7 @@ class Forecaster(ForecastTraining):
         """
         from .future import forecast  # which knows data and models; models do not know data
 
-        return forecast(self, data, horizon, covariates, intervals)
+        return forecast(self, data, horizon, covariates, intervals, table=table, time_column=time_column)
 
     def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
         """Forecast a batch in original units; its target_y is optional and unused."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .data import DataWarning
+from .data import DataWarning, TableFormat
 from .data.column_statistics import mark_missing
 from .data.data_card import DataCard
 from .data.record import SensorRecord
@@ -34,6 +34,8 @@ def forecast(
     covariates: Any = None,
     intervals: Sequence[float] = (),
     *,
+    table: TableFormat | None = None,
+    time_column: str | None = None,
     predict: Callable[..., torch.Tensor] | None = None,
 ) -> Forecast:
     """Forecast the rows that follow the end of `data`; see Forecaster.forecast.
@@ -49,7 +51,7 @@ def forecast(
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
     radii = _radii(model, intervals, horizon)
-    record, grid = _read(data, card)
+    record, grid = _read(data, card, table, time_column)
     context_rows, target_times, target_clock = _rows_and_times(record, grid, card, horizon)
     order = _positions(record.columns, card)
     context, known = order[: len(card.context_columns)], order[len(card.context_columns) :]
@@ -124,11 +126,15 @@ def _radii(model: Forecaster, levels: Sequence[float], horizon: int) -> dict[flo
     return dict(zip(levels, np.concatenate((found, beyond), axis=1)[:, :horizon], strict=True))
 
 
-def _read(data: Any, card: DataCard) -> tuple[SensorRecord, TimeGrid | None]:
-    """Read data as those of training were read."""
-    time_column = card.time_column if _has_column(data, card.time_column) else None
+def _read(
+    data: Any, card: DataCard, table: TableFormat | None, time_column: str | None
+) -> tuple[SensorRecord, TimeGrid | None]:
+    """Read data as those of training were read, but for what is stated."""
+    if time_column is None and _has_column(data, card.time_column):
+        time_column = card.time_column
     choice = card.choice if has_fields(data) else None
-    record = record_of(data, time_column=time_column, table=card.table, choice=choice)
+    table = card.table if table is None else table.over(card.table)
+    record = record_of(data, time_column=time_column, table=table, choice=choice)
     record, grid = on_grid(record, card.gaps, None)
     if record.notes:
         source = data if isinstance(data, str | Path) else "data"

@@ -17,7 +17,7 @@ from ..data.data_card import DataCard
 from ..data.field_choice import sensors_of_words
 from ..data.record import SensorRecord
 from ..data.runs import name_of
-from ..data.sources import has_fields, record_of
+from ..data.sources import record_of
 from ..data.time_grid import Gaps
 from ..evaluation.interval_scores import LEVELS
 from ..forecaster import Forecaster
@@ -130,7 +130,14 @@ def predict_command(options: Sequence[str]) -> None:
         levels = arguments.intervals
         if levels is None:
             levels = () if forecaster.conformal is None else LEVELS
-        forecast = forecaster.forecast(data, arguments.horizon, arguments.covariates, intervals=levels)
+        forecast = forecaster.forecast(
+            data,
+            arguments.horizon,
+            arguments.covariates,
+            intervals=levels,
+            table=TableFormat(**_table_options(arguments)),
+            time_column=arguments.time_column,
+        )
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DataWarning))
     print_all(Console(), [f"note: {with_flags(note, own_data=True)}" for note in said])
     if output is None:
@@ -168,13 +175,13 @@ def _write(forecast: Forecast, file: Path, picture: Path) -> None:
 
 
 def _as_stated(arguments: argparse.Namespace, forecaster: Forecaster) -> str | SensorRecord:
-    """Return the data of predict: the file, read as in training, or its record where options say how it is read."""
-    given, chosen = _table_options(arguments), _field_options(arguments)
-    if arguments.time_column is None and not given and not chosen:
+    """Return the data of predict: the file, or its record where another part of a simulation is asked for."""
+    chosen = _field_options(arguments)
+    if not chosen:
         return arguments.data
     card = DataCard.of_dict(forecaster.data_card or {})
-    table = replace(card.table or TableFormat(), **given)
-    choice = replace(card.choice, **chosen) if chosen or has_fields(arguments.data) else None
+    table = TableFormat(**_table_options(arguments)).over(card.table)
+    choice = replace(card.choice, **chosen)
     return record_of(arguments.data, time_column=arguments.time_column or card.time_column, table=table, choice=choice)
 
 

@@ -1,7 +1,9 @@
 """A table as it was read, and what a user states about it where its content leaves a choice."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -38,6 +40,11 @@ class TableFormat:
     epoch_unit: EpochUnit | None = None
     time_zone: str | None = None
     id_column: str | None = None
+
+    def over(self, other: TableFormat | None) -> TableFormat:
+        """Return what is stated here, and elsewhere what another states."""
+        stated = {option.name: getattr(self, option.name) for option in fields(self)}
+        return replace(other or TableFormat(), **{name: value for name, value in stated.items() if value is not None})
 
     @property
     def missing_numbers(self) -> list[float]:

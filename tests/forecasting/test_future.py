@@ -1,5 +1,6 @@
 """Forecasts beyond the end of a record: labelled, from the latest context, by the clock of training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from favorcast.forecasting import (
     DataWarning,
     SimulationTimeSeries,
     SpatioTemporalPerformer_Forecaster,
+    TableFormat,
     load_forecaster,
 )
 from favorcast.forecasting.data import read_series
@@ -317,11 +319,28 @@ def test_arrays_of_xarray_keep_coordinates(tmp_path):
         attrs={"units": "K"},
     )
     model, _ = trained(data, steps=2)
-    array = model.forecast(data).to_xarray()
+    forecast = model.forecast(data)
+    ends = np.stack([forecast.values - 1, forecast.values + 1])
+    array = replace(forecast, intervals={0.8: ends}).to_xarray()
     assert array.dims == ("time", "sensor")
+    np.testing.assert_array_equal([array["lo_80"], array["hi_80"]], ends)
     assert array.attrs["units"] == "K"
     np.testing.assert_array_equal(array["coordinate_0"], [0.5, 1.0, 2.0])
     assert array["sensor"].values.tolist() == ["T(z=0.5)", "T(z=1.0)", "T(z=2.0)"]
+
+
+def test_later_files_may_be_written_in_another_way(hourly, tmp_path):
+    """Ambiguous days, decimal commas and a clock of another name, stated where they are read."""
+    table = TABLE.iloc[ROWS - 200 : ROWS - 100].rename_axis("Zeit")  # the 9th to the 13th of January
+    table = table.set_axis(table.index.strftime("%d/%m/%Y %H:%M")).rename_axis("Zeit").iloc[:60]
+    table.to_csv(tmp_path / "later.csv", sep=";", decimal=",")
+    expected = hourly.forecast(TABLE.iloc[ROWS - 200 : ROWS - 140])
+    with pytest.raises(ValueError, match=r"table\.date_order"):
+        hourly.forecast(tmp_path / "later.csv", time_column="Zeit")
+    stated = TableFormat(date_order="dmy", decimal=",")
+    found = hourly.forecast(tmp_path / "later.csv", table=stated, time_column="Zeit")
+    np.testing.assert_array_equal(found.times, expected.times)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-6)
 
 
 def test_another_suffix_is_refused(hourly, tmp_path):
