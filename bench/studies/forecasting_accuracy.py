@@ -8,6 +8,7 @@ A set is one of `harness/accuracy_sets.py`; the folders hold their files (bench/
 `favorcast fit` with the set's bundled configuration; its report scores the yardsticks too. Each peer (neuralforecast's
 networks with their default sizes, `pip install "favorcast[peers]"`) is trained on the same windows for as many seconds
 of CPU time as that whole run took. Rows are added to the CSV file as they come, and what is there is not run again.
+How often our prediction intervals held goes to coverage.csv and coverage.md beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import torch
 import yaml
 from harness.accuracy_peers import PEERS, Errors, train_peer
 from harness.accuracy_sets import SETS, AccuracySet
+from harness.interval_coverage import FIELDS as COVERAGE_FIELDS
+from harness.interval_coverage import coverage_in, coverage_table
 from harness.machine import description, package_version
 from jsonargparse import ArgumentParser
 
@@ -33,6 +36,7 @@ from favorcast.forecasting import DataModule
 from favorcast.forecasting.cli.config_files import resolve_config
 
 RESULTS = Path(__file__).parents[1] / "results" / "forecasting" / "accuracy.csv"
+COVERAGE = "coverage.csv"
 OURS = "favorcast"
 FIT = "import sys; from favorcast.forecasting.cli.main import main; sys.exit(main())"
 YARDSTICKS = ("persistence", "seasonal naive", "ridge", "vector ridge", "dmd", "analogs")
@@ -63,14 +67,14 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def append(path: Path, row: Row) -> None:
-    """Add a row to the CSV file."""
+def append(path: Path, rows: Sequence[Row], fields: Sequence[str] = FIELDS) -> None:
+    """Add rows to a CSV file."""
     is_new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         if is_new:
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerows(rows)
 
 
 def row_of(key: tuple[str, str, str], errors: Errors, cpu_seconds: float | None) -> Row:
@@ -93,7 +97,8 @@ def fit(arguments: Sequence[str], seed: int, runs: Path) -> tuple[Path, float]:
         RuntimeError: it failed, with its output.
     """
     before = _children_seconds()
-    command = [sys.executable, "-c", FIT, "fit", *arguments, f"--seed_everything={seed}", f"--runs={runs}"]
+    ours = [f"--seed_everything={seed}", f"--runs={runs}", "--adaptive_intervals=true"]
+    command = [sys.executable, "-c", FIT, "fit", *arguments, *ours]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"favorcast fit {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
@@ -135,8 +140,9 @@ def measure(
     seed: int,
     peers: Sequence[str],
     done: dict[tuple[str, ...], Row],
+    coverage: Path,
 ) -> Iterator[Row]:
-    """Yield the rows of a set and a seed that are not among those done."""
+    """Yield the rows of a set and a seed that are not among those done; add to the file of coverage."""
     key = (name, OURS, str(seed))
     missing = [peer for peer in peers if (name, peer, str(seed)) not in done]
     if key in done and not missing:
@@ -151,6 +157,7 @@ def measure(
         with tempfile.TemporaryDirectory() as runs:
             run, seconds = fit(options, seed, Path(runs))
             found = errors_in(run, data)
+            append(coverage, coverage_in(run, name, seed), COVERAGE_FIELDS)
         ours = found.pop(OURS)
         for yardstick, errors in found.items():
             if (name, yardstick, "") not in done:
@@ -201,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="write the table beside the results, measure nothing")
     options = parser.parse_args(arguments)
+    coverage = options.results.with_name(COVERAGE)
     if not options.report:
         if not options.data:
             parser.error("--data is needed: folders of data sets; or --report for the table of what was measured")
@@ -211,10 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in options.seeds:
             for name, some in chosen.items():
                 done = {tuple(row[field] for field in KEY): row for row in read(options.results)}
-                for row in measure(name, some, options.data, seed, peers, done):
-                    append(options.results, row)
+                for row in measure(name, some, options.data, seed, peers, done, coverage):
+                    append(options.results, [row])
                     print(*(row[field] for field in (*KEY, "mse", "mae", "cpu_s")), flush=True)
     options.results.with_suffix(".md").write_text(report(read(options.results)), encoding="utf-8")
+    coverage.with_suffix(".md").write_text(coverage_table(read(coverage)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ..future import forecast as forecast_future
 from ..labelled_forecast import Forecast
 from .flags import with_flags
 
+PATIENCE = 10  # looks without a whole row, after which fields that others wait for are named
 KEPT_ROWS = 10_000  # beyond a context: how far back a restart may begin without waiting for a new context
 
 
@@ -118,9 +119,13 @@ def _rows_as_they_come(
     growing: GrowingProbes, card: DataCard, following: Following, ends: float | None
 ) -> Iterator[tuple[LatestRows, int]]:
     """Yield the rows to forecast from: the last one that is there, then each that is written; wait for them."""
-    latest, is_caught_up = LatestRows(card), False
+    latest, is_caught_up, idle = LatestRows(card), False, 0
     while True:
         parts = growing.read()
+        idle = 0 if parts else idle + 1
+        if idle == PATIENCE and (behind := growing.behind()):
+            ended = ", ".join(f"{name} ends at {time:.15g} s" for name, time in behind.items())
+            print(f"note: waiting for fields that others are ahead of: {ended}", flush=True)
         for part in parts:
             latest.add(part)
             rows = len(latest.times)

@@ -61,6 +61,13 @@ class GrowingProbes:
                 parts.extend([rows] if len(rows.times) else [])
         return parts
 
+    def behind(self) -> dict[str, float]:
+        """Return the fields whose rows others wait for, by object/field, and the times at which they end."""
+        latest = {key: field.latest for key, field in self._fields.items() if key in self._places}
+        latest |= {key: -np.inf for key in self._places if key not in latest}
+        furthest = max(latest.values(), default=-np.inf)
+        return {"/".join(key): time for key, time in latest.items() if time < furthest}
+
     def _starts(self) -> dict[float, dict[FieldKey, Path]]:
         """Return the files of each start, ascending."""
         starts: dict[float, dict[FieldKey, Path]] = {}

@@ -7,12 +7,12 @@ import csv
 import numpy as np
 import pytest
 import torch
-from harness import accuracy_peers
+from harness import accuracy_peers, interval_coverage
 from harness.accuracy_sets import SETS, AccuracySet
 from small_run import CONTEXT_LEN, TARGET_LEN, config_file, metrics, series_file
 from studies import forecasting_accuracy as bench
 
-from favorcast.forecasting import DataModule, SimulationTimeSeries
+from favorcast.forecasting import DataModule, SimulationTimeSeries, SpatioTemporalPerformer_Forecaster
 from favorcast.forecasting.cli.config_files import bundled_configs
 
 WINDOWS = 40 - TARGET_LEN + 1
@@ -48,7 +48,8 @@ def test_a_set_is_measured_once_and_its_errors_are_those_of_the_report(small, mo
     runs = []
     original = bench.errors_in
     monkeypatch.setattr(bench, "errors_in", lambda run, data: runs.append(metrics(run)) or original(run, data))
-    rows = list(bench.measure("waves", some, [folder], 3, ["NHITS"], {}))
+    coverage = folder / "coverage.csv"
+    rows = list(bench.measure("waves", some, [folder], 3, ["NHITS"], {}, coverage))
     by_name = {row["forecaster"]: row for row in rows}
     assert {"favorcast", "persistence", "ridge", "vector ridge", "NHITS"} <= set(by_name)
     assert by_name["favorcast"]["seed"] == by_name["NHITS"]["seed"] == "3"
@@ -58,17 +59,22 @@ def test_a_set_is_measured_once_and_its_errors_are_those_of_the_report(small, mo
     expected = np.mean([runs[0]["ridge", "sensor", name, "mse"] for name in ("u_0", "u_1")] / std**2)
     assert float(by_name["ridge"]["mse"]) == pytest.approx(expected, rel=1e-3)
     done = {tuple(row[field] for field in bench.KEY): row for row in rows}
-    assert list(bench.measure("waves", some, [folder], 3, ["NHITS"], done)) == []
+    assert list(bench.measure("waves", some, [folder], 3, ["NHITS"], done, coverage)) == []
     del done["waves", "NHITS", "3"]
-    assert [row["forecaster"] for row in bench.measure("waves", some, [folder], 3, ["NHITS"], done)] == ["NHITS"]
+    again = bench.measure("waves", some, [folder], 3, ["NHITS"], done, coverage)
+    assert [row["forecaster"] for row in again] == ["NHITS"]
+    covered = {(row["level"], row["kind"], row["step"]): float(row["coverage"]) for row in bench.read(coverage)}
+    assert len(covered) == len(bench.read(coverage)) == 3 * TARGET_LEN  # too few windows for plain ones of 95 %
+    key = (SpatioTemporalPerformer_Forecaster.__name__, "horizon", "2", "adaptive_coverage_80")
+    assert covered["80", "adaptive_coverage", "2"] == pytest.approx(runs[0][key], abs=1e-4)
 
 
 def test_other_windows_than_the_protocol_says_are_refused(small):
     some, folder = small
     with pytest.raises(ValueError, match=f"should have 5 test windows: got {WINDOWS}"):
-        list(bench.measure("waves", some._replace(windows=5), [folder], 0, [], {}))
+        list(bench.measure("waves", some._replace(windows=5), [folder], 0, [], {}, folder / "coverage.csv"))
     with pytest.raises(FileNotFoundError, match=r"no waves\.npz below"):
-        list(bench.measure("waves", some, [folder / "nowhere"], 0, [], {}))
+        list(bench.measure("waves", some, [folder / "nowhere"], 0, [], {}, folder / "coverage.csv"))
 
 
 def test_a_failed_run_says_why(small):
@@ -120,10 +126,28 @@ def test_the_table_tells_the_best_of_each_set_its_seeds_and_what_others_publish(
         ("favorcast", "1", 0.34),
     ):
         errors = accuracy_peers.Errors(mse, mse, SETS[name].windows)
-        bench.append(path, bench.row_of((name, forecaster, seed), errors, None if seed == "" else 90.0))
+        bench.append(path, [bench.row_of((name, forecaster, seed), errors, None if seed == "" else 90.0)])
     bench.main(["--report", "--results", str(path)])
     (line,) = [line for line in path.with_suffix(".md").read_text().splitlines() if line.startswith(f"| {name}")]
     assert line.startswith(f"| {name} | 0.3700 | 0.4000 | **0.3500** ± 0.0100 | 2 | 90 | PatchTST, 512 .370")
+
+
+def test_the_table_of_coverage_has_the_mean_of_the_seeds_at_six_steps():
+    rows = [
+        {
+            "set": "waves",
+            "seed": seed,
+            "level": "80",
+            "kind": "adaptive_coverage",
+            "step": str(step),
+            "coverage": str(x),
+        }
+        for seed, x in (("0", 0.7), ("1", 0.9))
+        for step in range(1, 12)
+    ]
+    rows[0]["coverage"] = "0.5"
+    last = interval_coverage.coverage_table(rows).splitlines()[-1]
+    assert last == "| waves, 80 %, adaptive | 1: 70.0 | 3: 80.0 | 5: 80.0 | 7: 80.0 | 9: 80.0 | 11: 80.0 | 79.1 |"
 
 
 def test_committed_results_are_of_known_sets_and_their_table_is_current():
@@ -135,6 +159,9 @@ def test_committed_results_are_of_known_sets_and_their_table_is_current():
     keys = [tuple(row[field] for field in bench.KEY) for row in rows]
     assert len(keys) == len(set(keys))
     assert bench.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == bench.report(rows)
+    coverage = bench.RESULTS.with_name(bench.COVERAGE)
+    table = interval_coverage.coverage_table(bench.read(coverage))
+    assert coverage.with_suffix(".md").read_text(encoding="utf-8") == table
     with bench.RESULTS.open(newline="", encoding="utf-8") as file:
         assert next(csv.reader(file)) == list(bench.FIELDS)
 

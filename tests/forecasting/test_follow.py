@@ -44,12 +44,13 @@ class Solver:
     def __init__(self, case, start="0", seed=0):
         self.folder, self.seed = case / "postProcessing/probes1" / start, seed
         self.folder.mkdir(parents=True)
-        for field in ("p", "U"):
+        self.fields = {"p": 1, "U": 3}
+        for field in self.fields:
             (self.folder / field).write_text(header(PLACES))
 
     def write(self, times, *, torn=False, pause=0.0):
         for i, instant in enumerate(times):
-            for field, components in (("p", 1), ("U", 3)):
+            for field, components in self.fields.items():
                 text = rows([instant], wave([instant], components=components, seed=self.seed + i))
                 with (self.folder / field).open("a") as file:
                     for part in (text[:20], text[20:]) if torn else (text,):
@@ -158,6 +159,17 @@ def test_a_gap_in_the_context_is_told_and_left_behind(fitted, tmp_path, monkeypa
     assert printed.count("note: from 3 s on: no forecast: the last 12 rows") == 1
     assert printed.count("note:") == 1
     assert pd.read_csv(output)["origin [s]"].unique().tolist() == pytest.approx([3.6, 3.7, 3.8])
+
+
+def test_a_field_that_is_written_no_longer_is_named(fitted, tmp_path, monkeypatch, capsys):
+    solver = Solver(tmp_path / "case")
+    solver.write(times_between(0.1, 2.0))
+    del solver.fields["U"]
+    output = tmp_path / "a.csv"
+    assert followed(monkeypatch, loaded(fitted), tmp_path / "case", output, times_between(2.1, 5.0), solver) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("note: waiting for fields that others are ahead of: probes1/U ends at 2 s") == 1
+    assert printed.count("note:") == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
