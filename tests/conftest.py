@@ -40,6 +40,16 @@ def pytest_xdist_auto_num_workers() -> int | None:
     return 1 if torch.cuda.is_available() else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one process of `pytest -n auto`: what a file trains or compiles once is not done in each."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
