@@ -106,12 +106,21 @@ def check_class(model_class: type, name: str) -> None:
 def check_layers(model: nn.Module, name: str) -> None:
     """Raise ValueError if a layer of a model computes softmax attention itself.
 
-    `nn.MultiheadAttention` may stay: pooling heads of vision models are such layers, which attn_implementation never
-    governed.
+    `nn.MultiheadAttention` may stay, and is told: pooling heads of vision models are such layers, which
+    attn_implementation never governed.
     """
-    for module in model.modules():
+    kept = []
+    for path, module in model.named_modules():
         if attends_by_itself(type(module)):
             _refuse(type(model), type(module), name)
+        if isinstance(module, nn.MultiheadAttention):
+            kept.append(path)
+    if kept:
+        warnings.warn(
+            f"{type(model).__name__}: softmax attention stays in {', '.join(kept)}, nn.MultiheadAttention that "
+            "attn_implementation does not govern; favorcast.kernels.replace_attention(model) takes its place",
+            stacklevel=4,
+        )
 
 
 def _refuse(model_class: type, layer: type, name: str) -> None:

@@ -6,24 +6,33 @@ Dimension key: m features, d head dim.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..random_features import FeatureKind, RandomFeatures, draw_features, is_paired
+from .masks import is_readable, is_traced
 
 
 class FeatureModule(nn.Module):
-    """Base of a layer that attends with random features; it holds them and nothing else.
+    """Base of a layer that attends with random features: holds, draws, moves and loads them.
 
     Attributes:
-        projection: (m, d), a persistent buffer, or a parameter if it is learnable.
+        projection: (m, d), a persistent buffer, or a parameter if it is learnable. Another one is loaded or assigned,
+            not written into it.
         log_weight: (m,), a persistent buffer, or None where the kind of feature has none.
+        log_temperature: (h,), a parameter, or None without qk_norm.
     """
+
+    softmax_names: ClassVar[set[str]]
+    """Names in a state dict that tell that of a softmax layer."""
 
     projection: Tensor
     log_weight: Tensor | None
+    log_temperature: Tensor | None
+    _pairing: tuple[Tensor, bool]
+    """A projection that was looked at, and whether its second half is the first one negated."""
 
     def __init__(
         self,
@@ -51,7 +60,7 @@ class FeatureModule(nn.Module):
         """Replace the projection by number `index` of this layer's seed, in place; 0 is the first one."""
         drawn = self._draw(index)
         self.projection.copy_(drawn.projection)
-        self._paired = drawn.paired and not self.learnable_projection
+        self._pairing = self.projection, drawn.paired and not self.learnable_projection
         if self.log_weight is not None and drawn.log_weight is not None:
             self.log_weight.copy_(drawn.log_weight)
 
@@ -68,6 +77,54 @@ class FeatureModule(nn.Module):
             return False
         self.redraw(optimizer_step // self.redraw_interval)
         return True
+
+    def reset_parameters(self) -> None:
+        """Initialise what this module itself holds, as initialisation after the meta device expects of each module."""
+        self.reset_own_parameters()
+
+    @torch.no_grad()
+    def reset_own_parameters(self) -> None:
+        """Initialise what softmax attention does not have."""
+        for name, value in self._initial().items():
+            getattr(self, name).copy_(value)
+        self.redraw(0)
+
+    def _initial(self) -> dict[str, Tensor]:
+        """Return where what softmax attention does not have begins, by its name in a state dict."""
+        drawn = self._draw(0)
+        own = {"projection": drawn.projection, "log_weight": drawn.log_weight}
+        if self.log_temperature is not None:
+            own["log_temperature"] = torch.zeros(self.log_temperature.shape, device="cpu")
+        return {name: value for name, value in own.items() if value is not None}
+
+    @property
+    def _drawn(self) -> RandomFeatures:
+        """The features; which halves are each other's negative is found out anew for another tensor in their place."""
+        seen, paired = self._pairing
+        if seen is not self.projection and not is_traced():
+            paired = is_readable(self.projection) and self._looks_paired()
+            if is_readable(self.projection):
+                self._pairing = self.projection, paired
+        return RandomFeatures(self.projection, self.log_weight, paired)
+
+    def _looks_paired(self) -> bool:
+        return not self.learnable_projection and is_paired(self.projection)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; once transformers says that a module is initialised, initialise what it left as it was.
+
+        It makes models on the meta device and fills what a checkpoint lacks with memory as it finds it, for
+        `_init_weights` to initialise, which knows nothing of this class. What was loaded bears the same mark.
+        """
+        super().__setattr__(name, value)
+        if name == "_is_hf_initialized" and value:
+            loaded = [x for x in (*self.parameters(), *self.buffers()) if getattr(x, name, False)]
+            values = [x.detach().clone() for x in loaded]
+            self.reset_parameters()
+            with torch.no_grad():
+                for x, kept in zip(loaded, values, strict=True):
+                    x.copy_(kept)
+            self._pairing = self.projection, self._looks_paired()
 
     def _register_features(self, device: torch.device | str | None, precision: torch.dtype) -> None:
         """Hold the first draw, on a device, in float32 or float64."""
@@ -96,12 +153,22 @@ class FeatureModule(nn.Module):
                 gradient, after.grad = after.grad, None
                 after.data = before[name].to(after.device)
                 after.grad = None if gradient is None else gradient.to(after.dtype)
+        self._pairing = self.projection, self._pairing[1]
+        if before["projection"].is_meta and not self.projection.is_meta:  # to_empty: memory as it was found
+            self.reset_own_parameters()
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Find out whether the loaded features are paired."""
+        """Keep what softmax attention does not have, as it stands, when the state dict is that of a softmax layer."""
+        given = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
+        # a softmax layer never has a log_temperature
+        if not self.softmax_names.isdisjoint(given) and not {"projection", "log_temperature"} & given.keys():
+            device = next(iter(given.values())).device
+            for name, initial in self._initial().items():
+                own = getattr(self, name).detach()
+                state_dict[prefix + name] = initial.to(device, own.dtype) if own.is_meta else own
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._paired = not self.learnable_projection and is_paired(self.projection)
+        self._pairing = self.projection, self._looks_paired()
 
     def _feature_tensors(self) -> list[tuple[str, Tensor]]:
         named = (("projection", self.projection), ("log_weight", self.log_weight))

@@ -30,7 +30,7 @@ LONGEST_DECAY = 4096
 def initial_gate_bias(heads: int) -> Tensor:
     """Return biases (h,) of gates without inputs, whose memories are spread evenly by their logarithms."""
     first, last = map(math.log, FIRST_MEMORIES)
-    return torch.linspace(first, last, heads).exp().sub(1).log()  # sigmoid^-1 of 1 - 1 / memory
+    return torch.linspace(first, last, heads, device="cpu").exp().sub(1).log()  # sigmoid^-1 of 1 - 1 / memory
 
 
 def log_gates(scores: Tensor, mask: Tensor | None, tokens_per_step: int) -> Tensor:

@@ -80,7 +80,7 @@ def weighing(mask: Tensor | None) -> dict[str, Tensor | None]:
 
 
 def recognise_attention_mask(
-    mask: Tensor, shape: tuple[int, int, int], heads: int, tokens_per_step: int, *, is_known: bool = False
+    mask: Tensor, shape: tuple[int, int, int], heads: int, tokens_per_step: int, *, is_causal: bool = False
 ) -> Visible:
     """Return what a mask leaves visible.
 
@@ -89,10 +89,11 @@ def recognise_attention_mask(
         shape: the latter.
         heads: h.
         tokens_per_step: of causality.
-        is_known: the caller says that it is causal; only its shape is looked at.
+        is_causal: whether the caller says that it is causal.
 
     Raises:
-        ValueError: a mask that is neither causal nor full, padding aside, or differs between heads.
+        ValueError: a mask that is neither causal nor full, padding aside, or differs between heads; or one that is
+            said to be causal and is not.
     """
     _, queries, keys = shape
     steps = "" if tokens_per_step == 1 else f" with {tokens_per_step} tokens a step"
@@ -103,8 +104,6 @@ def recognise_attention_mask(
     )
     if mask.shape not in (shape, shape[1:]):
         raise ValueError(expected)
-    if is_known:
-        return Visible(None, True)
     future = ~visibility(queries, keys, tokens_per_step, mask.device)
     if not is_readable(mask):
         hidden = hidden_entries(mask, expected, name="attn_mask")
@@ -114,7 +113,8 @@ def recognise_attention_mask(
             "pass padding as key_padding_mask",
         )
         return Visible(None, True)
-    looked_at = (mask._version, tokens_per_step, heads) if mask.is_cuda and not mask.is_inference() else None
+    is_kept = mask.is_cuda and not mask.is_inference()
+    looked_at = (mask._version, tokens_per_step, heads, is_causal) if is_kept else None
     known = None if looked_at is None else getattr(mask, "_favor_visible", None)
     if known is not None and known[0] == looked_at:  # a GPU is waited for once a mask, not once a call
         return known[1]
@@ -125,7 +125,7 @@ def recognise_attention_mask(
         if not bool((rows == rows[:, :1]).all()):
             raise ValueError(expected)
         rows = rows[:, 0]
-    visible = split_mask(rows, future)
+    visible = split_mask(rows, future, is_causal=is_causal)
     if visible is None:
         raise ValueError(expected)
     if looked_at is not None:
@@ -133,10 +133,11 @@ def recognise_attention_mask(
     return visible
 
 
-def split_mask(mask: Tensor, future: Tensor) -> Visible | None:
+def split_mask(mask: Tensor, future: Tensor, *, is_causal: bool = False) -> Visible | None:
     """Read a mask (b, t or 1, s) whose causal form is `future` (t, s), True = hidden; None if it is another one.
 
     Padding is what no query sees; a float mask may hold a number for each key, the same for all queries that see it.
+    With `is_causal` it must have the causal form.
     """
     hidden = mask if mask.dtype == torch.bool else mask <= HIDES
     padding = hidden.all(-2) if hidden.shape[-2] else torch.zeros_like(hidden[:, :0].any(-2))
@@ -145,7 +146,7 @@ def split_mask(mask: Tensor, future: Tensor) -> Visible | None:
         given = mask.masked_fill(hidden, -torch.inf).amax(-2)
         if not torch.equal(given.unsqueeze(-2).masked_fill(hidden, 0.0), mask.masked_fill(hidden, 0.0)):
             return None
-    if torch.equal(hidden, padding[:, None].expand_as(hidden)):
+    if not is_causal and torch.equal(hidden, padding[:, None].expand_as(hidden)):
         return Visible(given, False)
     return Visible(given, True) if torch.equal(hidden, padding[:, None] | future) else None
 

@@ -6,7 +6,7 @@ Dimension key: b batch, h heads, t queries, s keys, d head dim, e value head dim
 from __future__ import annotations
 
 import copy
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class FavorAttention(StateModule):
     Raises:
         ValueError: sizes or options that do not fit.
     """
+
+    softmax_names: ClassVar[set[str]] = {"in_proj_weight", "q_proj_weight"}
 
     in_proj_weight: Tensor
     q_proj_weight: Tensor
@@ -179,15 +181,14 @@ class FavorAttention(StateModule):
                 nn.init.xavier_normal_(normal)
         self.reset_own_parameters()
 
-    def reset_own_parameters(self) -> None:
-        """Initialise what softmax attention does not have: temperature, gates and the first projection."""
-        if self.log_temperature is not None:
-            nn.init.zeros_(self.log_temperature)
-        if self.gate_weight is not None and self.gate_bias is not None:
-            nn.init.zeros_(self.gate_weight)
-            with torch.no_grad():
-                self.gate_bias.copy_(initial_gate_bias(self.num_heads))
-        self.redraw(0)
+    def _initial(self) -> dict[str, Tensor]:
+        own = super()._initial()
+        if self.gate_weight is not None:
+            own |= {
+                "gate_weight": torch.zeros(self.gate_weight.shape, device="cpu"),
+                "gate_bias": initial_gate_bias(self.num_heads),
+            }
+        return own
 
     def forward(
         self,
@@ -210,13 +211,11 @@ class FavorAttention(StateModule):
                 all the same: what is not finite there stays out of the output, but not of the weights' gradients.
             need_weights: also return the implied attention weights; quadratic, for looking at short inputs.
             attn_mask: (t, s) or (b h, t, s), bool or float, causal or hiding nothing, padding that is the same for all
-                queries and heads aside; step-causal with this layer's tokens_per_step. Recognised by its values unless
-                is_causal says what it is, on a GPU once a mask, not once a call. In a graph of torch.compile or
-                torch.export, which has no values, it is taken to be causal, and running the graph raises RuntimeError
-                if it is not. Any other raises.
+                queries and heads aside; step-causal with this layer's tokens_per_step. Recognised by its values, on a
+                GPU once a mask, not once a call. In a graph of torch.compile or torch.export, which has no values, it
+                is taken to be causal, and running the graph raises RuntimeError if it is not. Any other raises.
             average_attn_weights: average the weights over the heads.
-            is_causal: attend causally; attn_mask, if also given, is taken to be the causal one (looked at where
-                tokens_per_step > 1: the causal masks of PyTorch's containers are by tokens).
+            is_causal: attend causally. attn_mask is not needed beside it; one that is given must be causal.
 
         Returns:
             (output in query's layout, None or the weights (b, t, s) or (b, h, t, s)); the weights of extra keys
@@ -238,10 +237,8 @@ class FavorAttention(StateModule):
         causal = self.is_causal or is_causal
         if attn_mask is not None:
             shape = (query.shape[0] * self.num_heads, query.shape[1], key.shape[1])
-            # containers pass is_causal for masks that are causal by tokens, which need not be those of this layer
-            is_known = is_causal and self.tokens_per_step == 1
             visible = recognise_attention_mask(
-                attn_mask, shape, self.num_heads, self.tokens_per_step, is_known=is_known
+                attn_mask, shape, self.num_heads, self.tokens_per_step, is_causal=is_causal
             )
             causal |= visible.is_causal
             mask = joined_masks(mask, None if visible.padding is None else visible.padding.expand(key.shape[:2]))
@@ -334,16 +331,3 @@ class FavorAttention(StateModule):
             keys.append(self.out_proj.weight.new_zeros(1, self.num_heads, 1, self.head_dim))
             values.append(self.out_proj.weight.new_zeros(1, self.num_heads, 1, self.value_head_dim))
         return (torch.cat(keys, 2), torch.cat(values, 2)) if keys else None
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Keep what softmax attention does not have, as it stands, when the state dict is that of a softmax layer."""
-        is_softmax = any(prefix + name in state_dict for name in ("in_proj_weight", "q_proj_weight"))
-        is_softmax &= prefix + "log_temperature" not in state_dict  # which a softmax layer never has
-        if is_softmax and prefix + "projection" not in state_dict:
-            own = dict(self._feature_tensors())
-            others = {"log_temperature": self.log_temperature, "gate_weight": self.gate_weight}
-            others["gate_bias"] = self.gate_bias
-            own |= {name: x for name, x in others.items() if x is not None}
-            for name, tensor in own.items():
-                state_dict.setdefault(prefix + name, tensor.detach())
-        super()._load_from_state_dict(state_dict, prefix, *args)

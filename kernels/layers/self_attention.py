@@ -5,7 +5,7 @@ Dimension key: b batch, h heads, t tokens, d head dim, m features.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..dispatch.implementation import Impl, check_impl
 from ..favor.arguments import check_feature_map
 from ..favor.feature_maps import FeatureMap
 from ..favor.functions import favor_attention
-from ..random_features import FeatureKind, RandomFeatures
+from ..random_features import FeatureKind
 from .features import FeatureModule
 from .inputs import check_sizes, with_norm
 from .masks import recognise_attention_mask, weighing
@@ -53,6 +53,8 @@ class FavorSelfAttention(FeatureModule):
     Raises:
         ValueError: options that do not fit.
     """
+
+    softmax_names: ClassVar[set[str]] = {"qkv.weight"}
 
     qkv: nn.Module
     q_norm: nn.Module
@@ -137,7 +139,7 @@ class FavorSelfAttention(FeatureModule):
             query,
             key,
             value,
-            RandomFeatures(self.projection, self.log_weight, self._paired),
+            self._drawn,
             feature_map=self.feature_map,
             is_causal=causal,
             tokens_per_step=self.tokens_per_step if causal else 1,
@@ -155,16 +157,6 @@ class FavorSelfAttention(FeatureModule):
             f"num_heads={self.num_heads}, num_features={self.num_features}, features={self.features!r}, "
             f"feature_map={self.feature_map!r}, is_causal={self.is_causal}"
         )
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Keep the features as they stand when the state dict is that of a softmax layer."""
-        if prefix + "qkv.weight" in state_dict and prefix + "projection" not in state_dict:
-            own = dict(self._feature_tensors())
-            if self.log_temperature is not None:
-                own["log_temperature"] = self.log_temperature
-            for name, tensor in own.items():
-                state_dict.setdefault(prefix + name, tensor.detach())
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _as_multihead_mask(mask: Tensor, batch: int, heads: int, tokens: int) -> tuple[Tensor, tuple[int, int, int], int]:

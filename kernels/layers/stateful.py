@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from ..dispatch.implementation import Impl
 from ..favor.feature_maps import FeatureMap
 from ..favor.functions import FavorState, Streamed, attend, stream_attention, summarize
-from ..random_features import (
-    RandomFeatures,
-)
 from .extra_keys import extended
 from .features import FeatureModule
 from .gating import attend_forgetting, log_gates
@@ -119,10 +116,6 @@ class StateModule(FeatureModule):
     def _options(self) -> dict[str, Any]:
         """Keywords of every call of attention."""
         return {"feature_map": self.feature_map, "impl": self.impl}
-
-    @property
-    def _drawn(self) -> RandomFeatures:
-        return RandomFeatures(self.projection, self.log_weight, self._paired)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (q, k, v) as (b, h, length, d or e) of batch-first inputs."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from favorcast.kernels import FavorAttention
+from favorcast.kernels import FavorAttention, replace_attention
 from favorcast.kernels.layers.masks import Visible, joined_masks, key_mask, recognise_attention_mask
 
 
@@ -108,6 +108,36 @@ def test_a_graph_takes_a_mask_to_be_causal_and_says_so_if_it_is_not(backend):
             torch.testing.assert_close(compiled(x, mask), layer.attention(x, x, x, is_causal=True)[0])
         with pytest.raises(RuntimeError, match="in a graph an attn_mask is taken to be causal"):
             compiled(x, torch.zeros(6, 6))
+
+
+def test_a_mask_that_is_said_to_be_causal_is_looked_at():
+    """PyTorch takes is_causal for a hint, and applies the mask."""
+    layer, x = FavorAttention(16, 2, batch_first=True), torch.randn(2, 6, 16)
+    sequence = torch.arange(6) >= 3
+    packed = causal_mask(6, 6) | (sequence[:, None] != sequence)
+    for wrong in (packed, torch.zeros(6, 6), torch.zeros(6, 6, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="linear attention cannot apply any other mask"):
+            layer(x, x, x, attn_mask=wrong, is_causal=True)
+    padding = torch.arange(6) >= torch.tensor([[4], [6]])
+    folded = (causal_mask(6, 6) | padding[:, None]).repeat_interleave(2, 0)
+    expected = layer(x, x, x, padding, is_causal=True)[0]
+    assert torch.equal(layer(x, x, x, attn_mask=folded, is_causal=True)[0], expected)
+    everything = torch.ones(6, 6, dtype=torch.bool)
+    assert not layer(x, x, x, attn_mask=everything, is_causal=True)[0].isnan().any()
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="in a graph an attn_mask is taken to be causal"):
+        compiled(x, x, x, attn_mask=packed, is_causal=True)
+
+
+def test_an_encoder_that_hints_at_a_causal_mask_has_it_checked():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval(), torch.randn(2, 6, 16)
+    replace_attention(model)
+    window = causal_mask(6, 6) | ~torch.ones(6, 6).triu(-2).bool()
+    with pytest.raises(ValueError, match="linear attention cannot apply any other mask"):
+        model(x, mask=as_float(window), is_causal=True)
+    assert model(x, mask=as_float(causal_mask(6, 6)), is_causal=True).shape == x.shape
 
 
 OTHER_MASKS = {

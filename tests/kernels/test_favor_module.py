@@ -132,13 +132,13 @@ def test_a_step_causal_layer_knows_its_steps():
 def test_a_loaded_projection_is_paired_only_if_it_is():
     """Kernels compute the second half of paired rows from the first."""
     source, target = FavorAttention(8, 2), FavorAttention(8, 2)
-    assert target._paired
+    assert target._drawn.paired
     source.projection[-1] += 1
     target.load_state_dict(source.state_dict())
-    assert not target._paired
+    assert not target._drawn.paired
     target.redraw(0)
-    assert target._paired
-    assert not FavorAttention(8, 2, features="orthogonal")._paired
+    assert target._drawn.paired
+    assert not FavorAttention(8, 2, features="orthogonal")._drawn.paired
 
 
 @pytest.mark.parametrize("redrawn", [False, True])
@@ -152,7 +152,7 @@ def test_the_layer_draws_on_the_bfloat16_grid_and_loads_what_lies_off_it(redrawn
     loaded = layer(dtype=torch.float64)
     loaded.load_state_dict(saved)
     assert torch.equal(loaded.projection, saved["projection"])
-    assert loaded._paired
+    assert loaded._drawn.paired
 
 
 def test_a_wrong_state_dict_is_still_refused():
@@ -262,7 +262,7 @@ def test_every_parameter_gets_a_gradient_and_buffers_none():
 def test_a_learnable_projection_learns_and_stays_out_of_half_precision(features):
     attention, x = layer(learnable_projection=True, features=features), torch.randn(3, 6, 8)
     assert torch.equal(attention.projection, layer(features=features).projection)
-    assert not attention._paired  # its halves part company with the first step
+    assert not attention._drawn.paired  # its halves part company with the first step
     attention(x, x, x)[0].square().sum().backward()
     expected = torch.autograd.grad(by_hand_with_gradient(attention, x).square().sum(), attention.projection)[0]
     torch.testing.assert_close(attention.projection.grad, expected, rtol=1e-3, atol=1e-5)
@@ -278,7 +278,7 @@ def test_a_learnable_projection_learns_and_stays_out_of_half_precision(features)
     nn.init.zeros_(twin.projection)
     twin.load_state_dict(attention.float().state_dict())
     assert torch.equal(twin.projection, exact)
-    assert not twin._paired
+    assert not twin._drawn.paired
 
 
 def by_hand_with_gradient(attention: FavorAttention, x):

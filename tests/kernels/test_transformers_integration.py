@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -476,6 +477,15 @@ def test_a_model_of_ones_own_is_refused_when_made_or_at_the_first_mask():
         homemade(ScaledProducts())
     with pytest.raises(ValueError, match="this mask is for FAVOR attention only"):
         homemade(Hidden())(torch.randn(1, 5, 8))
+
+
+def test_a_pooling_head_that_stays_softmax_is_told():
+    with pytest.warns(UserWarning, match=r"SiglipVisionModel: softmax attention stays in .*head\.attention"):
+        model = built(transformers.SiglipVisionConfig(**IMAGES))
+    assert isinstance(model.head.attention, nn.MultiheadAttention)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built(transformers.SiglipVisionConfig(**IMAGES), implementation="sdpa")
 
 
 USES = {
