@@ -14,7 +14,7 @@ def favor_cache(model: Any) -> Any:
 
         register_with_transformers()
         model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="favor")
-        model.generate(ids, cache=favor_cache(model))
+        model.generate(ids, cache=favor_cache(model))      # past_key_values= before transformers 5.24
 
     Memory for a token does not grow, which is what this cache is for: time for a token does not grow either with the
     DynamicCache that `generate()` makes by itself. Beam search, padding on the left, chunked prefill and several turns

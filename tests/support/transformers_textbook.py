@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from later_transformers import name_as_later_versions_do
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from favorcast.kernels import draw_features
+
+name_as_later_versions_do()
 
 
 def textbook(
