@@ -234,9 +234,9 @@ class Forecaster(ForecastTraining):
             ValueError: other columns, another time step, too few rows, a break in the latest context, or a forecaster
                 that was not fitted with a DataModule, or has no intervals (see `calibrate`).
         """
-        from .future import forecast  # which knows data and models; models do not know data
+        from .future import Stated, forecast  # which knows data and models; models do not know data
 
-        return forecast(self, data, horizon, covariates, intervals, table=table, time_column=time_column)
+        return forecast(self, data, horizon, covariates, intervals, stated=Stated(table, time_column))
 
     def predict_step(self, batch: Window, batch_idx: int) -> Tensor:
         """Forecast a batch in original units; its target_y is optional and unused."""

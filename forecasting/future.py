@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from .forecaster import Forecaster
 
 
+class Stated(NamedTuple):
+    """What is stated about data that are not written as those of training were; see Forecaster.forecast."""
+
+    table: TableFormat | None = None
+    time_column: str | None = None
+
+
+AS_IN_TRAINING = Stated()
+
+
 def forecast(
     model: Forecaster,
     data: Any,
@@ -34,8 +44,7 @@ def forecast(
     covariates: Any = None,
     intervals: Sequence[float] = (),
     *,
-    table: TableFormat | None = None,
-    time_column: str | None = None,
+    stated: Stated = AS_IN_TRAINING,
     predict: Callable[..., torch.Tensor] | None = None,
 ) -> Forecast:
     """Forecast the rows that follow the end of `data`; see Forecaster.forecast.
@@ -51,7 +60,7 @@ def forecast(
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
     radii = _radii(model, intervals, horizon)
-    record, grid = _read(data, card, table, time_column)
+    record, grid = _read(data, card, stated)
     context_rows, target_times, target_clock = _rows_and_times(record, grid, card, horizon)
     order = _positions(record.columns, card)
     context, known = order[: len(card.context_columns)], order[len(card.context_columns) :]
@@ -126,14 +135,13 @@ def _radii(model: Forecaster, levels: Sequence[float], horizon: int) -> dict[flo
     return dict(zip(levels, np.concatenate((found, beyond), axis=1)[:, :horizon], strict=True))
 
 
-def _read(
-    data: Any, card: DataCard, table: TableFormat | None, time_column: str | None
-) -> tuple[SensorRecord, TimeGrid | None]:
+def _read(data: Any, card: DataCard, stated: Stated) -> tuple[SensorRecord, TimeGrid | None]:
     """Read data as those of training were read, but for what is stated."""
+    time_column = stated.time_column
     if time_column is None and _has_column(data, card.time_column):
         time_column = card.time_column
     choice = card.choice if has_fields(data) else None
-    table = card.table if table is None else table.over(card.table)
+    table = card.table if stated.table is None else stated.table.over(card.table)
     record = record_of(data, time_column=time_column, table=table, choice=choice)
     record, grid = on_grid(record, card.gaps, None)
     if record.notes:

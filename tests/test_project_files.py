@@ -135,7 +135,8 @@ def test_the_oldest_versions_are_those_that_are_allowed() -> None:
     """The same two leading numbers; a later patch where the first release of them cannot be used."""
     lines = (ROOT / ".ci" / "oldest.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    bounds = dict(re.match(r"([\w-]+)[^>]*>=([\d.]+)", one).groups() for one in PROJECT["dependencies"])  # pyright: ignore
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["transformers"]]
+    bounds = dict(re.match(r"([\w-]+)[^>]*>=([\d.]+)", one).groups() for one in wanted)  # pyright: ignore
     assert pins.keys() == bounds.keys()
     for name, bound in bounds.items():
         pin = tuple(map(int, pins[name].split(".")))

@@ -118,9 +118,12 @@ def predict_command(options: Sequence[str]) -> None:
     output = None if arguments.output is None else Path(arguments.output)
     if output is not None and output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--output must end in {', '.join(SUFFIXES)}, got {str(output)!r}")
-    if output is not None and output.exists() and output.samefile(arguments.data):
-        raise ValueError(f"--output {output} is the file that is forecast; write to another one")
-    forecaster = load_forecaster(resolve_checkpoint(arguments.ckpt_path))
+    checkpoint = resolve_checkpoint(arguments.ckpt_path)
+    if output is not None:
+        _check_output(
+            output, {"--data": arguments.data, "--covariates": arguments.covariates, "--ckpt_path": checkpoint}
+        )
+    forecaster = load_forecaster(checkpoint)
     if arguments.follow:
         _follow_command(arguments, forecaster, output)
         return
@@ -148,6 +151,16 @@ def predict_command(options: Sequence[str]) -> None:
     else:
         _write(forecast, output, output.with_suffix(".png"))
         print(output)
+
+
+def _check_output(output: Path, read: dict[str, Any]) -> None:
+    """Raise ValueError where nothing can be written, or what is read would be written over, picture included."""
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}; make it first")
+    for written in (output, output.with_suffix(".png")):
+        for option, path in read.items():
+            if path is not None and written.exists() and Path(path).exists() and written.samefile(path):
+                raise ValueError(f"--output {written} is the file that {option} reads; write to another one")
 
 
 def _follow_command(arguments: argparse.Namespace, forecaster: Forecaster, output: Path | None) -> None:

@@ -18,6 +18,8 @@ from .runs import Runs, read_runs
 from .series_config import SeriesConfig
 from .time_features import check_calendar, generate_spectral_welch, phasors, refine_frequencies
 
+SHOWN = 5  # names in a note
+
 
 class DataWarning(UserWarning):
     """What was noticed about a user's data, and what was done about it."""
@@ -75,15 +77,15 @@ class SimulationTimeSeries:
         self.reading["choice"] = FieldChoice(**arguments_of(config, FieldChoice))
         path = config.data_path
         self.source = ", ".join(map(str, path)) if isinstance(path, list) else None if path is None else str(path)
-        self.notes = list(record.notes)
-        if self.notes:
-            warnings.warn(f"{self.source or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
         self.target_cols, self.exo_cols, self.known_cols = config.choose(record.columns)
         used = self.target_cols + self.exo_cols + self.known_cols
         self.other_cols = [name for name in record.columns if name not in used]
         order = [record.columns.index(name) for name in self.target_cols + self.exo_cols]
         values = np.take(record.values, order, axis=1)
         _check_training_rows(values, self.splits["train"])
+        self.notes = [*record.notes, *self._notes_of_unseen(values)]
+        if self.notes:
+            warnings.warn(f"{self.source or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
         self.values = in_float32_if_fine_enough(values, self.splits["train"])
         self.coordinates = None if record.coordinates is None else record.coordinates[order]
         self.times, self.step = _clock(runs, config.start_time, config.time_step_df)
@@ -97,6 +99,16 @@ class SimulationTimeSeries:
         self.frequencies = np.empty(0) if config.use_cycles is False else self._dominant_frequencies(config)
         self.covariates = self._covariates(config)
         self.time_features, self.time_cols = self.covariates.compute(self.times, self.known_values)
+
+    def _notes_of_unseen(self, values: np.ndarray) -> list[str]:
+        """Tell the targets that training never sees: no error tells a forecast of them from any other number."""
+        train = self.splits["train"]
+        targets = zip(self.target_cols, values[train.start : train.stop].T, strict=False)
+        names = [name for name, column in targets if np.isnan(column).all()]
+        if not names:
+            return []
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        return [f"no training row holds a value of {shown}: leave out of the targets what never will"]
 
     @property
     def d_x(self) -> int:

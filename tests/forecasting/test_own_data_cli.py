@@ -1,5 +1,7 @@
 """describe FILE, fit --data FILE and predict --data FILE, as a new user types them."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -217,8 +219,15 @@ def test_a_forecast_never_replaces_what_it_is_made_from(folder, fitted, capsys, 
     file = tmp_path / "a.csv"
     file.write_text(before := (folder / "weather.csv").read_text())
     said = refused(capsys, "predict", "--ckpt_path", fitted, "--data", file, "--output", file)
-    assert "is the file that is forecast; write to another one" in said
+    assert "is the file that --data reads; write to another one" in said
     assert file.read_text() == before
+    checkpoint = tmp_path / "copy.csv"
+    checkpoint.write_bytes(kept := next(Path(fitted).rglob("best.ckpt")).read_bytes())
+    said = refused(capsys, "predict", "--ckpt_path", checkpoint, "--data", file, "--output", checkpoint)
+    assert "is the file that --ckpt_path reads" in said
+    assert checkpoint.read_bytes() == kept
+    said = refused(capsys, "predict", "--ckpt_path", fitted, "--data", file, "--output", tmp_path / "none" / "a.csv")
+    assert "there is no folder" in said
 
 
 @pytest.mark.parametrize("rows", [30, 110])

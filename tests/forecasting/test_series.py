@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -233,3 +235,13 @@ def test_embedded_series_are_ready_to_train_on():
         assert series.d_y_target == len(series.exo_cols)
         assert np.isfinite(series.values).all()
         assert series.frequencies[0] > 0
+
+
+def test_targets_that_training_never_sees_are_told():
+    values = np.random.default_rng(0).normal(size=(100, 8))
+    values[:70, :6] = np.nan
+    with pytest.warns(DataWarning, match="holds a value of Sensor_1, .*, Sensor_5 and 1 more: leave out"):
+        SimulationTimeSeries(data=values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        SimulationTimeSeries(data=values, target_columns=["Sensor_7"], exogenous_columns=["Sensor_1"])
