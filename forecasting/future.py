@@ -6,9 +6,11 @@ n horizon, d d_y_target, l context_len
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,6 +34,7 @@ class Stated(NamedTuple):
 
     table: TableFormat | None = None
     time_column: str | None = None
+    choice: Mapping[str, Any] = MappingProxyType({})  # options of FieldChoice
 
 
 AS_IN_TRAINING = Stated()
@@ -140,7 +143,7 @@ def _read(data: Any, card: DataCard, stated: Stated) -> tuple[SensorRecord, Time
     time_column = stated.time_column
     if time_column is None and _has_column(data, card.time_column):
         time_column = card.time_column
-    choice = card.choice if has_fields(data) else None
+    choice = replace(card.choice, **stated.choice) if stated.choice or has_fields(data) else None
     table = card.table if stated.table is None else stated.table.over(card.table)
     record = record_of(data, time_column=time_column, table=table, choice=choice)
     record, grid = on_grid(record, card.gaps, None)

@@ -8,11 +8,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from favorcast.forecasting.evaluation.interval_scores import STEPS_SHOWN, steps_shown
 
 KINDS = {"coverage": "", "adaptive_coverage": ", adaptive"}
 FIELDS = ("set", "seed", "level", "kind", "step", "coverage")
-STEPS_SHOWN = 6
 
 Row = dict[str, str]
 
@@ -52,6 +51,6 @@ def _cells(rows: Sequence[Row]) -> list[str]:
     by_step: dict[int, list[float]] = {}
     for row in rows:
         by_step.setdefault(int(row["step"]), []).append(100 * float(row["coverage"]))
-    shown = [round(step) for step in np.linspace(min(by_step), max(by_step), STEPS_SHOWN)]
+    shown = [f"{step}: {statistics.mean(by_step[step]):.1f}" for step in steps_shown(max(by_step))]
     at_all = statistics.mean(value for values in by_step.values() for value in values)
-    return [f"{step}: {statistics.mean(by_step[step]):.1f}" for step in shown] + [f"{at_all:.1f}"]
+    return [*shown, *["–"] * (STEPS_SHOWN - len(shown)), f"{at_all:.1f}"]

@@ -15,12 +15,12 @@ from ..automatic_settings import choose_settings
 from ..data import DataWarning, SimulationTimeSeries, TableFormat
 from ..data.data_card import DataCard
 from ..data.field_choice import sensors_of_words
-from ..data.record import SensorRecord
 from ..data.runs import name_of
-from ..data.sources import record_of
 from ..data.time_grid import Gaps
 from ..evaluation.interval_scores import LEVELS
 from ..forecaster import Forecaster
+from ..future import Stated
+from ..future import forecast as forecast_future
 from ..labelled_forecast import SUFFIXES, Forecast
 from ..loading import load_forecaster
 from .describe import describe, print_all, settings_lines
@@ -129,17 +129,13 @@ def predict_command(options: Sequence[str]) -> None:
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataWarning)
-        data = _as_stated(arguments, forecaster)
         levels = arguments.intervals
         if levels is None:
             levels = () if forecaster.conformal is None else LEVELS
-        forecast = forecaster.forecast(
-            data,
-            arguments.horizon,
-            arguments.covariates,
-            intervals=levels,
-            table=TableFormat(**_table_options(arguments)),
-            time_column=arguments.time_column,
+        table = TableFormat(**_table_options(arguments))
+        stated = Stated(table, arguments.time_column, _field_options(arguments))
+        forecast = forecast_future(
+            forecaster, arguments.data, arguments.horizon, arguments.covariates, levels, stated=stated
         )
     said = dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, DataWarning))
     print_all(Console(), [f"note: {with_flags(note, own_data=True)}" for note in said])
@@ -185,17 +181,6 @@ def _follow_command(arguments: argparse.Namespace, forecaster: Forecaster, outpu
 def _write(forecast: Forecast, file: Path, picture: Path) -> None:
     forecast.save(file)
     forecast.plot().savefig(picture)
-
-
-def _as_stated(arguments: argparse.Namespace, forecaster: Forecaster) -> str | SensorRecord:
-    """Return the data of predict: the file, or its record where another part of a simulation is asked for."""
-    chosen = _field_options(arguments)
-    if not chosen:
-        return arguments.data
-    card = DataCard.of_dict(forecaster.data_card or {})
-    table = TableFormat(**_table_options(arguments)).over(card.table)
-    choice = replace(card.choice, **chosen)
-    return record_of(arguments.data, time_column=arguments.time_column or card.time_column, table=table, choice=choice)
 
 
 def _parser(program: str, description: str) -> Parser:

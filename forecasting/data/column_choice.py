@@ -25,6 +25,12 @@ def match_names(names: Sequence[str], patterns: Sequence[str], *, kind: str = "c
     return list(chosen)
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return some names in words, the first ones of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more
+
+
 @dataclass(frozen=True, kw_only=True)
 class ColumnChoice:
     """Which columns of a record are forecast, which are context alone, and which are known ahead.

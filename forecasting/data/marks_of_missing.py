@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .column_choice import listed
+
 NINES = (99, 99.9, 99.99, 999, 999.9, 999.99, 9999, 9999.9, 99999, 999999, 9999999)
 USUAL_MARKS = np.array(
     [
@@ -47,12 +49,10 @@ def mark_text(number: np.floating | float) -> str:
 
 
 def _note(number: str, counts: dict[str, int]) -> str:
-    names = ", ".join(repr(name) for name in list(counts)[:COLUMNS_NAMED])
-    more = f" and {len(counts) - COLUMNS_NAMED} more" if len(counts) > COLUMNS_NAMED else ""
     times = "once" if (total := sum(counts.values())) == 1 else f"{total} times"
     return (
-        f"{number} stands {times} in {names}{more}, far from all other values; it counts as measured unless null_value "
-        f"or table.missing [{number!r}] states that it marks missing values"
+        f"{number} stands {times} in {listed(list(counts), COLUMNS_NAMED)}, far from all other values; it counts as "
+        f"measured unless null_value or table.missing [{number!r}] states that it marks missing values"
     )
 
 

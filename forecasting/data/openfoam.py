@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .column_choice import listed
 from .field_choice import FieldChoice
 from .probe_file import ProbeFile, ProbeRows, Probes
-from .probe_folders import ProbedField, find_fields, listed
+from .probe_folders import ProbedField, find_fields
 from .record import SensorRecord, sensor_record
 from .table_format import TableFormat
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from .column_choice import match_names
+from .column_choice import listed, match_names
 from .field_choice import FieldChoice
 from .probe_file import is_probe_file
 
 RESULTS = "postProcessing"
-NAMES_SAID = 5
 
 
 class ProbedField(NamedTuple):
@@ -100,9 +99,3 @@ def _left_out(path: Path, objects: dict[str, list[Path]]) -> list[str]:
     with_probes = {name.partition(".")[0] for name in objects}
     others = [each.name for each in _children(results) if each.is_dir() and each.name not in with_probes]
     return [f"left out {listed(others)} in {RESULTS}, which hold no probes"] if others else []
-
-
-def listed(names: list[str]) -> str:
-    """Return some names in words, the first ones of many."""
-    more = f" and {len(names) - NAMES_SAID} more" if len(names) > NAMES_SAID else ""
-    return ", ".join(repr(name) for name in names[:NAMES_SAID]) + more

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from ..flat_arguments import FieldsSignature, arguments_of, takes_fields_of
+from .column_choice import listed
 from .column_statistics import in_float32_if_fine_enough, rows_of, statistics, varies
 from .covariates import CovariateConfig, TimeCovariates, fitting_cycles, local_clock
 from .field_choice import FieldChoice
 from .runs import Runs, read_runs
 from .series_config import SeriesConfig
 from .time_features import check_calendar, generate_spectral_welch, phasors, refine_frequencies
-
-SHOWN = 5  # names in a note
 
 
 class DataWarning(UserWarning):
@@ -105,10 +104,8 @@ class SimulationTimeSeries:
         train = self.splits["train"]
         targets = zip(self.target_cols, values[train.start : train.stop].T, strict=False)
         names = [name for name, column in targets if np.isnan(column).all()]
-        if not names:
-            return []
-        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-        return [f"no training row holds a value of {shown}: leave out of the targets what never will"]
+        said = f"no training row holds a value of {listed(names)}: leave out of the targets what never will"
+        return [said] if names else []
 
     @property
     def d_x(self) -> int:

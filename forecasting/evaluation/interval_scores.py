@@ -110,11 +110,16 @@ def interval_lines(report: IntervalReport) -> list[str]:
     return lines
 
 
+def steps_shown(target_len: int) -> list[int]:
+    """Return the steps of a horizon that tables show: all of a short one, six of a long one with first and last."""
+    return sorted({round(step) for step in np.linspace(1, target_len, STEPS_SHOWN)})
+
+
 def coverage_table(report: IntervalReport) -> Table:
     """Lay out the coverage at each step, of long horizons at six steps."""
     table = Table(title="Coverage of the prediction intervals on test, by horizon step")
     table.add_column("intervals", no_wrap=True)
-    steps = sorted({round(step) for step in np.linspace(1, report.coverage.shape[1], STEPS_SHOWN)})
+    steps = steps_shown(report.coverage.shape[1])
     for step in [*map(str, steps), "all"]:
         table.add_column(step, justify="right")
     rows = {"": report.coverage, ", adaptive": report.adaptive_coverage}

@@ -90,25 +90,22 @@ class FeatureModule(nn.Module):
         self.redraw(0)
 
     def _initial(self) -> dict[str, Tensor]:
-        """Return where what softmax attention does not have begins, by its name in a state dict."""
-        drawn = self._draw(0)
-        own = {"projection": drawn.projection, "log_weight": drawn.log_weight}
-        if self.log_temperature is not None:
-            own["log_temperature"] = torch.zeros(self.log_temperature.shape, device="cpu")
-        return {name: value for name, value in own.items() if value is not None}
+        """Return where what softmax attention does not have begins, features aside, by its name in a state dict."""
+        if self.log_temperature is None:
+            return {}
+        return {"log_temperature": torch.zeros(self.log_temperature.shape, device="cpu")}
 
     @property
     def _drawn(self) -> RandomFeatures:
         """The features; which halves are each other's negative is found out anew for another tensor in their place."""
-        seen, paired = self._pairing
-        if seen is not self.projection and not is_traced():
-            paired = is_readable(self.projection) and self._looks_paired()
-            if is_readable(self.projection):
-                self._pairing = self.projection, paired
-        return RandomFeatures(self.projection, self.log_weight, paired)
+        if self._pairing[0] is not self.projection and not is_traced():
+            if not is_readable(self.projection):
+                return RandomFeatures(self.projection, self.log_weight, False)
+            self._look_at_pairing()
+        return RandomFeatures(self.projection, self.log_weight, self._pairing[1])
 
-    def _looks_paired(self) -> bool:
-        return not self.learnable_projection and is_paired(self.projection)
+    def _look_at_pairing(self) -> None:
+        self._pairing = self.projection, not self.learnable_projection and is_paired(self.projection)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; once transformers says that a module is initialised, initialise what it left as it was.
@@ -124,7 +121,7 @@ class FeatureModule(nn.Module):
             with torch.no_grad():
                 for x, kept in zip(loaded, values, strict=True):
                     x.copy_(kept)
-            self._pairing = self.projection, self._looks_paired()
+            self._look_at_pairing()
 
     def _register_features(self, device: torch.device | str | None, precision: torch.dtype) -> None:
         """Hold the first draw, on a device, in float32 or float64."""
@@ -163,12 +160,14 @@ class FeatureModule(nn.Module):
         given = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
         # a softmax layer never has a log_temperature
         if not self.softmax_names.isdisjoint(given) and not {"projection", "log_temperature"} & given.keys():
+            others = self._initial()
+            begun = {**self._draw(0)._asdict(), **others} if self.projection.is_meta else {}
             device = next(iter(given.values())).device
-            for name, initial in self._initial().items():
+            for name in (*dict(self._feature_tensors()), *others):
                 own = getattr(self, name).detach()
-                state_dict[prefix + name] = initial.to(device, own.dtype) if own.is_meta else own
+                state_dict[prefix + name] = begun[name].to(device, own.dtype) if own.is_meta else own
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._pairing = self.projection, self._looks_paired()
+        self._look_at_pairing()
 
     def _feature_tensors(self) -> list[tuple[str, Tensor]]:
         named = (("projection", self.projection), ("log_weight", self.log_weight))

@@ -240,7 +240,7 @@ def test_embedded_series_are_ready_to_train_on():
 def test_targets_that_training_never_sees_are_told():
     values = np.random.default_rng(0).normal(size=(100, 8))
     values[:70, :6] = np.nan
-    with pytest.warns(DataWarning, match="holds a value of Sensor_1, .*, Sensor_5 and 1 more: leave out"):
+    with pytest.warns(DataWarning, match="holds a value of 'Sensor_1', .*, 'Sensor_5' and 1 more: leave out"):
         SimulationTimeSeries(data=values)
     with warnings.catch_warnings():
         warnings.simplefilter("error", DataWarning)
