@@ -34,7 +34,7 @@ from torch.fx import Proxy
 
 from ..dispatch.checks import DTYPES
 from ..dispatch.implementation import Impl, check_impl, resolve_impl
-from ..dispatch.symbolic_trace import as_leaf
+from ..dispatch.tracing import as_leaf
 from .operators import decompose_op, moving_average_op
 
 LARGEST = 2**30

@@ -49,6 +49,7 @@ from .arguments import (
 from .definition import joined_definition
 from .feature_maps import FeatureMap
 from .operators import attend_op, causal_op, full_op, summarize_op
+from .reference.one_token import is_one_query, is_one_token, one_query, one_token
 from .types import AttendInputs, CausalInputs, FavorState, FullInputs, SummarizeInputs
 
 torch.serialization.add_safe_globals([FavorState, RandomFeatures])  # saved ones load with weights_only=True
@@ -189,6 +190,8 @@ def stream_attention(
         check_initial(state, key, value)
     chosen = resolve_impl(impl, query, key, value, *space.tensors, *(state or ()))
     inputs = CausalInputs(query, key, value, mask, state, space, chosen, int(tokens_per_step))
+    if is_one_token(inputs):
+        return Streamed(*one_token(inputs))
     output, final, _ = causal_op(inputs)
     return Streamed(output, final)
 
@@ -255,7 +258,8 @@ def attend(
     check_attend(query, state.log_normalizer.shape[1], state.value.shape[-1], space)
     check_batch(query, "state", state.log_normalizer)
     chosen = resolve_impl(impl, query, state.value, *space.tensors)
-    return attend_op(AttendInputs(query, state, space._replace(log_weight=None), chosen)).output
+    inputs = AttendInputs(query, state, space._replace(log_weight=None), chosen)
+    return one_query(inputs) if is_one_query(inputs) else attend_op(inputs).output
 
 
 def merge(first: FavorState, second: FavorState) -> FavorState:

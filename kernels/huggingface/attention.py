@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..dispatch.tracing import is_traced
 from ..favor.feature_maps import FeatureMap
 from ..favor.functions import favor_attention
 from ..layers.inputs import with_norm
-from ..layers.masks import Visible, is_traced, weighing
+from ..layers.masks import Visible, weighing
 from ..random_features import (
     FeatureKind,
     RandomFeatures,

@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..favor.functions import FavorState
+from ..favor.functions import FavorState, stream_attention
 from ..layers.masks import Visible
 from ..random_features import RandomFeatures
-from .decoding import hides_the_same, stream
 from .holders import Prepared, hold
+from .padding import hides_the_same
 
 
 class FavorCacheState:
@@ -108,7 +108,7 @@ class FavorCacheState:
             )
         self.is_waiting, self.padding = False, visible.padding
         padding = None if visible.padding is None else visible.padding[:, -t:].expand(key.shape[0], t)
-        output, self.state = stream(
+        output, self.state = stream_attention(
             query, prepared(key), value, self.state, features, key_padding_mask=padding, **options
         )
         return output

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..layers.masks import Visible, is_readable
+from ..dispatch.tracing import is_readable
+from ..layers.masks import Visible
 from ..random_features import RandomFeatures
 
 Prepared = Callable[[Tensor], Tensor]

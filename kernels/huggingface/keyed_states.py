@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from ..favor.functions import FavorState, merge, summarize
-from ..layers.masks import Visible, is_readable
+from ..dispatch.tracing import is_readable, wants_gradients
+from ..favor.functions import FavorState, attend, merge, stream_attention, summarize
+from ..layers.masks import Visible
 from ..random_features import RandomFeatures
-from .decoding import hides_the_same, read, stream, wants_gradients
 from .holders import Prepared, hold
+from .padding import hides_the_same
 
 ROOM = 8
 """One in so many keys, and 32, are allocated ahead: at 4096 tokens of 4 heads of 64, copying all of them for a new
@@ -187,11 +188,11 @@ class FavorDynamicLayer(DynamicLayer):
             history.append(Taken(end, state, visible.padding))
         if end < length:
             key, value, hidden = part(end, length)
-            output, state = stream(query, key, value, state, features, key_padding_mask=hidden, **options)
+            output, state = stream_attention(query, key, value, state, features, key_padding_mask=hidden, **options)
             history.append(Taken(length, state, visible.padding))
         else:
             assert state is not None
-            output = read(query, state, features, **options)
+            output = attend(query, state, features, **options)
         self._taken[reader] = self._worth_keeping(history)
         return output
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..layers.masks import Visible, is_readable, is_traced, split_mask
+from ..dispatch.tracing import is_readable, is_traced
+from ..layers.masks import Visible, split_mask
 
 FOREIGN = (
     "this mask is for FAVOR attention only, and another attention of the model reads it: expected every layer to take "

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from ..dispatch.tracing import is_readable, is_traced
 from ..random_features import FeatureKind, RandomFeatures, draw_features, is_paired
-from .masks import is_readable, is_traced
 
 
 class FeatureModule(nn.Module):

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch.tracing import is_traced
 from ..favor.functions import FavorState, Streamed, stream_attention
 from ..random_features import RandomFeatures
-from .masks import is_traced, joined_masks, weighing
+from .masks import joined_masks, weighing
 
 FIRST_MEMORIES = 32, 4096
 """Tokens after which gates have a product of 1 / e at the start of training, of the first head and of the last."""

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from ..dispatch.tracing import is_readable
 from ..favor.definition import visibility
 
 HIDES = -1e4
@@ -31,18 +30,6 @@ class Visible(NamedTuple):
 
     padding: Tensor | None
     is_causal: bool
-
-
-def is_traced() -> bool:
-    """Whether a graph is being made of what runs: what Python decides now holds for every later call of it."""
-    return torch.compiler.is_compiling() or get_proxy_mode() is not None
-
-
-def is_readable(x: Tensor) -> bool:
-    """Whether Python may look at the values of a tensor: not while tracing or under vmap, nor where there are none."""
-    if is_traced() or type(x) not in (Tensor, torch.nn.Parameter):  # FakeTensor and other subclasses
-        return False
-    return not x.is_meta and not is_functorch_wrapped_tensor(x)
 
 
 def key_mask(mask: Tensor | None, batch: int, keys: int) -> Tensor | None:

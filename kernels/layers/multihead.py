@@ -14,7 +14,7 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from ..dispatch.implementation import Impl, check_impl
-from ..dispatch.symbolic_trace import as_leaf
+from ..dispatch.tracing import as_leaf
 from ..favor.arguments import check_feature_map
 from ..favor.feature_maps import FeatureMap
 from ..favor.functions import favor_attention

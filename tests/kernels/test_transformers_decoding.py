@@ -12,16 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from favorcast.kernels import (
-    attend,
-    draw_features,
     favor_cache,
     register_with_transformers,
-    stream_attention,
-    summarize,
 )
-from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
 from favorcast.kernels.huggingface import attention as favor
-from favorcast.kernels.huggingface import decoding
 from favorcast.kernels.huggingface.holders import holder_of
 
 transformers = pytest.importorskip("transformers", reason='pip install "favorcast[transformers]"')
@@ -453,46 +447,3 @@ def test_a_graph_of_a_model_with_a_cache_is_that_of_its_keys():
     parts.append(model(ids[:, 6:7], attention_mask=mask[:, :7], cache=cache).logits)  # and eagerly between
     parts.append(compiled(ids[:, 7:], attention_mask=mask, cache=cache).logits)
     torch.testing.assert_close(torch.cat(parts, 1), model(ids, use_cache=False).logits, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", ["hyperbolic", "favor++"])
-@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
-def test_one_token_equals_the_operators(feature_map, kind, dtype):
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    features = draw_features(32, 8, kind=kind, generator=generator, dtype=wide)
-    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
-    options = {"feature_map": feature_map, "scale": 0.3}
-    state = summarize(draw(2, 3, 5, 8), draw(2, 3, 5, 4), features, **options)
-    for size in (1.0, 30.0, 1e19 if dtype.itemsize > 2 else 100.0):
-        query, key, value = size * draw(2, 6, 1, 8), size * draw(2, 3, 1, 8), draw(2, 3, 1, 4)
-        found = decoding.one_token(query, key, value, state, features, **options)
-        expected = stream_attention(query, key, value, state, features, **options)
-        assert found.output.dtype == dtype
-        tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype.itemsize == 2 else {"rtol": 1e-4, "atol": 1e-4}
-        torch.testing.assert_close(found.output, expected.output, **tolerance)
-        torch.testing.assert_close(found.state, expected.state, rtol=1e-4, atol=1e-4)
-        found = decoding.read(query, state, features, **options)
-        torch.testing.assert_close(found, attend(query, state, features, **options), **tolerance)
-    hidden = torch.arange(5) >= torch.tensor([[5], [0]])
-    state = summarize(draw(2, 3, 5, 8), draw(2, 3, 5, 4), features, key_padding_mask=hidden, **options)
-    assert not decoding.read(draw(2, 6, 1, 8), state, features, **options)[1].any()
-
-
-def test_a_token_goes_through_the_operator_where_it_must(monkeypatch):
-    monkeypatch.setattr(decoding, "one_token", None)
-    features = draw_features(32, 8, generator=torch.Generator().manual_seed(0))
-    query, key, value = torch.randn(3, 2, 2, 1, 8)
-    options: dict[str, Any] = {"feature_map": "exponential", "scale": 0.3, "key_padding_mask": None}
-    state = decoding.stream(query, key, value, None, features, **options).state
-    padding = torch.tensor([[True], [False]])
-    decoding.stream(query, key, value, state, features, **{**options, "key_padding_mask": padding})
-    decoding.stream(query.requires_grad_(), key, value, state, features, **options)
-    query = query.detach()
-    with torch.autocast("cpu", torch.bfloat16):
-        decoding.stream(query, key, value, state, features, **options)
-    asked: list[str] = []
-    monkeypatch.setattr(decoding, "resolve_impl", lambda impl, *tensors: asked.append(impl) or "triton")
-    assert not decoding.is_plain(query, key, value)
-    assert asked == ["auto"]

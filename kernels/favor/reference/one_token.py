@@ -1,0 +1,112 @@
+"""One token of a sequence against a FavorState of all that came before, as decoding and streams have it.
+
+Dimension key: b batch, h key heads, g query heads per key head, d head dim, e value dim, m features.
+
+With so little arithmetic an operator's own work is what costs, so that a single token goes by the formula wherever
+nothing but numbers is asked for: no graph, gradient or mask that hides something.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...dispatch.tracing import is_readable, wants_gradients
+from ..feature_maps import FEATURE_MAPS
+from ..types import LOWEST_BIAS, AttendInputs, CausalInputs, FavorState, FeatureSpace
+from .blocks import accumulation_dtype, largest_entry
+
+
+def is_one_token(inputs: CausalInputs) -> bool:
+    """Whether `one_token` may take the place of the operator."""
+    query, key, value, mask, state, space, impl, _ = inputs
+    if state is None or query.shape[-2] != 1 or query.dtype != key.dtype or not _is_plain(query, state, space, impl):
+        return False
+    rest = [key, value] if mask is None else [key, value, mask]
+    return is_readable(*rest) and not wants_gradients(*rest) and (mask is None or not _hides(mask))
+
+
+def is_one_query(inputs: AttendInputs) -> bool:
+    """Whether `one_query` may take the place of the operator."""
+    query, state, space, impl = inputs
+    return query.shape[-2] == 1 and _is_plain(query, state, space, impl)
+
+
+def one_token(inputs: CausalInputs) -> tuple[Tensor, FavorState]:
+    """Take in one key, then let one query attend.
+
+        e_r = w_r . k - |k|^2 / 2 + c_r       L'_r = log(exp L_r + exp e_r)       V'_r = V_r + exp(e_r - L'_r) (v - V_r)
+        o = sum_r softmax_r(w_r . q + L'_r) V'_r
+
+    Args:
+        inputs: of which `is_one_token` holds.
+
+    Returns:
+        (output (b, h g, 1, e) in query's dtype, state).
+    """
+    query, key, value, bias, state, space, _, _ = inputs
+    assert state is not None
+    before, values = state
+    dtype = values.dtype
+    projection = space.projection_for(query).to(dtype)
+    token = _scaled(key, dtype, space.scale)
+    log_feature, _, has_norm = FEATURE_MAPS[space.feature_map]
+    exponent = log_feature(token @ projection.mT).squeeze(-2)
+    if has_norm:
+        exponent = exponent - token.square().sum(-1) / 2
+    if space.log_weight is not None:
+        exponent = exponent + space.log_weight
+    if bias is not None and bias.is_floating_point():
+        exponent = exponent + bias
+    total = torch.logaddexp(before, exponent)
+    share = torch.exp(exponent - total).nan_to_num(0.0)  # both -inf: a feature of weight zero
+    state = FavorState(total, torch.lerp(values, value.to(dtype), share.unsqueeze(-1)))
+    return one_query(AttendInputs(query, state, space, inputs.impl)), state
+
+
+def one_query(inputs: AttendInputs) -> Tensor:
+    """Let one query attend: o = sum_r softmax_r(w_r . q + L_r) V_r.
+
+    With the exponential map that is softmax attention to m landmarks under a bias, one call of torch.
+
+    Args:
+        inputs: of which `is_one_query` holds.
+
+    Returns:
+        (b, h g, 1, e) in query's dtype.
+    """
+    query, (total, values), space, _ = inputs
+    (b, h, _, e), dtype = values.shape, values.dtype
+    projection = space.projection_for(query).to(dtype)
+    tokens = _scaled(query.reshape(b, h, -1, query.shape[-1]), dtype, space.scale)
+    lowest = torch.finfo(dtype).min / 2  # of a sample all of whose keys are hidden, and whose values are zero
+    bias = total.clamp(min=lowest).unsqueeze(-2)
+    if space.feature_map == "exponential":
+        landmarks = projection.expand(b, h, *projection.shape[-2:])
+        output = F.scaled_dot_product_attention(tokens, landmarks, values, attn_mask=bias, scale=1.0)
+    else:
+        products = FEATURE_MAPS[space.feature_map].log_feature(tokens @ projection.mT)
+        output = torch.softmax(products + bias, -1) @ values
+    return output.reshape(b, -1, 1, e).to(query.dtype)
+
+
+def _is_plain(query: Tensor, state: FavorState, space: FeatureSpace, impl: str) -> bool:
+    tensors = (query, *state, *space.tensors)
+    return (
+        impl == "reference"
+        and state.value.dtype == accumulation_dtype(*tensors)
+        and is_readable(*tensors)
+        and not wants_gradients(*tensors)
+    )
+
+
+def _hides(mask: Tensor) -> bool:
+    return bool((mask <= LOWEST_BIAS).any() if mask.is_floating_point() else mask.any())
+
+
+def _scaled(tokens: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
+    largest = largest_entry(dtype, tokens.shape[-1])
+    return (tokens.to(dtype) * math.sqrt(scale)).clamp_(-largest, largest)
