@@ -25,8 +25,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
     if find_spec("triton") is not None:
         from interpreter_bfloat16 import mend_bfloat16
+        from quick_interpreter import patch_once_a_launch
 
         mend_bfloat16()
+        patch_once_a_launch()
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:  # threads of several workers that share the cores would wait for each other
