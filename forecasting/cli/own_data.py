@@ -37,7 +37,7 @@ TABLE_HELP = {
     "column_names": "names of the columns of a text without header",
     "missing": "more marks of missing values, words or numbers (write --missing=-1e30 with a sign and an exponent)",
     "date_order": "ymd, dmy or mdy",
-    "epoch_unit": "s, ms, us or ns of times that count since 1970",
+    "epoch_unit": "s, ms, us or ns of times that count since 1970, excel for days of a spreadsheet",
     "time_zone": "zone of local times, such as Europe/Berlin",
     "id_column": "column that names the sensor in a long table",
 }

@@ -8,9 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .cell_kinds import MONTH
 from .table_format import DateOrder
 
-ISO = r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?(?P<zone> ?(?:Z|[+-]\d{2}(?::?\d{2})?))?"
+ISO = (
+    r"(?:\d{4}-\d{2}-\d{2}(?:[T ]\d{2}(?::\d{2}(?::\d{2}(?:\.\d+)?)?)?)?|\d{8}T\d{4}(?:\d{2}(?:\.\d+)?)?)"
+    r"(?P<zone> ?(?:Z|[+-]\d{2}(?::?\d{2})?))?"
+)
 PARTS = (
     r"(?P<first>\d{1,4})(?P<separator>[-/.])(?P<second>\d{1,2})[-/.](?P<third>\d{1,4})"
     r"(?:[T ,;]+(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<whole_second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?)?"
@@ -55,6 +59,8 @@ def parse_dates(cells: pd.Series, source: str, order: DateOrder | None = None) -
     if iso.all() and order in (None, "ymd"):
         zones = cells.str.extract(ISO)["zone"].str.strip()
         return Dates(_stamps(cells, "ISO8601", source), *_common_offset(zones, source))
+    if cells.str.fullmatch(MONTH).fillna(False).all():
+        return Dates(_stamps(cells.str.replace("/", "-", regex=False), "%Y-%m", source), None)
     parts = cells.str.extract(f"^{PARTS}$")
     wrong = parts["first"].isna()
     if wrong.any():
@@ -133,7 +139,11 @@ def _stamps(cells: pd.Series, form: str, source: str) -> np.ndarray:
     parsed = pd.to_datetime(cells, format=form, utc=True, errors="coerce")
     if parsed.isna().any():
         row = int(np.argmax(parsed.isna()))
-        raise ValueError(f"{source}: data row {row} holds {cells.iloc[row]!r}, which is no time of the calendar")
+        raise ValueError(
+            f"{source}: data row {row} holds {cells.iloc[row]!r}, which is no time of the calendar; correct it "
+            "(24:00 is 00:00 of the next day), and where a model counts years without leap days or of 360 days, write "
+            "its times as numbers, such as days since the start"
+        )
     return parsed.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
 
 

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from .cell_kinds import MISSING, is_missing, is_number, is_plain_cell, looks_like_date
-from .number_text import Marks, find_marks, holds_numbers, numbers_of
+from .cell_kinds import MINUS, MISSING, is_missing, is_number, is_plain_cell, looks_like_date
+from .number_text import Marks, doubtful_points, find_marks, holds_numbers, numbers_of
 from .table_format import TableFormat
-from .time_column import is_text
+from .time_values import is_text
 
 DELIMITERS = (",", ";", "\t", "|", " ")  # " " stands for any white space
 COMMENT_MARKS = ("#", "%")
@@ -30,12 +31,14 @@ class TextTable(NamedTuple):
         frame: one column a position, labelled 0, 1, ...; numbers where all cells are, else text.
         names: of the columns, "" where the header is empty; may repeat.
         units: of the columns from a units row, None where unknown.
+        marks: of decimals and thousands in numbers.
         notes: what was noticed and done.
     """
 
     frame: pd.DataFrame
     names: list[str]
     units: list[str | None]
+    marks: Marks
     notes: list[str]
 
 
@@ -52,6 +55,7 @@ def read_delimited_text(path: Path, given: TableFormat) -> TextTable:
     lines, comments = _without_comments(_decode(path, given.encoding, notes), notes)
     if not lines:
         raise ValueError(f"{path} is empty: expected a header line with the column names, then one row per time step")
+    lines = [MINUS.sub("-", line) for line in lines]
     delimiter = given.delimiter or _find_delimiter(lines, path)
     lines = _with_joined_dates(lines, delimiter)
     names, data = _header(lines, comments, delimiter, given, notes, path)
@@ -61,17 +65,32 @@ def read_delimited_text(path: Path, given: TableFormat) -> TextTable:
         units = [cell or None for cell in next(_cells(data, delimiter))][: len(names)]
         data = data[1:]
         notes.append("took the row below the header for units")
-    marks = find_marks(list(_cells(data[: 10 * SAMPLE_LINES], delimiter)), delimiter, given, path)
+    sample = list(_cells(data[: 10 * SAMPLE_LINES], delimiter))
+    marks = find_marks(sample, delimiter, given, path)
     frame = _parse(data, width, delimiter, marks, given)
-    if len(data) > 10 * SAMPLE_LINES and any(is_text(column) and holds_numbers(column) for _, column in frame.items()):
-        marks = find_marks(list(_cells(data, delimiter)), delimiter, given, path)  # marks that come later in the file
+    if len(data) > len(sample) and any(_leaves_marks_open(column, delimiter) for _, column in frame.items()):
+        sample = list(_cells(data, delimiter))  # marks that come later in the file
+        marks = find_marks(sample, delimiter, given, path)
         frame = _parse(data, width, delimiter, marks, given)
+    if delimiter == ";" and given.decimal is None and marks.thousands is None:
+        notes.extend(doubtful_points(sample))
     if marks.thousands is not None:
         notes.append(
             f"took {marks.thousands!r} in numbers for a mark of thousands, {marks.decimal!r} for that of decimals"
         )
     frame = frame.iloc[:, : len(names)]
-    return TextTable(frame, names, units, notes)
+    return TextTable(frame, names, units, marks, notes)
+
+
+def _leaves_marks_open(column: pd.Series, delimiter: str) -> bool:
+    """Tell whether the marks of a column may be others than those at its start, of which the parser knew."""
+    if is_text(column):
+        return holds_numbers(column)
+    if delimiter == "," or column.dtype.kind != "f":
+        return False
+    numbers = column.dropna().abs().to_numpy()
+    broken = numbers[numbers != np.floor(numbers)]
+    return bool((broken < 1000).all() and np.isclose(1000 * broken, np.rint(1000 * broken), rtol=0, atol=1e-6).all())
 
 
 def _decode(path: Path, encoding: str | None, notes: list[str]) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .cell_kinds import MISSING, is_number
-from .number_text import Marks, check_marks, holds_numbers, numbers_of
+from .column_numbers import column_numbers, plainly_spelled
 from .record import SensorRecord, sensor_record
-from .table_format import Table, TableFormat
-from .time_column import Times, find_times, is_text, times_of, unit_in_name
+from .table_format import ID_NAMES, Table, TableFormat
+from .time_column import find_times, notes_of_sensors, other_times
+from .time_names import unit_in_name
+from .time_values import Times, is_text, times_of
 
 COUNTER_NAMES = frozenset(
     (
@@ -23,7 +24,6 @@ COUNTER_NAMES = frozenset(
     )
 )
 FEWEST_COUNTED = 10  # rows from which on a column counts by its numbers alone, whatever its name
-ID_NAMES = ("unique_id", "id", "sensor_id", "sensor", "station_id", "station", "item_id", "series_id", "series")
 
 
 def record_from_frame(
@@ -68,23 +68,19 @@ def record_from_table(
         ValueError: a column that is neither numbers nor text, or no way to tell what holds the time.
     """
     said = list(notes)
-    columns, names = table.columns, table.names
-    found = find_times(table, time_column)
+    table = plainly_spelled(table, said)
+    names = table.names
+    found = find_times(table, time_column, has_index=times is not None)
     if found is not None:
         times = found
         said.extend(found.notes)
-    kept = [i for i in range(len(names)) if times is None or i not in times.columns]
-    kept = [i for i in kept if not _is_left_out(columns[i], names[i], said)]
-    counters = [i for i in kept if _counts_rows(columns[i], names[i]) and names[i] != table.given.id_column]
-    if len(counters) < sum(not is_text(columns[i]) for i in kept):  # the only sensor may grow by one from row to row
-        said.extend(f"left out the column {names[i]!r}, which counts rows" for i in counters)
-        kept = [i for i in kept if i not in counters]
+    kept = _sensors_of(table, times, said)
     ids = _id_column(table, kept, times)
     if ids is not None and times is not None:
         return _record_from_long(table, kept, ids, times, said)
     values, labels, known_units = [], [], []
     for i in kept:
-        numbers = _numbers(table, i)
+        numbers = column_numbers(table, i)
         if numbers is None:
             said.append(f"left out the text column {names[i]!r}")
             continue
@@ -93,8 +89,27 @@ def record_from_table(
         values.append(numbers)
         labels.append(names[i])
         known_units.append(table.units[i] or unit_in_name(names[i]))
-    array = np.stack(values, axis=1) if values else np.empty((len(columns[0]) if columns else 0, 0))
+    if not values:
+        raise ValueError(f"{table.source} holds no column of numbers beside the time and counts of rows, only {names}")
+    array = np.stack(values, axis=1)
     return _record(array, labels, known_units, times, table.given, table.source, said)
+
+
+def _sensors_of(table: Table, times: Times | None, said: list[str]) -> list[int]:
+    """Return the positions of the columns that may be sensors, or name some; say which others are left out, and why."""
+    columns, names = table.columns, table.names
+    kept = [i for i in range(len(names)) if times is None or i not in times.columns]
+    others = {} if times is None else other_times(times, table)
+    if len(others) < sum(not is_text(columns[i]) for i in kept):  # the only sensor may grow as the time does
+        said.extend(f"left out the column {names[i]!r}, {why}" for i, why in others.items())
+        kept = [i for i in kept if i not in others]
+    said.extend(notes_of_sensors(table, kept, is_timed=times is not None))
+    kept = [i for i in kept if not _is_left_out(columns[i], names[i], said)]
+    counters = [i for i in kept if _counts_rows(columns[i], names[i]) and names[i] != table.given.id_column]
+    if len(counters) < sum(not is_text(columns[i]) for i in kept):  # the only sensor may grow by one from row to row
+        said.extend(f"left out the column {names[i]!r}, which counts rows" for i in counters)
+        kept = [i for i in kept if i not in counters]
+    return kept
 
 
 def _record(
@@ -131,9 +146,9 @@ def _is_left_out(column: pd.Series, name: str, notes: list[str]) -> bool:
 
 
 def _counts_rows(column: pd.Series, name: str) -> bool:
-    """Tell whether a column only counts rows: by one from row to row, or, of a name that says so, mostly by one.
+    """Tell whether a column only counts rows: by one from row to row, or, of a name that says so, by equal steps.
 
-    Rows that were deleted or repeated leave jumps in the count.
+    Rows that were deleted or repeated leave jumps in a count by one.
     """
     if getattr(column.dtype, "kind", "O") not in "fiu" or len(column) < 2 or column.isna().any():
         return False
@@ -143,48 +158,9 @@ def _counts_rows(column: pd.Series, name: str) -> bool:
         return False
     folded = name.casefold().strip()
     if folded in COUNTER_NAMES or folded.startswith("unnamed:"):
-        return bool((steps >= 0).all() and np.median(steps) == 1)
+        usual = np.median(steps)
+        return bool((steps >= 0).all() and (usual == 1 or (usual > 0 and (steps == usual).all())))
     return len(numbers) >= FEWEST_COUNTED and bool((steps == 1).all())
-
-
-def _numbers(table: Table, index: int) -> np.ndarray | None:
-    """Return float64 numbers, NaN where missing; None for a column of text."""
-    column, name, source = table.columns[index], table.names[index], table.source
-    if getattr(column.dtype, "kind", "O") in "fiub":
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    cells = column.astype(object).where(column.notna(), np.nan)
-    if is_text(column):
-        cells = column.str.strip()
-        cells = cells.mask(cells.str.casefold().isin(MISSING) | cells.isin(table.given.missing or []))
-        cells = _with_stated_marks(cells, table.given, source)
-    try:
-        numbers = pd.to_numeric(cells, errors="coerce")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: column {name!r} must hold numbers, got dtype {column.dtype}: {error}") from error
-    wrong = cells.notna() & numbers.isna()
-    if not wrong.any():
-        return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    row = int(np.argmax(wrong))
-    if is_text(column) and numbers.isna().all() and not holds_numbers(cells):
-        return None
-    if is_text(column) and is_number(str(cells.iloc[row])):
-        raise ValueError(
-            f"{source}: column {name!r} holds text with the form of numbers, such as {cells.iloc[row]!r} in data row "
-            f"{row} (counted from 0); state its marks of decimals and thousands as table.decimal and table.thousands, "
-            "or remove the column"
-        )
-    raise ValueError(
-        f"{source}: column {name!r} must hold numbers, but data row {row} (counted from 0) holds {cells.iloc[row]!r}; "
-        f"remove the column, state table.missing [{str(cells.iloc[row])!r}] if that marks missing values, or pass "
-        f"time_col_name={name!r} if it holds the time"
-    )
-
-
-def _with_stated_marks(cells: pd.Series, given: TableFormat, source: str) -> pd.Series:
-    if given.decimal is None and given.thousands is None:
-        return cells
-    check_marks(given, source)
-    return numbers_of(cells, Marks(given.decimal or ("," if given.thousands == "." else "."), given.thousands))
 
 
 def _id_column(table: Table, kept: list[int], times: Times | None) -> int | None:
@@ -215,7 +191,7 @@ def _record_from_long(table: Table, kept: list[int], ids: int, times: Times, not
     names, source = table.names, table.source
     columns: dict[int, Any] = {}
     for i in (i for i in kept if i != ids):
-        numbers = _numbers(table, i)
+        numbers = column_numbers(table, i)
         if numbers is None:
             notes.append(f"left out the text column {names[i]!r}")
         else:

@@ -11,7 +11,8 @@ from .field_sensors import FieldSensors, sensors_of
 from .field_values import check_size, read_sensors
 from .record import SensorRecord, sensor_record
 from .table_format import TableFormat
-from .time_column import Times, is_time_name, times_of
+from .time_names import is_time_name
+from .time_values import Times, times_of
 
 SPACE_NAMES = frozenset(("x", "y", "z", "lat", "lon", "latitude", "longitude"))
 

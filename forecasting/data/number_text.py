@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .cell_kinds import GROUP_MARKS, is_number
+from .cell_kinds import GROUP_MARKS, is_number, plain_number
 from .table_format import TableFormat
 
 
@@ -30,7 +30,7 @@ def find_marks(rows: list[list[str]], delimiter: str, given: TableFormat, source
         ValueError: numbers that can be read in two ways, or that disagree.
     """
     check_marks(given, source)
-    cells = [cell for row in rows for cell in row if is_number(cell) and not cell.isdecimal()]
+    cells = [plain_number(cell) for row in rows for cell in row if is_number(cell) and not cell.isdecimal()]
     thousands = given.thousands or _common_thousands(cells, source)
     if thousands is None:
         return Marks(given.decimal or _find_decimal(rows, cells, delimiter, source), None)
@@ -113,11 +113,29 @@ def _find_decimal(rows: list[list[str]], numbers: list[str], delimiter: str, sou
     return "," if commas else "."
 
 
+def doubtful_points(rows: list[list[str]]) -> list[str]:
+    """Point out columns in which every number has a point that may mark thousands, where no other number tells.
+
+    Semicolons separate cells where commas mark decimals; there 15.038 may be fifteen thousand.
+    """
+    columns = [[cell for cell in column if is_number(cell)] for column in zip_longest(*rows, fillvalue="")]
+    pointed = [[cell for cell in column if "." in cell] for column in columns]
+    told = any(not _may_be_thousands(cell, ".") for column in pointed for cell in column)
+    open_to_both = [column[0] for column in pointed if column]
+    if told or not open_to_both:
+        return []
+    return [
+        f"took the point in {open_to_both[0]!r} for a decimal mark, though semicolons separate cells and no number "
+        "tells; state table.thousands '.' if it marks thousands, else table.decimal '.'"
+    ]
+
+
 def _refuse_points_of_thousands(rows: list[list[str]], source: object) -> None:
     """Raise ValueError where a column holds numbers such as 973 beside 1.256, and no other kind of point."""
     for column in zip_longest(*rows, fillvalue=""):
         pointed = [cell for cell in column if is_number(cell) and "." in cell]
-        if pointed and all(_may_be_thousands(cell, ".") for cell in pointed) and any(map(str.isdecimal, column)):
+        whole = any(cell.lstrip("+-").isdecimal() for cell in column)
+        if pointed and whole and all(_may_be_thousands(cell, ".") for cell in pointed):
             raise ValueError(
                 f"{source}: the point in {pointed[0]!r} may mark decimals or thousands; state table.decimal '.' for "
                 "decimals, or table.thousands '.' for thousands"
@@ -125,5 +143,5 @@ def _refuse_points_of_thousands(rows: list[list[str]], source: object) -> None:
 
 
 def _may_be_thousands(cell: str, mark: str) -> bool:
-    head, *groups = cell.lstrip("+-").split(mark)
+    head, *groups = plain_number(cell).lstrip("+-").split(mark)
     return 1 <= len(head) <= 3 and head[0] != "0" and all(len(group) == 3 and group.isdecimal() for group in groups)

@@ -1,6 +1,7 @@
 """Read sensor series from files, and those shipped with the package by name."""
 
 import zipfile
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ def _number(value: np.ndarray, name: str) -> float:
 def _read_text(path: Path, time_column: str | None, given: TableFormat) -> SensorRecord:
     text = read_delimited_text(path, given)
     columns = [text.frame.iloc[:, i] for i in range(text.frame.shape[1])]
-    table = Table(columns, text.names, text.units, given, str(path))
+    found = replace(given, decimal=text.marks.decimal, thousands=text.marks.thousands)
+    table = Table(columns, text.names, text.units, found, str(path))
     return record_from_table(table, time_column, notes=text.notes)
 
 

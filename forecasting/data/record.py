@@ -146,6 +146,7 @@ def _checked_timestamps(timestamps: np.ndarray, rows: int, source: str) -> np.nd
         row = int(backward.argmax()) + 1
         raise ValueError(
             f"{source}: rows must be in time order, but row {row} ({timestamps[row]}) lies before row {row - 1} "
-            f"({timestamps[row - 1]}); sort the file by time (local clocks: convert to UTC)"
+            f"({timestamps[row - 1]}); sort the file by time, keep one of two parts where a restart overlaps what came "
+            "before (local clocks: convert to UTC), or rename the column if it holds no time"
         )
     return timestamps

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 DateOrder = Literal["ymd", "dmy", "mdy"]
-EpochUnit = Literal["s", "ms", "us", "ns"]
+EpochUnit = Literal["s", "ms", "us", "ns", "excel"]
+ID_NAMES = ("unique_id", "id", "sensor_id", "sensor", "station_id", "station", "item_id", "series_id", "series")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class TableFormat:
         missing: more marks of missing values, beside empty cells, NA, N/A, NaN, null and none; numbers such as -9999
             are missing in arrays and frames too.
         date_order: order of year, month and day in dates.
-        epoch_unit: unit of a time column that counts since 1970-01-01 UTC.
+        epoch_unit: unit of a time column that counts since 1970-01-01 UTC; "excel" for days of a spreadsheet, which
+            count since 1899-12-30.
         time_zone: zone of local times, such as "Europe/Berlin", or the zone to show times in that have one.
         id_column: column that names the sensor in a long table (one row for each time and sensor).
     """

@@ -40,6 +40,7 @@ def test_hourly_temperature_and_pressure_are_read(tmp_path, kind):
         ("units below the header", "took the row below the header for units"),
         ("year, month, day and hour", "took the columns 'year', 'month', 'day', 'hour' together for the time"),
         ("date and clock", "took 'Date' and 'Time' together for the time"),
+        ("date and hour", "took 'date' and 'hour' together for the time"),
         ("American dates", "time column 'date': dates read as mdy"),
         ("epoch milliseconds", "time column 'timestamp': counts ms since 1970-01-01 UTC"),
         ("trailing comma", "left out a column without name and values"),
@@ -211,6 +212,15 @@ def test_a_file_without_header_can_be_given_names(tmp_path):
         ("year,month,day,u\n2024,2,30,1\n2024,3,1,2\n", r"columns \['year', 'month', 'day'\] hold no valid dates"),
         ("time,u\n2024-01-01,1\n,2\n", "row 1 has no time"),
         ("time,u\n2024-01-02,1\n2024-01-01,2\n", "sort the file by time"),
+        ("time,u\n2001-02-28,1\n2001-02-30,2\n", "which is no time of the calendar.*days since the start"),
+        ("time,u\n2024-01-01 23:00,1\n2024-01-01 24:00,2\n", "24:00 is 00:00 of the next day"),
+        ("time,u\n0,12%\n1,13\n", r"'u' holds numbers with a percent sign, and data row 0 .* holds '12%'"),
+        ("time,u\n0,12%\n1,high\n", r"'u' holds numbers with a percent sign"),
+        ("time,u\n0,1.#INF\n1,2\n", r"holds 1 infinite values .*at row 0, column 'u'"),
+        ("time,site\n0,A\n1,B\n", r"holds no column of numbers beside the time"),
+        ("t;u\n0;-973\n1;-15.038\n", r"point in '-15.038' may mark decimals or thousands"),
+        ("t;u\n" + "0;7\n" * 3000 + "1;15.038\n", r"point in '15.038' may mark decimals or thousands"),
+        ("t;u\n" + "0;7\n" * 3000 + "1;15.000\n", r"point in '15.000' may mark decimals or thousands"),
     ],
 )
 def test_what_cannot_be_told_is_refused_with_what_to_do(tmp_path, text, message):
@@ -342,3 +352,50 @@ def test_sensors_that_do_not_count_rows_are_kept(tmp_path, values):
 def test_a_new_file_may_hold_the_count_that_training_left_out(tmp_path):
     frame = pd.DataFrame({"u": np.sin(np.arange(60.0)), "v": np.cos(np.arange(60.0)), "n": np.arange(60)})
     assert record_from_frame(frame).columns == record_from_frame(frame.iloc[-24:]).columns == ["u", "v"]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_points_that_may_all_mark_thousands_are_said_between_semicolons(tmp_path, delimiter):
+    text = "n;u\n1;973.123\n2;15.038\n3;412.125\n".replace(";", delimiter)
+    notes = [note for note in read(tmp_path, text).notes if "'973.123' for a decimal mark" in note]
+    assert len(notes) == (delimiter == ";")
+    assert not read(tmp_path, text, decimal=".").notes
+    assert not any("decimal mark" in note for note in read(tmp_path, text.replace("412.125", "1412.125")).notes)
+    np.testing.assert_array_equal(read(tmp_path, text, thousands=".").values[:, -1], [973123, 15038, 412125])
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (("1.0D+00", "-2.5d-01"), (1, -0.25)),
+        (("1.0E-9", "1.5-101"), (1e-9, 1.5e-101)),
+        (("nan(ind)", "3"), (np.nan, 3)),
+        (("-nan(ind)", "-nan"), (np.nan, np.nan)),
+        (("-1.#IND", "1.#QNAN00"), (np.nan, np.nan)),
+        (("\u22121.5", "3.5e\u22122"), (-1.5, 0.035)),
+        (("12%", "13.5 %"), (12, 13.5)),
+        (("12,5%", "-13,1%"), (12.5, -13.1)),
+        (("1.234,5%", "\u22121.000%"), (1234.5, -1000)),
+    ],
+)
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_numbers_are_read_as_fortran_c_and_reports_spell_them(tmp_path, cells, numbers, as_frame):
+    if as_frame:
+        marks = {"decimal": ",", "thousands": "." if "." in cells[0] else None} if "," in cells[0] else {}
+        frame = pd.DataFrame({"u": cells, "v": [1.0, 2.0]})
+        record = record_from_frame(frame, given=TableFormat(**marks))
+    else:
+        record = read(tmp_path, f"time;u;v\n0;{cells[0]};1\n1;{cells[1]};2\n")
+    np.testing.assert_allclose(record.values, np.stack([numbers, (1, 2)], axis=1), rtol=1e-12)
+    assert record.units == ["%" if "%" in cells[0] else None, None]
+    assert any("Fortran" in note for note in record.notes) == any(x in cells[1] for x in ("d-01", "-101"))
+
+
+def test_codes_of_sites_are_no_exponents(tmp_path):
+    assert read(tmp_path, "time,site,u\n0,1D1,1\n1,1D2,2\n").columns == ["u"]
+
+
+@pytest.mark.parametrize("name", ["index", "obs", "No."])
+def test_counts_by_equal_steps_are_known_by_their_name(tmp_path, name):
+    record = read(tmp_path, f"{name},u\n" + "".join(f"{10 * i},{i % 3}\n" for i in range(8)))
+    assert (record.columns, record.notes) == (["u"], (f"left out the column {name!r}, which counts rows",))

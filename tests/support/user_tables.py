@@ -52,11 +52,13 @@ YMDH = "year,month,day,hour,temp,pres\n" + "\n".join(
     for stamp, (a, b) in zip(STAMPS, VALUES, strict=True)
 )
 R_STYLE = "temp,pres\n" + "\n".join(f'"{i}",{a:.3f},{b:.3f}' for i, (a, b) in enumerate(VALUES, start=1))
+DATE_AND_HOUR = "date,hour,temp,pres\n" + "\n".join(rows(f"{stamp:%Y-%m-%d},{stamp.hour}" for stamp in STAMPS))
 DATE_AND_CLOCK = "Date,Time,temp,pres\n" + "\n".join(rows(STAMPS.strftime("%Y-%m-%d,%H:%M:%S")))
 
 # name: (text, encoding)
 DATED = {
     "ISO": (table(), "utf-8"),
+    "ISO without marks": (table("%Y%m%dT%H%M"), "utf-8"),
     "ISO with T": (table("%Y-%m-%dT%H:%M"), "utf-8"),
     "semicolons": (table(header="time;temp;pres", delimiter=";"), "utf-8"),
     "semicolons and decimal comma": (table(header="time;temp;pres", delimiter=";", decimal=","), "utf-8"),
@@ -82,6 +84,7 @@ DATED = {
     "units below the header": (insert_after_header("UTC,degC,hPa"), "utf-8"),
     "year, month, day and hour": (YMDH, "utf-8"),
     "date and clock": (DATE_AND_CLOCK, "utf-8"),
+    "date and hour": (DATE_AND_HOUR, "utf-8"),
     "called ds": (table(header="ds,temp,pres"), "utf-8"),
     "called Date (UTC)": (table(header="Date (UTC),temp,pres"), "utf-8"),
     "no name for the time": (table(header=",temp,pres"), "utf-8"),
