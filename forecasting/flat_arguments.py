@@ -1,8 +1,9 @@
 """Constructors whose arguments are the fields of a dataclass: type, default, check and sentence stand there, once."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 Fields = ParamSpec("Fields")
@@ -47,6 +48,29 @@ class FieldsSignature:
 def arguments_of(config: Any, kind: Any = None) -> dict[str, Any]:
     """Return the arguments that build a dataclass again, or build the dataclass `kind` with the same values."""
     return {field.name: getattr(config, field.name) for field in fields(kind or config) if field.init}
+
+
+def check_names(
+    called: str, arguments: Mapping[str, Any], config: Any, elsewhere: Mapping[str, Collection[str]] | None = None
+) -> None:
+    """Raise TypeError for an argument by keyword that the dataclass `config` lacks, and say where it belongs.
+
+    Args:
+        called: name of what the arguments were given to.
+        arguments: by name.
+        config: the dataclass whose fields they should be.
+        elsewhere: names of arguments that belong elsewhere, by how they are given there, with {name} and {value}.
+    """
+    known = [field.name for field in fields(config) if field.init]
+    for name, value in arguments.items():
+        if name in known:
+            continue
+        homes = [home for home, names in (elsewhere or {}).items() if name in names]
+        close = get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]}?" if close else f"; it takes {', '.join(known)}"
+        if homes:
+            hint = "; give it as " + homes[0].format(name=name, value=repr(value))
+        raise TypeError(f"{called} has no argument {name!r}{hint}")
 
 
 def _sentences(config: Any) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Train a forecaster on a user's data with settings that follow from the data."""
 
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,8 +10,20 @@ import torch
 
 from .automatic_settings import choose_settings
 from .data import DataModule, SimulationTimeSeries
+from .data.series import GIVEN_ELSEWHERE
+from .data.series_config import SeriesConfig
+from .flat_arguments import check_names
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 from .training.best_checkpoint import BestCheckpoint
+
+OF_OTHERS = {
+    "trainer={{{name!r}: {value}}}": signature(pl.Trainer).parameters,
+    **GIVEN_ELSEWHERE,
+    "DataModule(series, {name}={value})": signature(DataModule).parameters,
+    "SpatioTemporalPerformer_Forecaster(..., {name}={value}), trained by pl.Trainer": signature(
+        SpatioTemporalPerformer_Forecaster
+    ).parameters,
+}
 
 
 def train_forecaster(
@@ -33,7 +46,9 @@ def train_forecaster(
 
     Raises:
         ValueError, FileNotFoundError: data that cannot be read or trained on.
+        TypeError: an argument that none of these takes; the message says where it belongs.
     """
+    check_names("train_forecaster", series, SeriesConfig, OF_OTHERS)
     source = "data_path" if isinstance(data, str | Path) else "data"
     record = SimulationTimeSeries(**{source: str(data) if isinstance(data, Path) else data}, **series)
     config = choose_settings(record).config()

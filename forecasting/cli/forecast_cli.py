@@ -1,9 +1,6 @@
 """The Lightning command line of a Forecaster: each run in a folder of its own, compared with the baselines."""
 
-import re
-from difflib import get_close_matches
 from importlib.util import find_spec
-from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -16,7 +13,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
 from ..closed_form_linear import ClosedFormLinear
-from ..data import DataModule, SimulationTimeSeries
+from ..data import DataModule
 from ..data.runs import name_of, sources_of
 from ..evaluation.baseline_comparison import BaselineComparison
 from ..evaluation.forecast_writer import ForecastWriter
@@ -29,6 +26,7 @@ from ..spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Foreca
 from ..training.best_checkpoint import BestCheckpoint
 from ..training.training_speed import WindowsPerSecond
 from .flags import with_flags
+from .option_suggestions import suggestion
 from .run_folder import (
     BEST_CHECKPOINT,
     CHECKPOINT_FOLDER,
@@ -51,7 +49,7 @@ class CommandParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError for a command line or configuration that cannot be parsed; name what is close to it."""
-        raise ValueError(message.strip() + _suggestion(message, self)) from ex
+        raise ValueError(message.strip() + suggestion(message, self)) from ex
 
 
 class ForecastCLI(LightningCLI):
@@ -303,19 +301,3 @@ def default_loggers(folder: Path) -> list[Logger]:
     if find_spec("tensorboard") is not None:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     return loggers
-
-
-def _suggestion(message: str, parser: CommandParser) -> str:
-    """Name the option closest to the one that a message refuses, "" where none is close."""
-    found = re.search(
-        r"unrecognized arguments: --([\w.]+)|[Kk]ey '([\w.]+)' is not|'([\w.]+)' is not accepted", message
-    )
-    if found is None:
-        return ""
-    wrong = next(name for name in found.groups() if name)
-    options = [option.lstrip("-") for option in parser._option_string_actions]
-    arguments = (SpatioTemporalPerformer_Forecaster, SimulationTimeSeries, DataModule, pl.Trainer, BestCheckpoint)
-    names = {name.rpartition(".")[2]: name for name in options}
-    names |= {name: name for kind in arguments for name in signature(kind).parameters if name not in names}
-    close = get_close_matches(wrong.rpartition(".")[2], names, n=1, cutoff=0.7)
-    return f"; did you mean {names[close[0]]}?" if close else ""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from ..flat_arguments import FieldsSignature, takes_fields_of
+from ..flat_arguments import FieldsSignature, check_names, takes_fields_of
 from .augmentation import AugmentedWindows, InputAugmentation
 from .data_card import DataCard, adopt, card_of
 from .series import SimulationTimeSeries
@@ -96,6 +96,7 @@ class DataModule(pl.LightningDataModule):
 
     @takes_fields_of(WindowLoading)
     def __init__(self, *args: Any, **arguments: Any) -> None:
+        check_names("DataModule", arguments, WindowLoading)
         config = WindowLoading(*args, **arguments)
         super().__init__()
         self.series = config.series

@@ -88,6 +88,10 @@ def read_series(
     suffix = path.suffix.lower()
     if not _has_suffix(path) and holds_probes(path):
         return read_openfoam(path, choice=choice, given=table)
+    if path.is_dir() and not _has_suffix(path):
+        found = sorted(each.name for each in path.iterdir() if each.suffix.lower() in SUFFIXES)
+        remedy = f"give one of its {len(found)} files, such as {path / found[0]}" if found else "give a file"
+        raise FileNotFoundError(f"expected one record, but {str(path)!r} is a folder and no OpenFOAM case; {remedy}")
     if not (path.is_file() or _has_suffix(path)):
         raise FileNotFoundError(
             f"no series at {str(path)!r}: expected a {', '.join(SUFFIXES)} file, an OpenFOAM case, or one of the "

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .column_choice import listed
 from .labelled_array import is_xarray
 from .readers import SUFFIXES, is_record
 from .record import SensorRecord
@@ -177,9 +178,10 @@ def _check_alike(
         for left, right in ((one, other), (other, one))
     )
     if missing or unknown:
+        said = [f"{verb} {listed(each)}" for verb, each in (("lacks", missing), ("also has", unknown)) if each]
         raise ValueError(
-            f"all runs must have the columns of the first, {first!r}: {name!r} lacks {missing[:5]} and has "
-            f"{unknown[:5]} beside them; rename columns, or remove those that only some runs have"
+            f"all runs must have the columns of the first, {first!r}: {name!r} {' and '.join(said)}; rename columns, "
+            "or remove those that only some runs have"
         )
     kinds = [None if x.timestamps is None else x.timestamps.dtype.kind for x in (one, other)]
     if kinds[0] != kinds[1] or one.time_zone != other.time_zone:

@@ -4,20 +4,27 @@ d_x time covariates, d_y_context sensor columns of which the first d_y_target ar
 """
 
 import warnings
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..flat_arguments import FieldsSignature, arguments_of, takes_fields_of
+from ..flat_arguments import FieldsSignature, arguments_of, check_names, takes_fields_of
 from .column_choice import listed
 from .column_statistics import in_float32_if_fine_enough, rows_of, statistics, varies
 from .covariates import CovariateConfig, TimeCovariates, fitting_cycles, local_clock
 from .field_choice import FieldChoice
 from .runs import Runs, read_runs
 from .series_config import SeriesConfig
+from .table_format import TableFormat
 from .time_features import check_calendar, generate_spectral_welch, phasors, refine_frequencies
+
+GIVEN_ELSEWHERE = {
+    "table=TableFormat({name}={value})": {field.name for field in fields(TableFormat)},
+    "DataModule(series, {name}={value})": {"context_len", "target_len", "batch_size", "num_workers", "stride"},
+}
 
 
 class DataWarning(UserWarning):
@@ -57,6 +64,7 @@ class SimulationTimeSeries:
 
     Raises:
         ValueError: input that cannot be used as asked; the message says what came and how to fix it.
+        TypeError: an argument that it does not take; the message says where it belongs.
         FileNotFoundError: data_path names nothing.
     """
 
@@ -64,6 +72,7 @@ class SimulationTimeSeries:
 
     @takes_fields_of(SeriesConfig)
     def __init__(self, *args: Any, **arguments: Any) -> None:
+        check_names("SimulationTimeSeries", arguments, SeriesConfig, GIVEN_ELSEWHERE)
         config = SeriesConfig(*args, **arguments)
         runs = read_runs(config)
         record, self.grid, self.splits = runs.record, runs.grid, runs.splits

@@ -172,7 +172,7 @@ def verdict(report: Report) -> str:
     """Say in one sentence how the model compares with the best yardstick, by mean squared error.
 
     Example:
-        Forecaster: squared error 17 % below the best yardstick, vector ridge; least of all at 38 of 40 steps
+        Forecaster: squared error 17 % below the best yardstick, vector ridge; below all yardsticks at 38 of 40 steps
     """
     (model, own), *yardsticks = report.scores.items()
     said, is_known = _beside_the_best(model, {name: float(each.overall["mse"]) for name, each in report.scores.items()})
@@ -180,7 +180,9 @@ def verdict(report: Report) -> str:
         return said
     least = np.min([each.horizon["mse"] for _, each in yardsticks], axis=0)
     steps = int((own.horizon["mse"] < least).sum())
-    return f"{said}; least of all at {steps} of {report.target_len} steps"
+    if steps in (0, report.target_len):
+        return f"{said}; below all yardsticks at {'every' if steps else 'no'} step"
+    return f"{said}; below all yardsticks at {steps} of {report.target_len} steps"
 
 
 def standardised_verdict(report: Report) -> str:

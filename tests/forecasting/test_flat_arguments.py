@@ -12,7 +12,13 @@ import torch
 import yaml
 from small_forecaster import SMALL, cpu_trainer
 
-from favorcast.forecasting import DataModule, Forecaster, SimulationTimeSeries, SpatioTemporalPerformer_Forecaster
+from favorcast.forecasting import (
+    DataModule,
+    Forecaster,
+    SimulationTimeSeries,
+    SpatioTemporalPerformer_Forecaster,
+    train_forecaster,
+)
 from favorcast.forecasting.data.module import WindowLoading
 from favorcast.forecasting.data.series_config import SeriesConfig
 from favorcast.forecasting.forecaster import ForecasterConfig
@@ -132,3 +138,25 @@ def test_no_function_takes_more_than_seven_arguments(path):
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
             names = [each.arg for each in given if each is not None and each.arg not in ("self", "cls")]
             assert len(names) <= 7, f"{node.name} takes {names}: name what they have in common as a dataclass"
+
+
+@pytest.mark.parametrize(
+    ("build", "argument", "message"),
+    [
+        (train_forecaster, {"max_epochs": 1}, "give it as trainer={'max_epochs': 1}"),
+        (train_forecaster, {"time_zone": "UTC"}, "give it as table=TableFormat(time_zone='UTC')"),
+        (train_forecaster, {"context_len": 24}, "give it as DataModule(series, context_len=24)"),
+        (train_forecaster, {"d_model": 8}, "give it as SpatioTemporalPerformer_Forecaster(..., d_model=8), trained by"),
+        (train_forecaster, {"time_column": "t"}, "did you mean time_col_name?"),
+        (SimulationTimeSeries, {"decimal": ","}, "give it as table=TableFormat(decimal=',')"),
+        (SimulationTimeSeries, {"target_len": 2}, "give it as DataModule(series, target_len=2)"),
+        (SimulationTimeSeries, {"xyz": 2}, "SimulationTimeSeries has no argument 'xyz'; it takes "),
+        (DataModule, {"contextlen": 2}, "DataModule has no argument 'contextlen'; did you mean context_len?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_argument_that_belongs_elsewhere_is_named_with_its_place(build, argument, message):
+    with pytest.raises(TypeError) as refusal:
+        build(torch.zeros(40, 2), **argument)
+    assert message in str(refusal.value)
+    assert str(refusal.value).startswith(f"{build.__name__} has no argument {next(iter(argument))!r}")

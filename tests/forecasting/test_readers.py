@@ -209,3 +209,12 @@ def test_embedded_series_load_by_bare_name():
 def test_unknown_embedded_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="no embedded series is called 'wake'; there are"):
         embedded_path("wake")
+
+
+def test_a_folder_is_no_record_and_its_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is a folder and no OpenFOAM case; give a file"):
+        read_series(tmp_path)
+    for name in ("r1.csv", "r2.csv", "notes.md"):
+        (tmp_path / name).write_text("time,u\n0,1\n1,2\n")
+    with pytest.raises(FileNotFoundError, match=r"expected one record.* give one of its 2 files, such as .*r1\.csv"):
+        read_series(tmp_path)

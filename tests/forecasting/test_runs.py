@@ -93,9 +93,13 @@ def test_a_validation_without_any_value_is_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "suggestion"),
     [
-        (["--data.contextlen", "3"], "did you mean data.context_len?"),
+        (["--data.contextlen", "3"], "did you mean --data.context_len?"),
         (["--model.d_modell", "9"], "did you mean d_model?"),
-        (["--trainer.max_epoxhs", "9"], "did you mean trainer.max_epochs?"),
+        (["--context", "24"], "did you mean --data.context_len?"),
+        (["--horizon", "24"], "did you mean --data.target_len?"),
+        (["--epochs", "2"], "did you mean --trainer.max_epochs?"),
+        (["--d_modle", "9"], "did you mean --model.d_model?"),
+        (["--trainer.max_epoxhs", "9"], "did you mean --trainer.max_epochs?"),
         (["--data.series.init_args.target_cols", "[u_0]"], "did you mean --data.series.init_args.target_columns?"),
         (["--colour", "3"], None),
     ],

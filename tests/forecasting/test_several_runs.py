@@ -97,7 +97,9 @@ def test_columns_are_put_in_the_order_of_the_first_run():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.rename(columns={"v": "vv"}), "'b' lacks ['v'] and has ['vv']"),
+        (lambda table: table.assign(x=table["v"]), "'b' also has 'x'; rename"),
+        (lambda table: table.drop(columns="v"), "'b' lacks 'v'; rename"),
+        (lambda table: table.rename(columns={"v": "vv"}), "'b' lacks 'v' and also has 'vv'; rename"),
         (lambda table: table.set_axis(2.0 * table.index), "'a' has 1, 'b' 2"),
         (lambda table: table.set_axis(pd.date_range("2024", periods=len(table), freq="s")), "'a' has numbers"),
     ],
