@@ -119,9 +119,13 @@ def _rows_as_they_come(
     growing: GrowingProbes, card: DataCard, following: Following, ends: float | None
 ) -> Iterator[tuple[LatestRows, int]]:
     """Yield the rows to forecast from: the last one that is there, then each that is written; wait for them."""
-    latest, is_caught_up, idle = LatestRows(card), False, 0
+    latest, is_caught_up, idle, told = LatestRows(card), False, 0, 0
     while True:
         parts = growing.read()
+        for start in growing.passed_over[told:]:
+            remedy = "follow again after moving the folders of later starts elsewhere"
+            print(f"note: the start at {start:.15g} s is passed over, as a later one is there: {remedy}", flush=True)
+        told = len(growing.passed_over)
         idle = 0 if parts else idle + 1
         if idle == PATIENCE and (behind := growing.behind()):
             ended = ", ".join(f"{name} ends at {time:.15g} s" for name, time in behind.items())

@@ -24,7 +24,8 @@ class GrowingProbes:
     """Columns of a case, of which each reading gives the rows that were completed since the one before.
 
     Only what is new is read from files. A row is complete once every field with one of the columns has been written at
-    its time. A later start of the solver may begin at an earlier time: its rows take the place of all from there on.
+    its time. A later start of the solver may begin at an earlier time: its rows take the place of all from there on, as
+    read_openfoam has it.
 
     Args:
         path: of a case, its postProcessing folder or that of an object.
@@ -33,11 +34,14 @@ class GrowingProbes:
 
     Attributes:
         missing: columns of which no file of the case has a row yet.
+        passed_over: starts that came to the case after a greater one, whose rows count instead.
     """
 
     def __init__(self, path: Path, columns: list[str], choice: FieldChoice | None = None) -> None:
         self.path, self.columns, self.choice = path, columns, choice or FieldChoice()
         self.missing = list(columns)
+        self.passed_over: list[float] = []
+        self._seen: set[float] = set()
         self._first: dict[FieldKey, ProbeFile] = {}
         self._start = -np.inf
         self._fields: dict[FieldKey, _GrowingField] = {}
@@ -50,6 +54,8 @@ class GrowingProbes:
             ValueError: a damaged file, or one with other probes than those before; see read_openfoam.
         """
         starts = self._starts()
+        self.passed_over += [] if not self._seen else sorted(x for x in starts.keys() - self._seen if x < self._start)
+        self._seen |= starts.keys()
         parts = []
         for start in (each for each in starts if each >= self._start):
             if start != self._start:
@@ -57,7 +63,7 @@ class GrowingProbes:
             for key, path in starts[start].items():
                 self._read_field(key, path)
             if self._places or self._find_columns():
-                rows = self._completed(list(self._places) if start == max(starts) else list(self._fields))
+                rows = self._completed(is_running=start == max(starts))
                 parts.extend([rows] if len(rows.times) else [])
         return parts
 
@@ -72,8 +78,8 @@ class GrowingProbes:
         """Return the files of each start, ascending."""
         starts: dict[float, dict[FieldKey, Path]] = {}
         for field in find_fields(self.path, self.choice)[0]:
-            for path in field.files:
-                starts.setdefault(float(path.parent.name), {})[field.object, field.field] = path
+            for start, path in field.files:
+                starts.setdefault(start, {})[field.object, field.field] = path
         return dict(sorted(starts.items()))
 
     def _read_field(self, key: FieldKey, path: Path) -> None:
@@ -102,11 +108,11 @@ class GrowingProbes:
                 self._places[header.object, header.field] = list(theirs), list(ours)
         return True
 
-    def _completed(self, keys: list[FieldKey]) -> NewRows:
-        """Take the rows that all of some fields have."""
+    def _completed(self, *, is_running: bool) -> NewRows:
+        """Take the rows that all fields have; of a start that has ended, all that it left."""
         present = {key: self._fields[key] for key in self._places if key in self._fields}
-        latest = [present[key].latest if key in present else -np.inf for key in keys if key in self._places]
-        until = min(latest, default=-np.inf)
+        latest = [present[key].latest if key in present else -np.inf for key in self._places]
+        until = min(latest) if is_running else max(latest)
         times = [field.times[field.times <= until] for field in present.values()]
         joint = np.unique(np.concatenate([np.empty(0), *times]))
         values = np.full((len(joint), len(self.columns)), np.nan)

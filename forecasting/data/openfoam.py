@@ -1,7 +1,7 @@
 """Read the probes of an OpenFOAM case: postProcessing/<object>/<start time>/<field>.
 
-A case that was restarted has a folder for each start. From the first to the last time of a later start, rows of earlier
-ones give way to its own.
+A case that was restarted has a folder for each start. From the first row of a later start on, the rows of earlier ones
+give way: they are of a run that was given up.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from .column_choice import listed
 from .field_choice import FieldChoice
 from .probe_file import ProbeFile, ProbeRows, Probes
-from .probe_folders import ProbedField, find_fields
+from .probe_folders import ProbedField, find_fields, in_case
 from .record import SensorRecord, sensor_record
 from .table_format import TableFormat
 
@@ -37,12 +37,16 @@ def read_openfoam(path: Path, *, choice: FieldChoice | None = None, given: Table
     choice, given = choice or FieldChoice(), given or TableFormat()
     choice.refuse(("sensors",), str(path), "an OpenFOAM case")
     found, notes = find_fields(path, choice)
-    torn: list[Path] = []
-    fields = [each for each in (_joined(field, torn) for field in found) if each is not None]
+    read = [_read(field) for field in found]
+    torn = [in_case(part.path) for parts in read for part in parts if part.is_torn]
+    given_up = _give_way(found, read)
+    fields = [_joined(parts) for parts in read if any(map(_has_rows, parts))]
     if not fields:
         raise ValueError(f"{path}: no file of probes holds a row yet; wait until the solver has written some")
-    if torn:
-        notes.append(f"left out the last row of {listed([_in_case(file) for file in torn])}, which is half written")
+    without = [f"{x.object}/{x.field}" for x, parts in zip(found, read, strict=True) if not any(map(_has_rows, parts))]
+    notes += [f"left out {listed(without)}, which hold no row yet"] if without else []
+    notes += [f"left out the last row of {listed(torn)}, which is half written"] if torn else []
+    notes += given_up
     headers = [each.header for each in fields]
     names = column_names(headers)
     times, values, notes_of_times = _stacked(fields)
@@ -102,25 +106,70 @@ def column_names(fields: list[FieldHeader]) -> list[list[str]]:
     ]
 
 
-def _joined(field: ProbedField, torn: list[Path]) -> JoinedField | None:
-    """Read the files of a field, and let later starts take the place of earlier ones; None where no row is there."""
+class StartRows(NamedTuple):
+    """What a file of one start of the solver holds."""
+
+    start: float
+    path: Path
+    rows: ProbeRows
+    header: FieldHeader | None
+    is_torn: bool
+
+
+def _read(field: ProbedField) -> list[StartRows]:
+    """Read the files of a field, of each start."""
+    parts: list[StartRows] = []
     first: ProbeFile | None = None
-    parts: list[ProbeRows] = []
-    for path in field.files:
-        file = ProbeFile(path)
+    for start, path in field.files:
+        file, header = ProbeFile(path), None
         rows = file.read()
-        if file.is_torn:
-            torn.append(path)
-        if len(rows.times):
-            first = first or file
-            check_alike(first, file)
-            parts = [_outside(part, rows.times[0], rows.times[-1]) for part in parts] + [rows]
-    if first is None or first.probes is None or first.components is None:
-        return None
-    times = np.concatenate([part.times for part in parts])
+        if file.probes is not None and file.components is not None:
+            check_alike(first := first or file, file)
+            header = FieldHeader(field.object, field.field, file.probes, file.components)
+        parts.append(StartRows(start, path, rows, header, file.is_torn))
+    return parts
+
+
+def _has_rows(part: StartRows) -> bool:
+    return len(part.rows.times) > 0
+
+
+def _give_way(found: list[ProbedField], read: list[list[StartRows]]) -> list[str]:
+    """Take out, in place, the rows that later starts take the place of; say which times are lost by that.
+
+    A later start begins with the first row that any field has of it. It counts for the objects that have its folder.
+    """
+    begins: dict[float, float] = {}
+    starts: dict[str, set[float]] = {}
+    for field, parts in zip(found, read, strict=True):
+        starts.setdefault(field.object, set()).update(part.start for part in parts)
+        for part in filter(_has_rows, parts):
+            begins[part.start] = min(begins.get(part.start, np.inf), part.rows.times[0])
+    kept, lost = [-np.inf], [(-np.inf, -np.inf)]
+    for field, parts in zip(found, read, strict=True):
+        for i, part in enumerate(parts):
+            later = [(begins[x], x) for x in starts[field.object] if x > part.start and x in begins]
+            until, restart = min(later, default=(np.inf, np.inf))
+            known = part.rows.times < until
+            kept.extend(part.rows.times[known][-1:])
+            lost.extend((time, restart) for time in part.rows.times[~known][-1:])
+            parts[i] = part._replace(rows=ProbeRows(part.rows.times[known], part.rows.values[known]))
+    (last, restart), reached = max(lost), max(kept)
+    if last <= reached:
+        return []
+    return [
+        f"left out what earlier starts wrote up to {last:.15g} s: the restart at {restart:.15g} s takes their place "
+        f"from {begins[restart]:.15g} s on, and has reached {reached:.15g} s; if it is the restart that was given up, "
+        "move its folders elsewhere"
+    ]
+
+
+def _joined(parts: list[StartRows]) -> JoinedField:
+    """Put the rows of all starts of a field in order of time."""
+    header = next(part.header for part in parts if part.header is not None)
+    times = np.concatenate([part.rows.times for part in parts if _has_rows(part)])
     order = np.argsort(times, kind="stable")
-    values = np.concatenate([part.values for part in parts])[order]
-    header = FieldHeader(field.object, field.field, first.probes, first.components)
+    values = np.concatenate([part.rows.values for part in parts if _has_rows(part)])[order]
     return JoinedField(header, ProbeRows(times[order], values))
 
 
@@ -142,11 +191,6 @@ def check_alike(first: ProbeFile, other: ProbeFile) -> None:
             f"{other.path} has {theirs} numbers a value, not {ours} as {first.path}: these are different fields; move "
             "the file of one of them elsewhere, or rename it"
         )
-
-
-def _outside(rows: ProbeRows, first: float, last: float) -> ProbeRows:
-    kept = (rows.times < first) | (rows.times > last)
-    return ProbeRows(rows.times[kept], rows.values[kept])
 
 
 def _notes_of_rounding(fields: list[JoinedField]) -> list[str]:
@@ -173,7 +217,7 @@ def _stacked(fields: list[JoinedField]) -> tuple[np.ndarray, np.ndarray, list[st
         return times, np.concatenate(blocks, axis=1), []
     notes = []
     times = np.unique(np.concatenate([each.rows.times for each in fields]))
-    if times[-2] == min(each.rows.times[-1] for each in fields):
+    if len(times) > 1 and times[-2] == min(each.rows.times[-1] for each in fields):
         times = times[:-1]
         notes.append("left out the last row, which is not written for all fields yet")
     values = np.full((len(times), sum(block.shape[1] for block in blocks)), np.nan)
@@ -188,7 +232,3 @@ def _stacked(fields: list[JoinedField]) -> tuple[np.ndarray, np.ndarray, list[st
     if sparse:
         notes.append(f"{listed(sparse)} have no values at some times of other fields: missing there")
     return times, values, notes
-
-
-def _in_case(file: Path) -> str:
-    return "/".join(file.parts[-3:])

@@ -11,6 +11,7 @@ A scalar stands alone, a vector, symmetric tensor or tensor has its 3, 6 or 9 co
 
 import re
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,24 @@ def is_probe_file(path: Path) -> bool:
             return HEADS.match(b"".join(lines)) is not None
     except OSError:
         return False
+
+
+class FirstLine(Enum):
+    """What the first line of a file that is no comment holds."""
+
+    NONE = "nothing"
+    NUMBERS = "a time and values"
+    WORDS = "something else"
+
+
+def first_line(path: Path) -> FirstLine:
+    """Tell what stands in the first line that is no comment, as far as it is written."""
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(LONGEST_LINE), b""):
+            if _is_row(line):
+                numbers = _numbers(line.strip())
+                return FirstLine.NUMBERS if numbers is not None and len(numbers) > 1 else FirstLine.WORDS
+    return FirstLine.NONE
 
 
 class ProbeFile:

@@ -172,6 +172,24 @@ def test_a_field_that_is_written_no_longer_is_named(fitted, tmp_path, monkeypatc
     assert printed.count("note:") == 1
 
 
+def test_a_start_before_one_that_is_there_is_told(fitted, tmp_path, monkeypatch, capsys):
+    Solver(tmp_path / "case").write(times_between(0.1, 2.0))
+    later = Solver(tmp_path / "case", "2")
+    later.write(times_between(2.1, 3.0))
+    earlier = Solver(tmp_path / "case", "1.5")
+    earlier.folder.rename(tmp_path / "elsewhere")
+
+    class Again:
+        def write(self, times):
+            (tmp_path / "elsewhere").rename(earlier.folder)
+            earlier.write(times)
+
+    output = tmp_path / "a.csv"
+    assert followed(monkeypatch, loaded(fitted), tmp_path / "case", output, [1.6], Again()) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("note: the start at 1.5 s is passed over, as a later one is there: follow again after") == 1
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_ends_the_command_cleanly(fitted, tmp_path):
     case = tmp_path / "case"

@@ -67,11 +67,18 @@ def test_a_restart_takes_the_place_of_what_was_computed_after_it(tmp_path):
     later = np.round(4 + 0.1 * np.arange(1, 31), 6)
     write_probes(tmp_path, "p", later[:2], wave(later, seed=1)[:2], start="4")
     assert not growing.read()  # U is not written yet
-    write_probes(tmp_path, "U", later, wave(later, components=3, seed=1), start="4")
+    u = wave(later, components=3, seed=1)
+    write_probes(tmp_path, "U", later[:3], u[:3], start="4")
     parts += growing.read()
     assert parts[-1].times.tolist() == [4.1, 4.2]
+    halfway = read_series(tmp_path)  # of a restart that has not caught up
+    times, values = collected(parts)
+    np.testing.assert_array_equal(times, halfway.timestamps)
+    np.testing.assert_array_equal(values, halfway.values[:, [halfway.columns.index(name) for name in COLUMNS]])
     with (tmp_path / "postProcessing/probes1/4/p").open("a") as file:
         file.write(rows(later[2:], wave(later, seed=1)[2:]))
+    with (tmp_path / "postProcessing/probes1/4/U").open("a") as file:
+        file.write(rows(later[3:], u[3:]))
     parts += growing.read()
     whole = read_series(tmp_path)
     times, values = collected(parts)
@@ -85,6 +92,28 @@ def test_a_case_of_two_starts_is_read_from_its_beginning(tmp_path):
     whole = read_series(tmp_path)
     np.testing.assert_array_equal(times, whole.timestamps)
     np.testing.assert_array_equal(values, whole.values[:, [whole.columns.index(name) for name in COLUMNS]])
+
+
+def test_a_start_that_ended_is_read_whole_whatever_its_fields_lack(tmp_path):
+    write_case(tmp_path, stop=6.0)
+    write_probes(tmp_path, "p", [5.0, 5.1, 5.2], wave([5.0, 5.1, 5.2]), start="4.9")
+    write_probes(tmp_path, "U", [], np.empty((0, 3, 3)), start="4.9")
+    for field, components in (("p", 1), ("U", 3)):
+        write_probes(tmp_path, field, [5.2, 5.3], wave([5.2, 5.3], components=components), start="5.1")
+    times, values = collected(GrowingProbes(tmp_path, COLUMNS).read())
+    whole = read_series(tmp_path)
+    np.testing.assert_array_equal(times, whole.timestamps)
+    np.testing.assert_array_equal(values, whole.values[:, [whole.columns.index(name) for name in COLUMNS]])
+    assert np.isnan(values[-3, 2])
+
+
+def test_a_start_before_one_that_is_there_is_passed_over_and_told(tmp_path):
+    write_case(tmp_path, restart=(25.0, 20.0))
+    growing = GrowingProbes(tmp_path, COLUMNS)
+    growing.read()
+    write_probes(tmp_path, "p", [10.1], wave([10.1]), start="10")
+    assert not growing.read()
+    assert growing.passed_over == [10.0]
 
 
 def test_columns_that_no_file_has_are_told(tmp_path):

@@ -46,13 +46,42 @@ def test_a_single_file_is_read_whatever_its_suffix(tmp_path):
     assert record.columns == ["alpha.water_0", "alpha.water_1", "alpha.water_2"]
 
 
-def test_restarts_are_merged_by_time_and_the_later_one_counts(tmp_path):
+def test_a_restart_takes_the_place_of_all_that_was_written_before_from_its_first_row_on(tmp_path):
     write_probes(tmp_path, "p", [9.8, 9.9, 10.0, 10.1, 10.2], np.zeros((5, 3)), start="0")
     write_probes(tmp_path, "p", [10.1, 10.2, 10.3], np.ones((3, 3)), start="10")
-    write_probes(tmp_path, "p", [9.6, 9.7], np.full((2, 3), 2.0), start="9.5")
     record = read_series(tmp_path)
-    assert record.timestamps.tolist() == [9.6, 9.7, 9.8, 9.9, 10.0, 10.1, 10.2, 10.3]
-    assert record.values[:, 0].tolist() == [2, 2, 0, 0, 0, 1, 1, 1]
+    assert record.timestamps.tolist() == [9.8, 9.9, 10.0, 10.1, 10.2, 10.3]
+    assert record.values[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert not record.notes
+    write_probes(tmp_path, "p", [9.85, 9.95], np.full((2, 3), 2.0), start="9.8")
+    record = read_series(tmp_path)
+    assert record.timestamps.tolist() == [9.8, 9.85, 9.95, 10.1, 10.2, 10.3]
+    assert record.values[:, 0].tolist() == [0, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("is_written", [True, False], ids=["both-fields", "one-field-yet"])
+def test_a_restart_that_has_not_caught_up_ends_the_record_and_is_said(tmp_path, is_written):
+    """The fields of all objects end where the restart does, those too of which the new start has no row yet."""
+    for field, name in (("p", "wake"), ("T", "wake"), ("p", "inlet")):
+        write_probes(tmp_path, field, [1.0, 2.0, 3.0, 4.0], np.zeros((4, 3)), start="0", name=name)
+        written = 2 if is_written or (field, name) == ("p", "wake") else 0
+        write_probes(tmp_path, field, [2.0, 3.0][:written], np.ones((written, 3)), start="1", name=name)
+    record = read_series(tmp_path)
+    assert record.timestamps.tolist() == [1.0, 2.0, 3.0]
+    assert np.nanmax(record.values[0]) == 0
+    assert np.nanmin(record.values[1:]) == 1
+    (note, *_) = record.notes
+    assert note.startswith(
+        "left out what earlier starts wrote up to 4 s: the restart at 1 s takes their place from 2 s"
+    )
+    assert note.endswith("reached 3 s; if it is the restart that was given up, move its folders elsewhere")
+
+
+def test_an_object_that_a_later_start_does_not_have_keeps_its_rows(tmp_path):
+    write_probes(tmp_path, "p", [1.0, 2.0, 3.0, 4.0], np.zeros((4, 3)), name="inlet")
+    write_probes(tmp_path, "p", [2.0, 3.0, 4.0], np.ones((3, 3)), start="2", name="wake")
+    record = read_series(tmp_path, choice=FieldChoice(objects=["inlet", "wake"]))
+    assert record.values[:, 0].tolist() == [0, 0, 0, 0]
 
 
 def test_start_times_are_sorted_as_numbers(tmp_path):
@@ -182,9 +211,34 @@ def test_the_empty_folder_of_a_solver_that_just_started_does_no_harm(tmp_path):
     path = tmp_path / "postProcessing/probes1/40/p"
     path.parent.mkdir()
     path.write_text("")
-    assert len(read_series(tmp_path).values) == 400
+    record = read_series(tmp_path)
+    assert len(record.values) == 400
+    assert record.notes == ("left out 'probes1/40/p', which have neither a whole header nor a row yet",)
     path.write_text(header(PLACES))
     assert len(read_series(tmp_path).values) == 400
+
+
+def test_a_field_without_a_row_is_said(tmp_path):
+    write_case(tmp_path)
+    (tmp_path / "postProcessing/probes1/0/p").write_text(header(PLACES))
+    assert read_series(tmp_path).notes == ("left out 'probes1/p', which hold no row yet",)
+
+
+def test_what_is_no_file_of_probes_is_left_out_and_said(tmp_path):
+    write_case(tmp_path)
+    folder = tmp_path / "postProcessing/probes1/0"
+    for copy in ("U.orig", "p~", "p.bak"):
+        (folder / copy).write_text((folder / copy[0]).read_text())
+    (folder / ".U.swp").write_bytes(b"\0\1")
+    (folder / "notes").write_text("# of the run\nall is well\n")
+    record = read_series(tmp_path)
+    assert record.values.shape == (400, 12)
+    assert record.notes == (
+        "left out 'probes1/0/U.orig', 'probes1/0/p.bak', 'probes1/0/p~', whose names are those of copies; rename what "
+        "is no copy",
+        "left out 'probes1/0/notes', which are no files of probes",
+    )
+    assert read_series(folder / "U.orig").columns[0] == "U.orig_x_0"
 
 
 def test_adaptive_steps_are_reported_and_resampled(tmp_path):
@@ -263,7 +317,14 @@ def no_rows(case):
     (case / "postProcessing/probes1/0/p").write_text(header(PLACES))
 
 
+def no_header(case):
+    path = case / "postProcessing/probes1/0/p"
+    write_probes(case, "T", TIMES, wave(TIMES))
+    path.write_text("# Time p\n" + rows(TIMES, wave(TIMES)))
+
+
 FAULTS = {
+    no_header: r"probes1/0/p holds rows, but no header with the places of its probes; copy the lines that begin with #",
     other_probes: r"probes1/6/p has 2 probes, not 3 as .*probes1/0/p: the probes were changed at a restart; read the",
     moved_probes: r"probes1/6/p has other probes than .*probes1/0/p: the probes were changed",
     other_kind: r"probes1/6/p has 3 numbers a value, not 1 as .*probes1/0/p: these are different fields; move",
