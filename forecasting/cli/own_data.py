@@ -26,7 +26,7 @@ from ..loading import load_forecaster
 from .describe import describe, print_all, settings_lines
 from .flags import with_flags
 from .follow import Following, follow
-from .run_folder import create_run_folder, new_run_folder, resolve_checkpoint
+from .run_folder import create_run_folder, is_file_of_run, new_run_folder, resolve_checkpoint
 
 LIST_OPTIONS = ("column_names", "missing")
 TABLE_HELP = {
@@ -157,6 +157,8 @@ def _check_output(output: Path, read: dict[str, Any]) -> None:
         for option, path in read.items():
             if path is not None and written.exists() and Path(path).exists() and written.samefile(path):
                 raise ValueError(f"--output {written} is the file that {option} reads; write to another one")
+        if is_file_of_run(written):
+            raise ValueError(f"--output {written} is a file of a run, which would be lost; write to another one")
 
 
 def _follow_command(arguments: argparse.Namespace, forecaster: Forecaster, output: Path | None) -> None:

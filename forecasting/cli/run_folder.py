@@ -14,6 +14,10 @@ from torch import nn
 CONFIG_FILE = "config.yaml"
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
+CARD_FILE = "model_card.md"
+TABLES, PICTURES = ("metrics", "backtest", "future", "forecast"), ("errors", "forecast", "future")
+RUN_FILES = {CONFIG_FILE, CARD_FILE, "report.html", *(f"{x}.csv" for x in TABLES), *(f"{x}.png" for x in PICTURES)}
+RUN_FOLDERS = (CHECKPOINT_FOLDER, "log", "tensorboard")
 
 
 def new_run_folder(root: Path, name: str, command: str) -> Path:
@@ -33,6 +37,14 @@ def create_run_folder(folder: Path) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise ValueError(f"cannot create the run folder {folder}: {error.strerror}; choose other --runs") from error
+
+
+def is_file_of_run(path: Path) -> bool:
+    """Tell whether a file that is there was written by fit, test or backtest into the folder of a run."""
+    folders = [path.resolve().parent, path.resolve().parent.parent]
+    is_run = [any((folder / name).is_file() for name in (CONFIG_FILE, CARD_FILE)) for folder in folders]
+    is_own = is_run[0] and path.name in RUN_FILES
+    return path.is_file() and (is_own or (is_run[1] and folders[0].name in RUN_FOLDERS))
 
 
 def resolve_checkpoint(path: str) -> Path:

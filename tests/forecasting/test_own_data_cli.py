@@ -230,6 +230,20 @@ def test_a_forecast_never_replaces_what_it_is_made_from(folder, fitted, capsys, 
     assert "there is no folder" in said
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "future.csv", "errors.csv", "log/metrics.csv"])
+def test_a_forecast_never_replaces_a_file_of_a_run(folder, fitted, capsys, name):
+    """errors.csv would have its picture in errors.png."""
+    before = {path: path.read_bytes() for path in Path(fitted).rglob("*") if path.is_file()}
+    options = ["--ckpt_path", fitted, "--data", folder / "weather.csv"]
+    said = refused(capsys, "predict", *options, "--output", Path(fitted) / name)
+    assert "is a file of a run, which would be lost; write to another one" in said
+    assert {path: path.read_bytes() for path in Path(fitted).rglob("*") if path.is_file()} == before
+    for _ in range(2):  # what a forecast wrote there before may be replaced
+        run(capsys, "predict", *options, "--output", Path(fitted) / "mine.csv")
+    for written in ("mine.csv", "mine.png"):
+        (Path(fitted) / written).unlink()
+
+
 @pytest.mark.parametrize("rows", [30, 110])
 def test_few_rows_end_with_a_table_and_what_is_left_out_is_said_before_training(rows, tmp_path, capsys, monkeypatch):
     """Of 110 rows a choice between yardsticks found too few to hold back: exit code 2 after training."""
