@@ -79,6 +79,8 @@ def forecast(
             DataWarning,
             stacklevel=3,
         )
+    if card.seen is not None and (note := card.seen.note(card.context_columns, values)):
+        warnings.warn(note, DataWarning, stacklevel=3)
     past_known = mark_missing(record.values[context_rows][:, known], card.null_value)
     future_known = _future_known(covariates, card, target_times, record, horizon)
     clock = _clock(record, card)
@@ -100,6 +102,7 @@ def forecast(
         columns=list(card.target_columns),
         units=_units(record, indices, card),
         coordinates=None if card.coordinates is None else np.array(card.coordinates)[: len(indices)],
+        axes=card.axes,
         time_unit=record.time_unit or card.time_unit,
         time_zone=record.time_zone,
         context_times=times[context_rows],

@@ -3,6 +3,7 @@
 n horizon, d d_y_target, l context_len
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, log10
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .data.place_axes import PlaceAxis
 from .data.time_grid import local_index
 from .data.time_labels import time_texts
 
@@ -27,7 +29,7 @@ class Forecast:
         times: (n,) datetime64[ns] (UTC where there is a time zone) or float64, continuing those of the record.
         columns: names of the d sensors.
         units: of each sensor, None where unknown.
-        coordinates: (d, dimensions) positions of the sensors, None where unknown.
+        coordinates: (d, dimensions) positions of the sensors, None where unknown; axes: of their dimensions.
         time_unit: of numeric times; time_zone: of dates; None where unknown.
         context_times, context: (l,) and (l, d), what the forecast was made from, NaN where missing.
         intervals: level to (2, n, d), the lower and upper ends of prediction intervals, NaN where there is none.
@@ -43,6 +45,7 @@ class Forecast:
     context_times: np.ndarray
     context: np.ndarray
     intervals: dict[float, np.ndarray] = field(default_factory=dict)
+    axes: Sequence[PlaceAxis] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -65,7 +68,8 @@ class Forecast:
     def to_xarray(self) -> Any:
         """Return a DataArray (time, sensor) with names, units and coordinates; dates are in UTC where there is a zone.
 
-        Intervals are coordinates lo_80 and hi_80 (time, sensor).
+        Places of sensors are coordinates with the names and attributes of those that were read, coordinate_0, … where
+        these are unknown. Intervals are coordinates lo_80 and hi_80 (time, sensor).
 
         Raises:
             ImportError: without xarray.
@@ -77,8 +81,10 @@ class Forecast:
         coords: dict[str, Any] = {"time": self.times, "sensor": self.columns}
         if any(unit is not None for unit in self.units):
             coords["unit"] = ("sensor", [unit or "" for unit in self.units])
-        for axis, positions in enumerate([] if self.coordinates is None else self.coordinates.T):
-            coords[f"coordinate_{axis}"] = ("sensor", positions)
+        for number, positions in enumerate([] if self.coordinates is None else self.coordinates.T):
+            axis = self.axes[number] if self.axes else PlaceAxis(f"coordinate_{number}")
+            name = axis.name if axis.name not in coords else f"coordinate_{number}"
+            coords[name] = ("sensor", positions, {"long_name": axis.name} | axis.attributes if self.axes else {})
         for level, ends in self.intervals.items():
             for side, values in zip(("lo", "hi"), ends, strict=True):
                 coords[f"{side}_{round(level * 100)}"] = (("time", "sensor"), values)

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from .column_statistics import rows_of
 from .covariates import TimeCovariates
 from .field_choice import FieldChoice
+from .place_axes import PlaceAxis
 from .series import SimulationTimeSeries
 from .table_format import TableFormat
 from .time_grid import TOLERANCE, Gaps, TimeGrid
+from .training_range import TrainingRange
 
 VERSION = 1
 
@@ -36,6 +39,8 @@ class DataCard:
         rows: of each split.
         runs: names of the runs of each split, empty for a single record.
         choice: which part of a simulation was read.
+        axes: of the coordinates, none where unknown.
+        seen: what training saw of the context columns; None in cards of before.
     """
 
     context_len: int
@@ -61,6 +66,8 @@ class DataCard:
     rows: dict[str, int]
     runs: dict[str, list[str]] = field(default_factory=dict)
     choice: FieldChoice = field(default_factory=FieldChoice)
+    axes: list[PlaceAxis] = field(default_factory=list)
+    seen: TrainingRange | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, which checkpoints hold."""
@@ -83,6 +90,8 @@ class DataCard:
                 "covariates": TimeCovariates.of_dict(content["covariates"]),
                 "table": None if table is None else TableFormat(**table),
                 "choice": FieldChoice(**content.get("choice", {})),  # cards of before know none
+                "axes": [PlaceAxis(**axis) for axis in content.get("axes", [])],
+                "seen": TrainingRange(**content["seen"]) if content.get("seen") else None,
             }
         )
 
@@ -184,6 +193,8 @@ def card_of(series: SimulationTimeSeries, *, context_len: int, target_len: int, 
         source=series.source,
         rows={split: len(rows) for split, rows in series.splits.items()},
         runs={split: list(series.runs_of(split)) for split in series.splits if series.rows_of_runs},
+        axes=list(series.axes),
+        seen=TrainingRange.of(rows_of(series.values, series.splits["train"])),
         **series.reading,
     )
 

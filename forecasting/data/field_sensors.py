@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .field_choice import SensorPoint
+from .place_axes import storage_free_order
 
 SENSOR = "favorcast_sensor"  # dimension of points in the place of the dimensions that they choose from
 
@@ -61,12 +62,12 @@ class FieldSensors(NamedTuple):
 
 
 def sensors_of(array: Any, time: str, sensors: int | list[SensorPoint] | None, source: str) -> FieldSensors:
-    """Return the sensors that are chosen of a DataArray over time and other dimensions.
+    """Return the sensors that are chosen of a DataArray over time and other dimensions, in whatever order these are.
 
     Raises:
         ValueError: a number below 1, or points that are not within the field, or not told apart by it.
     """
-    others = [str(dimension) for dimension in array.dims if dimension != time]
+    others = storage_free_order(str(dimension) for dimension in array.dims if dimension != time)
     axes = [_axis(array, dimension) for dimension in others]
     if sensors is None or not axes:
         return FieldSensors({}, axes)

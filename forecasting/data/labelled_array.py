@@ -9,6 +9,7 @@ from .column_choice import match_names
 from .field_choice import FieldChoice
 from .field_sensors import FieldSensors, sensors_of
 from .field_values import check_size, read_sensors
+from .place_axes import PlaceAxis
 from .record import SensorRecord, sensor_record
 from .table_format import TableFormat
 from .time_names import is_time_name
@@ -33,9 +34,10 @@ def record_from_xarray(
     """Turn a DataArray or Dataset into a record; of one on disk, only the chosen sensors are read.
 
     The time is the dimension of dates or durations, else the one called time or t, or that of a variable so called.
-    Each point of the other dimensions is a sensor, named after the variable and its coordinates: "T(z=0.72)". In a
-    Dataset, every numeric variable over time is read; others are left out. Units come from the attribute "units",
-    coordinates from the other dimensions, or from coordinates along them.
+    Each point of the other dimensions is a sensor, named after the variable and its coordinates: "T(z=0.72)"; neither
+    names nor order of sensors depend on the order of the dimensions. In a Dataset, every numeric variable over time is
+    read; others are left out. Units come from the attribute "units", coordinates from the other dimensions, or from
+    coordinates along them.
 
     Args:
         data: the object.
@@ -68,7 +70,8 @@ def record_from_xarray(
         timestamps=None if times is None else times.stamps,
         time_unit=None if times is None else times.unit,
         time_zone=None if times is None else times.zone,
-        coordinates=_places(sensors),
+        coordinates=(places := _places(sensors)),
+        axes=() if places is None else _axes(fields[0], sensors[0]),
         units=units,
         notes=[*notes, *(() if times is None else times.notes)],
         missing=given.missing_numbers,
@@ -135,6 +138,12 @@ def _places(sensors: list[FieldSensors]) -> np.ndarray | None:
     if len(kinds) > 1 or kinds == {()}:
         return None
     return np.concatenate([each.places for each in sensors])
+
+
+def _axes(array: Any, sensors: FieldSensors) -> tuple[PlaceAxis, ...]:
+    """Return the axes of places, as the coordinates of a field describe them."""
+    attributes = {str(name): each.attrs for name, each in array.coords.items()}
+    return tuple(PlaceAxis.of(name, attributes.get(name, {})) for name in sensors.coordinates)
 
 
 def _times(data: Any, clock: str | None, given: TableFormat, source: str) -> Times | None:

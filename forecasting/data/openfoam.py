@@ -11,11 +11,13 @@ import numpy as np
 
 from .column_choice import listed
 from .field_choice import FieldChoice
+from .place_axes import PlaceAxis
 from .probe_file import ProbeFile, ProbeRows, Probes
 from .probe_folders import ProbedField, find_fields, in_case
 from .record import SensorRecord, sensor_record
 from .table_format import TableFormat
 
+AXES = tuple(PlaceAxis(name, {"units": "m"}) for name in "xyz")
 ROUNDING = 1e-9  # of the largest component
 
 
@@ -63,6 +65,7 @@ def read_openfoam(path: Path, *, choice: FieldChoice | None = None, given: Table
         timestamps=times,
         time_unit="s",
         coordinates=places[~dead],
+        axes=AXES,
         missing=given.missing_numbers,
         source=str(path),
         notes=[*notes, *notes_of_times, *_notes_of_rounding(fields)],

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .marks_of_missing import mark_text, replace_marks, suspected_marks
+from .place_axes import PlaceAxis
 
 
 class SensorRecord(NamedTuple):
@@ -21,7 +22,7 @@ class SensorRecord(NamedTuple):
         sampling_time: time between two rows, in time_unit; None when unknown.
         time_unit: unit of sampling_time, such as "s" or "D/U".
         unit: unit of the values, where all sensors share one.
-        coordinates: (columns, dimensions) sensor positions.
+        coordinates: (columns, dimensions) sensor positions; axes: of their dimensions, none where unknown.
         units: of each column, None where unknown.
         time_zone: name ("Europe/Berlin") or offset ("+01:00") that dates are shown in; None where there is none.
         notes: what a reader left out or took for something.
@@ -37,6 +38,7 @@ class SensorRecord(NamedTuple):
     units: list[str | None] | None = None
     time_zone: str | None = None
     notes: Sequence[str] = ()
+    axes: tuple[PlaceAxis, ...] = ()
 
 
 def sensor_record(
@@ -97,6 +99,9 @@ def _checked_labels(record: SensorRecord, source: str) -> SensorRecord:
     coordinates, timestamps, units, unit = record.coordinates, record.timestamps, record.units, record.unit
     if coordinates is not None and (coordinates.ndim != 2 or len(coordinates) != width):
         raise ValueError(f"{source}: coordinates must have shape ({width}, dimensions), got {coordinates.shape}")
+    if record.axes and (coordinates is None or len(record.axes) != coordinates.shape[1]):
+        shape = None if coordinates is None else coordinates.shape
+        raise ValueError(f"{source}: expected an axis for each dimension of the coordinates {shape}, got {record.axes}")
     sampling_time, time_unit = record.sampling_time, record.time_unit
     if timestamps is not None:
         timestamps = _checked_timestamps(timestamps, rows, source)

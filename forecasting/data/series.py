@@ -53,7 +53,7 @@ class SimulationTimeSeries:
         sampling_time, time_unit, unit: of the record; unit and time_unit None where unknown.
         time_zone: that dates are shown in, None where there is none.
         units: of each column of values, None where unknown.
-        coordinates: (d_y_context, dimensions) or None, in the order of the columns of values.
+        coordinates: (d_y_context, dimensions) or None, in the order of the columns of values; axes: of its dimensions.
         covariates: how the covariates follow from times.
         known_cols, known_values: names and values (rows, known columns) of what is known ahead.
         other_cols: columns of the source that are not used.
@@ -96,6 +96,7 @@ class SimulationTimeSeries:
             warnings.warn(f"{self.source or 'data'}: {'; '.join(self.notes)}", DataWarning, stacklevel=2)
         self.values = in_float32_if_fine_enough(values, self.splits["train"])
         self.coordinates = None if record.coordinates is None else record.coordinates[order]
+        self.axes = record.axes
         self.times, self.step = _clock(runs, config.start_time, config.time_step_df)
         self.sampling_time = config.time_step_feature or record.sampling_time or self.step
         self.time_unit = record.time_unit

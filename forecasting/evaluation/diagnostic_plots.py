@@ -3,30 +3,35 @@
 n target_len, d d_y_target, f frequencies, q levels
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..data.place_axes import PlaceAxis, storage_free_order
 from .interval_scores import IntervalReport
 from .plots import BASELINE_STYLES, DPI, MODEL_STYLE, TRUTH_COLOR
 from .report import Report, with_unit
 
 MOST_BARS = 40
+SAME_PLACE = 1e-6  # of the extent of the sensors
 FEWEST_STEPS = 4  # that a spectrum needs
 LEAST_SHARE = 1e-7  # of the largest power that is drawn: the rest is rounding
 
 
-def plot_error_map(report: Report, coordinates: np.ndarray | None) -> Figure:
+def plot_error_map(report: Report, coordinates: np.ndarray | None, axes: Sequence[PlaceAxis] = ()) -> Figure:
     """Plot the test error of the model at each sensor, on the layout of the sensors where it is known.
 
     Errors are root mean squares, in training standard deviations where these are known; columns at one position are
-    averaged. Without coordinates sensors stand side by side.
+    averaged. x points to the right and y upwards, whatever their order; an axis along which all sensors stand at one
+    place is left out. Without coordinates sensors stand side by side.
 
     Args:
         report: scores, the model first.
         coordinates: (d, 1 to 3) positions, None where unknown.
+        axes: of the positions, none where unknown: then the first points to the right.
     """
     mse, label = next(iter(report.scores.values())).sensor["mse"], with_unit("RMSE", report.unit)
     if report.scales is not None:
@@ -35,27 +40,50 @@ def plot_error_map(report: Report, coordinates: np.ndarray | None) -> Figure:
     if coordinates is None:
         _bars(figure, report.sensors, np.sqrt(mse), label)
         return figure
-    places, which = np.unique(np.asarray(coordinates, dtype=np.float64), axis=0, return_inverse=True)
+    layout = _layout(np.asarray(coordinates, dtype=np.float64), axes)
+    places, which = np.unique(layout.places, axis=0, return_inverse=True)
     which = which.ravel()
     observed = ~np.isnan(mse)
     count = np.bincount(which[observed], minlength=len(places))
     total = np.bincount(which[observed], weights=mse[observed], minlength=len(places))
     error = np.sqrt(np.divide(total, count, out=np.full(len(places), np.nan), where=count > 0))
     if places.shape[1] == 1:
-        axes = figure.add_subplot()
-        axes.plot(error, places[:, 0], **MODEL_STYLE)
-        axes.set_xlabel(label)
-        axes.set_ylabel("position")
+        drawn = figure.add_subplot()
+        drawn.plot(error, places[:, 0], **MODEL_STYLE)
+        drawn.set_xlabel(label)
+        drawn.set_ylabel(layout.labels[0])
     else:
-        axes: Any = figure.add_subplot(projection="3d" if places.shape[1] >= 3 else None)
-        points = axes.scatter(*places[:, :3].T, c=error, s=90, cmap="viridis", edgecolors="#444444", linewidths=0.4)
-        figure.colorbar(points, ax=axes, label=label)
+        drawn: Any = figure.add_subplot(projection="3d" if places.shape[1] >= 3 else None)
+        points = drawn.scatter(*places[:, :3].T, c=error, s=90, cmap="viridis", edgecolors="#444444", linewidths=0.4)
+        figure.colorbar(points, ax=drawn, label=label)
         if places.shape[1] == 2:
-            axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xlabel("first coordinate")
-        axes.set_ylabel("second coordinate")
-    figure.suptitle("Test error on the sensor layout")
+            drawn.set_aspect("equal", adjustable="datalim")
+        for direction, name in zip("xyz", layout.labels, strict=False):
+            getattr(drawn, f"set_{direction}label")(name)
+    figure.suptitle(", ".join(["Test error on the sensor layout", *layout.fixed]))
     return figure
+
+
+class _Layout(NamedTuple):
+    """Places (d, axes drawn), the labels of their axes, and where sensors stand along those that are left out."""
+
+    places: np.ndarray
+    labels: list[str]
+    fixed: list[str]
+
+
+def _layout(places: np.ndarray, axes: Sequence[PlaceAxis]) -> _Layout:
+    """Choose the axes along which sensors differ, x first, then y and z, then others."""
+    order = list(range(places.shape[1]))
+    labels = ["position"] if len(order) == 1 else [f"{nth} coordinate" for nth in ("first", "second", "third")]
+    if axes:
+        ordered = storage_free_order(axis.name for axis in axes)[::-1]
+        order.sort(key=lambda i: ordered.index(axes[i].name))
+        labels = [axis.label for axis in axes]
+    width = np.ptp(places, axis=0)
+    spread = [i for i in order if width[i] > SAME_PLACE * width.max()] or order[:1]
+    fixed = [f"{axes[i].label} = {places[0, i]:.4g}" for i in order if axes and i not in spread]
+    return _Layout(places[:, spread], [labels[i] for i in spread], fixed)
 
 
 def _bars(figure: Figure, names: list[str], error: np.ndarray, label: str) -> None:

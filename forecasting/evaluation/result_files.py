@@ -41,7 +41,7 @@ def write_results(folder: Path, report: Report, model: Forecaster, data: DataMod
     sections = [
         Section("Forecast", forecast),
         Section("Error growth over the horizon", growth),
-        Section("Error map", plot_error_map(report, _target_coordinates(data))),
+        Section("Error map", plot_error_map(report, _target_coordinates(data), data.series.axes)),
         _spectrum_section(report, model),
         _coverage_section(report),
     ]

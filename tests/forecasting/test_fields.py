@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from favorcast.forecasting import SimulationTimeSeries
 from favorcast.forecasting.data import extract_datapoints, read_series
 from favorcast.forecasting.data.field_choice import FieldChoice
 from favorcast.forecasting.data.labelled_array import record_from_xarray
+from favorcast.forecasting.data.place_axes import PlaceAxis
 
 xarray = pytest.importorskip("xarray", reason='pip install "favorcast[data]"')
 h5py = pytest.importorskip("h5py", reason='pip install "favorcast[data]"')
@@ -44,9 +46,29 @@ def test_a_grid_of_sensors_is_that_of_extract_datapoints():
 def test_three_dimensions_of_space_give_a_cube_of_sensors(order):
     record = record_from_xarray(field(levels=True, order=order), choice=FieldChoice(sensors=3, fields=["u"]))
     assert record.values.shape == (len(TIME), 27)
-    space = [name for name in order if name != "time"]
+    assert [axis.name for axis in record.axes] == ["z", "y", "x"]
     for values, place in zip(record.values.T, record.coordinates, strict=True):
-        np.testing.assert_array_equal(values, field(levels=True)["u"].sel(dict(zip(space, place, strict=True))))
+        np.testing.assert_array_equal(values, field(levels=True)["u"].sel(dict(zip("zyx", place, strict=True))))
+
+
+@pytest.mark.parametrize(
+    "chosen", [3, [{"x": 0.3, "y": 0.0}, {"x": 3.2, "y": 1.0}], None], ids=["grid", "points", "all"]
+)
+def test_the_order_of_dimensions_on_disk_changes_no_sensor(tmp_path, chosen):
+    expected = record_from_xarray(field(), choice=FieldChoice(sensors=chosen))
+    for order in permutations(("time", "y", "x")):
+        record = read_series(write_netcdf(tmp_path, field(order=order)), choice=FieldChoice(sensors=chosen))
+        assert record.columns == expected.columns
+        np.testing.assert_array_equal(record.values, expected.values)
+        np.testing.assert_array_equal(record.coordinates, expected.coordinates)
+
+
+def test_axes_keep_their_names_and_attributes(tmp_path):
+    data = field()
+    data["x"].attrs = {"units": "m", "standard_name": "projection_x_coordinate", "valid_range": [0.0, 4.0]}
+    record = read_series(write_netcdf(tmp_path, data), choice=FieldChoice(sensors=2))
+    standard = {"units": "m", "standard_name": "projection_x_coordinate"}
+    assert record.axes == (PlaceAxis("y"), PlaceAxis("x", standard))
 
 
 def test_a_thin_dimension_is_taken_whole():

@@ -48,7 +48,7 @@ def test_predict_takes_the_sensors_of_training_from_a_later_field(fitted, tmp_pa
     forecast = xarray.load_dataarray(written)
     assert forecast.sizes["sensor"] == 27
     assert forecast.attrs["units"] == "m/s"
-    assert forecast["coordinate_2"].values[:3].tolist() == [0.75, 2.25, 3.75]
+    assert forecast["x"].values[:3].tolist() == [0.75, 2.25, 3.75]
 
 
 def test_given_points_are_described(fitted, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Forecasts beyond the end of a record: labelled, from the latest context, by the clock of training."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from favorcast.forecasting import (
     load_forecaster,
 )
 from favorcast.forecasting.data import read_series
+from favorcast.forecasting.data.place_axes import PlaceAxis
 
 ROWS, CONTEXT, TARGET = 400, 8, 4
 VALUES = np.sin(2 * np.pi * np.arange(ROWS + 50)[:, None] / 11 + np.arange(3)) * [1, 5, 0.2] + [0, 50, -3]
@@ -314,7 +316,7 @@ def test_arrays_of_xarray_keep_coordinates(tmp_path):
     data = xarray.DataArray(
         VALUES[:ROWS].T,
         dims=("z", "time"),
-        coords={"z": [0.5, 1.0, 2.0], "time": HOURS[:ROWS]},
+        coords={"z": ("z", [0.5, 1.0, 2.0], {"units": "m", "positive": "up", "flag": [1, 2]}), "time": HOURS[:ROWS]},
         name="T",
         attrs={"units": "K"},
     )
@@ -325,8 +327,25 @@ def test_arrays_of_xarray_keep_coordinates(tmp_path):
     assert array.dims == ("time", "sensor")
     np.testing.assert_array_equal([array["lo_80"], array["hi_80"]], ends)
     assert array.attrs["units"] == "K"
-    np.testing.assert_array_equal(array["coordinate_0"], [0.5, 1.0, 2.0])
+    np.testing.assert_array_equal(array["z"], [0.5, 1.0, 2.0])
+    assert array["z"].attrs == {"long_name": "z", "units": "m", "positive": "up"}
+    unnamed = replace(forecast, axes=()).to_xarray()
+    np.testing.assert_array_equal(unnamed["coordinate_0"], [0.5, 1.0, 2.0])
+    taken = replace(forecast, axes=[PlaceAxis("sensor")]).to_xarray()
+    assert taken["coordinate_0"].attrs == {"long_name": "sensor"}
     assert array["sensor"].values.tolist() == ["T(z=0.5)", "T(z=1.0)", "T(z=2.0)"]
+
+
+def test_a_context_far_outside_of_training_is_told_once(hourly):
+    table = TABLE.iloc[:ROWS].copy()
+    spread = table.iloc[: ROWS // 2].std()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        hourly.forecast(table + 0.5 * spread)
+    table.iloc[-3:] += 77 * spread
+    with pytest.warns(DataWarning, match=r"far beyond all that training saw, '.*' by 7\d.*, '.*' by 7\d") as said:
+        hourly.forecast(table)
+    assert len([each for each in said if issubclass(each.category, DataWarning)]) == 1
 
 
 def test_later_files_may_be_written_in_another_way(hourly, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from small_forecaster import cpu_trainer
 
 from favorcast.forecasting import DataModule, SimulationTimeSeries, SpatioTemporalPerformer_Forecaster
+from favorcast.forecasting.data.place_axes import PlaceAxis
 from favorcast.forecasting.evaluation.baseline_comparison import BaselineComparison
 from favorcast.forecasting.evaluation.diagnostic_plots import plot_error_map, plot_spectrum
 from favorcast.forecasting.evaluation.result_files import write_results
@@ -117,6 +118,37 @@ def test_the_map_puts_each_error_where_its_sensor_stands(tested, dimensions):
         error = axes.collections[0].get_array()
         np.testing.assert_array_equal(axes.collections[0].get_offsets()[:, 0], places[:, 0])
     np.testing.assert_allclose(error, np.sqrt(mse), rtol=1e-6)
+
+
+def drawn_labels(figure):
+    return figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel(), figure.get_suptitle()
+
+
+def test_x_points_to_the_right_and_y_upwards(tested):
+    _, report, data = tested
+    series = data.series
+    assert [axis.name for axis in series.axes] == ["y", "x"]
+    figure = plot_error_map(report, series.coordinates, series.axes)
+    points = figure.axes[0].collections[0].get_offsets()
+    np.testing.assert_array_equal(np.unique(points[:, 0]), np.unique(series.coordinates[:, 1]))
+    assert drawn_labels(figure) == ("x", "y", "Test error on the sensor layout")
+
+
+@pytest.mark.parametrize(
+    ("fixed", "labels"), [("z", ("x [m]", "y [m]")), ("y", ("x [m]", "z [m]")), ("x", ("y [m]", "z [m]"))]
+)
+def test_sensors_in_one_plane_are_drawn_in_it(tested, fixed, labels):
+    _, report, data = tested
+    axes = [PlaceAxis(name, {"units": "m"}) for name in "xyz"]
+    places = np.insert(data.series.coordinates, "xyz".index(fixed), 0.01 + 1e-12 * np.arange(9), axis=1)
+    assert drawn_labels(plot_error_map(report, places, axes)) == (
+        *labels,
+        f"Test error on the sensor layout, {fixed} [m] = 0.01",
+    )
+    line = places * (np.array(list("xyz")) == labels[0][0]) + 1.0
+    assert drawn_labels(plot_error_map(report, line, axes))[1] == labels[0]
+    point = plot_error_map(report, np.ones((9, 3)), axes)
+    assert point.axes[0].get_ylabel() == "x [m]"
 
 
 def test_columns_at_one_position_are_averaged(tested):

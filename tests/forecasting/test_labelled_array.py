@@ -53,8 +53,8 @@ def test_a_grid_of_points_keeps_both_coordinates():
         np.zeros((4, 2, 3)), dims=("t", "x", "y"), coords={"x": [0.0, 1.0], "y": [5, 6, 7]}, name="u"
     )
     record = record_from_xarray(field)
-    assert record.columns[:2] == ["u(x=0.0, y=5)", "u(x=0.0, y=6)"]
-    assert record.coordinates.tolist() == [[x, y] for x in (0, 1) for y in (5, 6, 7)]
+    assert record.columns[:2] == ["u(y=5, x=0.0)", "u(y=5, x=1.0)"]
+    assert record.coordinates.tolist() == [[y, x] for y in (5, 6, 7) for x in (0, 1)]
     assert record.timestamps is None
 
 
