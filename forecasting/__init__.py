@@ -29,6 +29,7 @@ from .normalization import GlobalNorm, NoNorm, RevIN
 from .own_data import train_forecaster
 from .spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 from .st_transformer import SpatioTemporalPerformer
+from .stacked_linear import StackedLinear
 from .training.best_checkpoint import BestCheckpoint
 from .training.feature_redraw_callback import RedrawFeatures
 
@@ -56,6 +57,7 @@ __all__ = [
     "SimulationTorchDataset",
     "SpatioTemporalPerformer",
     "SpatioTemporalPerformer_Forecaster",
+    "StackedLinear",
     "TableFormat",
     "VectorRidge",
     "backtest",

@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from .linear_rows import LinearKind, LinearRows, WindowBlocks, lay_out, take_back
+from .linear_rows import LinearKind, LinearRows, WindowBlocks, lay_out, roll_on, take_back
 from .missing_values import carry_forward, fill_missing
 from .ridge import RidgeSolutions, Shrinkage, solve_ridge
 
@@ -65,6 +65,11 @@ class ClosedFormLinear(nn.Module):
         """Whether there is a solution."""
         return self.weight.numel() > 0
 
+    @property
+    def keeps_scale(self) -> bool:
+        """Whether forecasts follow a context through any change of a sensor's level and unit."""
+        return self.kind != "vector"
+
     def forward(self, context: Tensor, target_len: int) -> Tensor:
         """Return the forecast (b, n, d) from a context (b, l, c), NaN where missing.
 
@@ -76,14 +81,7 @@ class ClosedFormLinear(nn.Module):
                 "the closed-form linear part has no weights yet: fit with a datamodule that offers "
                 "window_blocks(split), call fit_linear_part(train, held_out), or load a trained checkpoint"
             )
-        values = self._last_rows(context)
-        blocks = [self._map(values)]
-        fitted_len = blocks[0].shape[1]
-        for _ in range((target_len - 1) // fitted_len):
-            kept = values[:, -1:, self.d_y_target :].expand(-1, fitted_len, -1)
-            values = torch.cat((values, torch.cat((blocks[-1], kept), dim=2)), dim=1)[:, -self.linear_window :]
-            blocks.append(self._map(values))
-        return torch.cat(blocks, dim=1)[:, :target_len]
+        return roll_on(self._map, self._last_rows(context), target_len, self.d_y_target)
 
     @torch.no_grad()
     def fit(

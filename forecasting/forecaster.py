@@ -4,21 +4,23 @@ b batch, l context_len, n target_len; d_x covariates, d_y_context and d_y_target
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from ..kernels import series_decomposition
-from .closed_form_linear import ClosedFormLinear
 from .conformal import ConformalIntervals, conformal_intervals
 from .flat_arguments import FieldsSignature, takes_fields_of
+from .linear_model import SolvedLinear
 from .linear_rows import WindowBlocks
 from .missing_values import carry_forward, fill_missing, mark_missing
-from .normalization import GlobalNorm
+from .model_share import ModelShare
+from .normalization import GlobalNorm, Statistics
 from .ridge import Shrinkage
 from .rollout import roll_forward
 from .signal_config import SignalConfig
@@ -46,6 +48,14 @@ class ForecasterConfig(TrainingConfig, SignalConfig, WindowWidths):
             part.__post_init__(self)
 
 
+class ForecastParts(NamedTuple):
+    """A forecast in model units, before the change is shared out: baseline and change (b, n, d_y_target)."""
+
+    baseline: Tensor
+    change: Tensor
+    statistics: Statistics
+
+
 class Forecaster(ForecastTraining):
     """Train and evaluate a forecasting model on batches (context_x, context_y, target_x, target_y).
 
@@ -54,10 +64,10 @@ class Forecaster(ForecastTraining):
 
         z = normalize(context_y)                      NaN and null_value are missing and stay NaN
         seasonal, trend = decompose(z)                seasonal = trend = z without use_seasonal_decomp
-        forecast = denormalize(model(seasonal) + baseline(trend))
+        forecast = denormalize(share * model(seasonal) + baseline(trend))
 
-    where baseline is the linear model if linear_window > 0, else the last observed value of z if from_last_value, else
-    the last trend value if use_seasonal_decomp, else 0.
+    where share is 1 until `fit_model_share`, and baseline is the linear model if linear_window > 0, else the last
+    observed value of z if from_last_value, else the last trend value if use_seasonal_decomp, else 0.
     A missing value never reaches a weight or a statistic; a missing covariate (NaN in x) counts as 0. Before the first
     fit, the training statistics behind use_global_norm and `target_scale` come from
     `trainer.datamodule.training_statistics()`, and a linear part in closed form is solved on
@@ -83,6 +93,7 @@ class Forecaster(ForecastTraining):
         self.linear_model = config.build_linear_model(config.d_y_context, config.d_y_target)
         self.from_last_value = config.from_last_value and self.linear_model is None
         self.normalization = config.build_normalization(config.d_y_context)
+        self.model_share = ModelShare()
 
     @abstractmethod
     def forward_model_pass(
@@ -115,6 +126,11 @@ class Forecaster(ForecastTraining):
         """
         self.widths.check(context_x, context_y, target_x, target_y)
         context_y = mark_missing(context_y, self.null_value)
+        parts = self._parts(context_x, context_y, target_x, target_y)
+        kept = parts.baseline + self.model_share(parts.change)
+        return self.normalization.denormalize(kept, parts.statistics)
+
+    def _parts(self, context_x: Tensor, context_y: Tensor, target_x: Tensor, target_y: Tensor | None) -> ForecastParts:
         statistics = self.normalization.statistics(context_y, ~context_y.isnan())
         normalized = self.normalization.normalize(context_y, statistics)
         signal, trend = self._split_trend(normalized)
@@ -122,7 +138,7 @@ class Forecaster(ForecastTraining):
         if target_y is not None:
             truth = self.normalization.normalize(mark_missing(target_y, self.null_value), statistics)
             target_y = truth - baseline.detach()
-        forecast = self.forward_model_pass(
+        change = self.forward_model_pass(
             fill_missing(context_x),
             signal,
             fill_missing(target_x),
@@ -130,7 +146,7 @@ class Forecaster(ForecastTraining):
             signal_offset=baseline if self.trend_kernel_size is None else torch.zeros_like(baseline),
             linear_forecast=baseline,
         )
-        return self.normalization.denormalize(baseline + forecast, statistics)
+        return ForecastParts(baseline, change, statistics)
 
     def _split_trend(self, signal: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the model and what the baseline read of a normalised context."""
@@ -175,14 +191,38 @@ class Forecaster(ForecastTraining):
         inputs = [torch.as_tensor(value).to(like) for value in (context_x, context_y, target_x)]
         if torch.as_tensor(context_y).dtype == torch.float64:  # a large mean leaves few digits in float32
             inputs[1] = torch.as_tensor(context_y).to(like.device)
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
+        with in_evaluation(self):
             forecast = self(*inputs) if block_len is None else roll_forward(self, *inputs, block_len=block_len)
-        finally:
-            for module in training:
-                module.training = True
         return forecast.to(torch.as_tensor(context_y).device)
+
+    def fit_model_share(self, windows: Iterable[Window]) -> None:
+        """Keep what the model adds to its baseline as far as held-out windows support it, at each step (ModelShare).
+
+            forecaster.fit_model_share(data.val_dataloader())
+
+        Shares are kept in checkpoints, and forgotten when training goes on. Without a linear part or from_last_value
+        there is no baseline that forecasts by itself, and nothing is shared out.
+
+        Args:
+            windows: batches that training did not see; those of validation are the usual choice.
+        """
+        self.model_share.reset()
+        if self.linear_model is None and not self.from_last_value:
+            return
+        with in_evaluation(self), torch.no_grad():
+            self.model_share.fit(map(self._change_and_wanted, windows))
+
+    def _change_and_wanted(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return what the model adds to the baseline, and what the truth does, in units of the loss."""
+        like = self.normalization.mean
+        context_x, context_y, target_x, target_y = (torch.as_tensor(value).to(like.device) for value in window)
+        context_y, target_y = (mark_missing(y, self.null_value) for y in (context_y, target_y))
+        parts = self._parts(context_x.to(like), context_y, target_x.to(like), None)
+        plain, full = (
+            self.normalization.denormalize(each, parts.statistics)
+            for each in (parts.baseline, parts.baseline + parts.change)
+        )
+        return (full - plain) / self.target_scale, (target_y - plain) / self.target_scale
 
     def calibrate(self, windows: Iterable[Window]) -> None:
         """Fit prediction intervals on held-out windows, by split conformal prediction (see ConformalIntervals).
@@ -259,7 +299,8 @@ class Forecaster(ForecastTraining):
     def fit_linear_part(self, train: WindowBlocks, held_out: WindowBlocks, *, noise: float = 0.0) -> list[Shrinkage]:
         """Solve a linear part in closed form, replacing earlier weights, and return the penalty of each target step.
 
-        The training statistics must be there already.
+        The training statistics must be there already. Errors count as in the loss, in units of `target_scale`: where a
+        linear part keeps the scale of its context, a window that use_revin normalises counts by its own variance.
 
         Args:
             train: yields (context_y (b, l, d_y_context), target_y (b, n, d_y_target)), original units, anew each call.
@@ -270,7 +311,7 @@ class Forecaster(ForecastTraining):
         Raises:
             ValueError: for a forecaster without such a part.
         """
-        if not isinstance(self.linear_model, ClosedFormLinear):
+        if not isinstance(self.linear_model, SolvedLinear):
             raise ValueError("there is no linear part in closed form: build the forecaster with linear_fit='ridge'")
         scale = self.normalization.model_scale
 
@@ -281,11 +322,15 @@ class Forecaster(ForecastTraining):
 
     @torch.no_grad()
     def _linear_pair(self, window: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return what the linear part reads and what it is to forecast, in model units."""
+        """Return what the linear part reads and is to forecast, in model units, windows weighted as in the loss."""
         context_y, target_y = (mark_missing(y.to(self.normalization.mean.device), self.null_value) for y in window)
         statistics = self.normalization.statistics(context_y, ~context_y.isnan())
         _, trend = self._split_trend(self.normalization.normalize(context_y, statistics))
-        return trend, self.normalization.normalize(target_y, statistics)
+        target = self.normalization.normalize(target_y, statistics)
+        if not getattr(self.linear_model, "keeps_scale", False):
+            return trend, target
+        weight = statistics.std * self.normalization.model_scale / self.normalization.std
+        return trend * weight, target * weight[..., : target.shape[-1]]
 
     def setup(self, stage: str) -> None:
         """Take from the datamodule, before a fit, the training statistics and a linear part, unless they are there.
@@ -307,7 +352,7 @@ class Forecaster(ForecastTraining):
                     "datamodule that offers training_statistics()"
                 )
         is_resumed = self.trainer.ckpt_path is not None  # what was solved then comes with the checkpoint
-        if isinstance(self.linear_model, ClosedFormLinear) and not self.linear_model.is_fitted and not is_resumed:
+        if isinstance(self.linear_model, SolvedLinear) and not self.linear_model.is_fitted and not is_resumed:
             blocks = getattr(data, "window_blocks", None)
             if blocks is None:
                 raise ValueError(
@@ -321,6 +366,7 @@ class Forecaster(ForecastTraining):
         """Let data go on as those of an earlier fit did, which a checkpoint may have told since `setup`."""
         super().on_fit_start()
         self.conformal = None
+        self.model_share.reset()
         self._meet_data()
 
     def on_validation_start(self) -> None:
@@ -353,3 +399,15 @@ class Forecaster(ForecastTraining):
         if self.from_last_value and "from_last_value" not in arguments:  # trained before there was this argument
             self.from_last_value = False
             self.hparams["from_last_value"] = False
+
+
+@contextmanager
+def in_evaluation(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each submodule back into its own at the end."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

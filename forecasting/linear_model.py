@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from .closed_form_linear import ClosedFormLinear
 from .linear_rows import LinearKind
 from .missing_values import carry_forward
+from .stacked_linear import StackedLinear, StackKind
 
-LinearChoice = Literal["none", "per_sensor", "shared", "vector"]
+LinearChoice = Literal["none", "per_sensor", "shared", "vector", "stacked", "stacked_own"]
 LinearFit = Literal["gradient", "ridge", "both"]
+SolvedLinear = ClosedFormLinear | StackedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +24,13 @@ class LinearPart:
     """Which linear part a forecaster has.
 
     Args:
-        linear_model: "none", "per_sensor", "shared" or "vector" (all sensors from all columns); None: "none" without a
-            linear_window, else "shared" or "per_sensor" as linear_shared_weights says.
+        linear_model: "none", "per_sensor", "shared", "vector" (all sensors from all columns), "stacked" (a mixture of
+            these, see StackedLinear) or "stacked_own" (of the first two); None: "none" without a linear_window, else
+            "shared" or "per_sensor" as linear_shared_weights says.
         linear_window: past rows that the linear part reads; 0 for none.
         linear_fit: "gradient": an autoregression that starts as persistence and is trained with everything else;
-            "ridge": a ClosedFormLinear, solved on the training rows when the first fit starts, then frozen; "both":
-            solved, then trained.
+            "ridge": a ClosedFormLinear or StackedLinear, solved on the training rows when the first fit starts, then
+            frozen; "both": solved, then trained.
         linear_shared_weights: one autoregression for all sensors instead of one for each.
 
     Raises:
@@ -56,21 +59,25 @@ class LinearPart:
             raise ValueError(
                 f"linear_shared_weights=True contradicts linear_model={self.linear_model!r}: leave one of them out"
             )
-        if self.linear_model == "vector" and self.linear_fit == "gradient":
+        if self.linear_model in ("vector", *get_args(StackKind)) and self.linear_fit == "gradient":
             raise ValueError(
-                "linear_model='vector' is solved in closed form: set linear_fit='ridge', or 'both' to train it on"
+                f"linear_model={self.linear_model!r} is solved in closed form: set linear_fit='ridge', or 'both' to "
+                "train it on"
             )
 
-    def build_linear_model(self, d_y_context: int, d_y_target: int) -> "LinearModel | ClosedFormLinear | None":
+    def build_linear_model(self, d_y_context: int, d_y_target: int) -> "LinearModel | SolvedLinear | None":
         """Build the module for these widths; None for no linear part."""
         if self.linear_window == 0:
             return None
+        widths, is_trained = (self.linear_window, d_y_context, d_y_target), self.linear_fit == "both"
+        if self.linear_model == "stacked" or self.linear_model == "stacked_own":
+            return StackedLinear(self.linear_model, *widths, is_trained=is_trained)
         kind: LinearKind = "shared" if self.linear_shared_weights else "per_sensor"
         if self.linear_model not in (None, "none"):
             kind = self.linear_model
         if self.linear_fit == "gradient":
             return LinearModel(self.linear_window, d_y_target, kind == "shared")
-        return ClosedFormLinear(kind, self.linear_window, d_y_context, d_y_target, is_trained=self.linear_fit == "both")
+        return ClosedFormLinear(kind, *widths, is_trained=is_trained)
 
 
 class LinearModel(nn.Module):

@@ -7,6 +7,7 @@ g matrices (1, or d when each target column has its own), f inputs of a row, e o
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -46,3 +47,20 @@ def take_back(kind: LinearKind, outputs: Tensor, d_y_target: int) -> Tensor:
     if kind == "vector":
         return outputs[0]
     return rearrange(outputs.squeeze(3), "g (d b) n -> b n (g d)", d=d_y_target // len(outputs))
+
+
+def roll_on(forecast: Callable[[Tensor], Tensor], values: Tensor, target_len: int, d_y_target: int) -> Tensor:
+    """Forecast (b, target_len, d) from complete values (b, l, c), from the forecasts themselves beyond one horizon.
+
+    Columns that are not forecast are kept at their last value.
+
+    Args:
+        forecast: maps the latest l values (b, l, c) to a horizon of forecasts (b, n, d).
+    """
+    blocks = [forecast(values)]
+    horizon = blocks[0].shape[1]
+    for _ in range((target_len - 1) // horizon):
+        kept = values[:, -1:, d_y_target:].expand(-1, horizon, -1)
+        values = torch.cat((values, torch.cat((blocks[-1], kept), dim=2)), dim=1)[:, horizon:]
+        blocks.append(forecast(values))
+    return torch.cat(blocks, dim=1)[:, :target_len]

@@ -63,5 +63,6 @@ def train_forecaster(
         if best.best_model_path:
             weights = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
             model.load_state_dict(weights)
+        model.fit_model_share(module.val_dataloader())
         model.calibrate(module.val_dataloader())
     return model

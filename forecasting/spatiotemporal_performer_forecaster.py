@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .autoregression import TRAINING_FORECASTS, TeacherInputs, baseline_increments, decoder_input, forecast_step_by_step
-from .closed_form_linear import ClosedFormLinear
 from .flat_arguments import arguments_of, takes_fields_of
 from .forecaster import Forecaster, ForecasterConfig
+from .linear_model import SolvedLinear
 from .signal_config import SignalConfig
 from .st_transformer import PerformerConfig, SpatioTemporalPerformer
 from .st_transformer.attention_class import attention_class_named
@@ -132,9 +132,9 @@ class SpatioTemporalPerformer_Forecaster(Forecaster):
         )
         model = arguments_of(config, PerformerConfig)
         if config.decoder_reads_linear is None:
-            model["decoder_reads_linear"] = isinstance(self.linear_model, ClosedFormLinear)
+            model["decoder_reads_linear"] = isinstance(self.linear_model, SolvedLinear)
         self.model = SpatioTemporalPerformer(**model)
-        if isinstance(self.linear_model, ClosedFormLinear) or self.from_last_value:
+        if isinstance(self.linear_model, SolvedLinear) or self.from_last_value:
             torch.nn.init.zeros_(self.model.head.weight)  # training starts at the baseline itself
 
     def forward_model_pass(

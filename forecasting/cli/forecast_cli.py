@@ -12,7 +12,6 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from rich.console import Console
 
-from ..closed_form_linear import ClosedFormLinear
 from ..data import DataModule
 from ..data.runs import name_of, sources_of
 from ..evaluation.baseline_comparison import BaselineComparison
@@ -22,6 +21,7 @@ from ..evaluation.model_card import write_model_card
 from ..evaluation.report import score_table
 from ..evaluation.result_files import write_results
 from ..forecaster import Forecaster
+from ..linear_model import SolvedLinear
 from ..spatiotemporal_performer_forecaster import SpatioTemporalPerformer_Forecaster
 from ..training.best_checkpoint import BestCheckpoint
 from ..training.training_speed import WindowsPerSecond
@@ -149,7 +149,7 @@ class ForecastCLI(LightningCLI):
             kwargs["logger"] = False
         elif options["logger"] in (None, True):
             kwargs["logger"] = default_loggers(self.run_folder)
-        has_forecast = isinstance(self.model.linear_model, ClosedFormLinear) or self.model.from_last_value
+        has_forecast = isinstance(self.model.linear_model, SolvedLinear) or self.model.from_last_value
         if self.command == "fit" and has_forecast and options["num_sanity_val_steps"] is None:
             kwargs["num_sanity_val_steps"] = -1  # step 0 is judged as every later validation is, see BestCheckpoint
         return super().instantiate_trainer(callbacks=self._callbacks(options), **kwargs)
@@ -225,16 +225,18 @@ class ForecastCLI(LightningCLI):
             self._forecast_future(self.future_of)
 
     def _calibrate(self, best: str) -> None:
-        """Fit prediction intervals of the best weights, or the last ones, and keep them in the best checkpoint."""
+        """Fit model share and intervals of the best weights, or the last ones, and keep them in the best checkpoint."""
         if self.trainer.fast_dev_run or self.trainer.world_size > 1:  # pyright: ignore[reportAttributeAccessIssue]
             return
         content = load_checkpoint(Path(best)) if best else None
         if content is not None:
             self.model.load_state_dict(content["state_dict"])
+        self.model.fit_model_share(self.datamodule.val_dataloader())
         self.model.calibrate(self.datamodule.val_dataloader())
         assert self.model.conformal is not None
         if content is not None:
-            torch.save(content | {"conformal": self.model.conformal.to_dict()}, best)
+            found = {"state_dict": self.model.state_dict(), "conformal": self.model.conformal.to_dict()}
+            torch.save(content | found, best)
 
     def _forecast_future(self, file: str) -> None:
         runs = sources_of(file)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_forecaster import CONTEXT_LEN, D_CONTEXT, D_TARGET, NAN, TARGET_LEN, TimeMap, cpu_trainer, windows
+from small_forecaster import CONTEXT_LEN, D_CONTEXT, D_TARGET, NAN, TARGET_LEN, Silent, TimeMap, cpu_trainer, windows
 from torch import Tensor
 
 from favorcast.forecasting import (
@@ -266,7 +266,10 @@ def test_a_context_shorter_than_the_window_and_a_model_without_weights_are_refus
         ({"linear_window": -1}, "linear_window must be at least 0"),
         ({"linear_model": "vector"}, "linear_window must be at least 1 with a linear_model"),
         ({"linear_model": "none", "linear_window": 2}, "and 0 with 'none'"),
-        ({"linear_model": "all", "linear_window": 2}, "linear_model must be one of none, per_sensor, shared, vector"),
+        (
+            {"linear_model": "all", "linear_window": 2},
+            "must be one of none, per_sensor, shared, vector, stacked, stacked_own",
+        ),
         ({"linear_model": "vector", "linear_window": 2}, "solved in closed form"),
         ({"linear_fit": "exact", "linear_window": 2}, "linear_fit must be one of gradient, ridge, both"),
         ({"linear_model": "vector", "linear_window": 2, "linear_shared_weights": True}, "contradicts"),
@@ -289,15 +292,6 @@ def test_the_arguments_of_the_seed_still_mean_its_autoregression():
     assert isinstance(ridge, ClosedFormLinear)
     assert (both.kind, both.weight.requires_grad) == ("vector", True)
     assert (ridge.kind, ridge.weight.requires_grad) == ("per_sensor", False)
-
-
-class Silent(TimeMap):
-    """Forecast zero, so that the linear part is heard alone."""
-
-    def __init__(self, **options) -> None:
-        super().__init__(**options)
-        for parameter in (*self.time_map.parameters(), *self.covariates.parameters()):
-            torch.nn.init.zeros_(parameter)
 
 
 def data(missing: float = 0.0) -> DataModule:

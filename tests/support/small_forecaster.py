@@ -50,6 +50,15 @@ class TimeMap(Forecaster):
         return self.dropout(sensors) + self.covariates(torch.cat((past, target_x), dim=-1))
 
 
+class Silent(TimeMap):
+    """Forecast zero, so that the linear part is heard alone."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for parameter in (*self.time_map.parameters(), *self.covariates.parameters()):
+            nn.init.zeros_(parameter)
+
+
 class Echo(TimeMap):
     """Return the truth that training shows to the model."""
 
