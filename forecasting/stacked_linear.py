@@ -133,12 +133,12 @@ def parts_of(kind: StackKind, linear_window: int, d_y_context: int) -> list[tupl
         >>> parts_of("stacked", 12, 207)[-3:]
         [('vector', 1), ('vector', 2), ('vector', 4)]
     """
-    own: tuple[LinearKind, ...] = ("per_sensor", "shared") if d_y_context > 1 else ("shared",)
+    own: list[LinearKind] = ["per_sensor", "shared"] if d_y_context > 1 else ["shared"]
     windows = sorted({linear_window, -(-linear_window // SHORTER)})
     parts: list[tuple[LinearKind, int]] = [(each, rows) for each in own for rows in windows]
     if kind == "stacked":
         longest = max(1, min(linear_window, MOST_VECTOR_INPUTS // d_y_context))
-        parts += [("vector", rows) for rows in sorted({1, round(longest**0.5), longest})]
+        parts.extend(("vector", rows) for rows in sorted({1, round(longest**0.5), longest}))
     return parts
 
 
