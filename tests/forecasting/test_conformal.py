@@ -148,6 +148,7 @@ def test_fit_keeps_intervals_and_prints_their_coverage(fitted, capsys):
     assert (name, "horizon", "4", "adaptive_coverage_95") in found
 
     forecaster = load_forecaster(folder / "checkpoints" / "best.ckpt")
+    assert forecaster.model_share.share.shape == (4,)  # of the best weights, before the errors were taken
     data = np.load(fitted / "waves.npz")["dataset"]
     forecast = forecaster.forecast(data, intervals=(0.8, 0.95))
     assert forecast.values.shape == (4, 2)
