@@ -82,18 +82,25 @@ def recognise_attention_mask(
         ValueError: a mask that is neither causal nor full, padding aside, or differs between heads; or one that is
             said to be causal and is not.
     """
-    _, queries, keys = shape
-    steps = "" if tokens_per_step == 1 else f" with {tokens_per_step} tokens a step"
-    expected = (
-        f"attn_mask must be a causal mask{steps} ({queries}, {keys}), True or -inf above the diagonal, or hide "
-        "nothing, padding or biases of keys aside that are the same for all queries and heads: linear attention cannot "
-        f"apply any other mask or bias, got {mask.dtype} {tuple(mask.shape)}; use key_padding_mask to ignore keys"
-    )
-    if mask.shape not in (shape, shape[1:]):
-        raise ValueError(expected)
+    rows_of_all, queries, keys = shape
+
+    def unknown() -> ValueError:
+        steps = "" if tokens_per_step == 1 else f" with {tokens_per_step} tokens a step"
+        return ValueError(
+            f"attn_mask must be a causal mask{steps} ({queries}, {keys}), True or -inf above the diagonal, or hide "
+            "nothing, padding or biases of keys aside that are the same for all queries and heads: linear attention "
+            f"cannot apply any other mask or bias, got {mask.dtype} {tuple(mask.shape)}; use key_padding_mask to "
+            "ignore keys"
+        )
+
+    # one comparison at a time: in a graph of any length, t and b h are symbols, which others would tie to each other
+    if mask.ndim not in (2, 3) or mask.shape[-2] != queries or mask.shape[-1] != keys:
+        raise unknown()
+    if mask.ndim == 3 and mask.shape[0] != rows_of_all:
+        raise unknown()
     future = ~visibility(queries, keys, tokens_per_step, mask.device)
     if not is_readable(mask):
-        hidden = hidden_entries(mask, expected, name="attn_mask")
+        hidden = hidden_entries(mask, "an attn_mask in a graph must hold 0 and what hides, -inf", name="attn_mask")
         torch._assert_async(
             (hidden == future).all(),
             "in a graph an attn_mask is taken to be causal, and this one is not: leave it out if it hides nothing, and "
@@ -110,11 +117,11 @@ def recognise_attention_mask(
     if rows.shape[0] > 1:
         rows = rows.view(-1, heads, queries, keys)
         if not bool((rows == rows[:, :1]).all()):
-            raise ValueError(expected)
+            raise unknown()
         rows = rows[:, 0]
     visible = split_mask(rows, future, is_causal=is_causal)
     if visible is None:
-        raise ValueError(expected)
+        raise unknown()
     if looked_at is not None:
         mask._favor_visible = (looked_at, visible)  # pyright: ignore[reportAttributeAccessIssue]
     return visible

@@ -189,3 +189,33 @@ def test_masks_of_keys_join_whatever_they_are():
     assert torch.equal(joined_masks(bias, padding), hidden)
     assert torch.equal(joined_masks(bias, of_heads), of_heads + bias[:, None])
     assert torch.equal(joined_masks(of_heads, padding), of_heads.masked_fill(padding[:, None], -torch.inf))
+
+
+@pytest.mark.parametrize("form", ["bool", "-inf"])
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_causal_mask_compiles_at_every_length(form, dynamic):
+    layer = FavorAttention(16, 2, num_features=16, batch_first=True).eval()
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for t in (30, 29, 8, 4):  # 4 = batch times heads
+        x, mask = torch.randn(2, t, 16), FORMS[form](causal_mask(t, t))
+        expected = layer(x, x, x, attn_mask=mask)[0]
+        torch.testing.assert_close(compiled(x, x, x, attn_mask=mask)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["bool", "-inf"])
+def test_a_causal_mask_is_exported_for_any_length(form):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = FavorAttention(16, 2, num_features=16, batch_first=True)
+
+        def forward(self, x, mask):
+            return self.layer(x, x, x, attn_mask=mask)[0]
+
+    model, t = Model().eval(), torch.export.Dim("t", min=2, max=100)
+    given = torch.randn(2, 10, 16), FORMS[form](causal_mask(10, 10))
+    program = torch.export.export(model, given, dynamic_shapes=({1: t}, {0: t, 1: t})).module()
+    for length in (30, 4, 2):
+        x, mask = torch.randn(2, length, 16), FORMS[form](causal_mask(length, length))
+        torch.testing.assert_close(program(x, mask), model(x, mask), rtol=1e-5, atol=1e-5)

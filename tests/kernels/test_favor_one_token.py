@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from favorcast.kernels import FavorState, attend, draw_features, stream_attention, summarize
+from favorcast.kernels import FavorState, attend, draw_features, merge, stream_attention, summarize
 from favorcast.kernels.favor import functions
 from favorcast.kernels.favor.feature_maps import FEATURE_MAPS
 
@@ -54,6 +54,70 @@ def test_a_query_reads_zero_where_every_key_was_hidden():
     read = attend(drawn(2, 6, 1, 8), state, features, **OPTIONS)
     assert read[0].any()
     assert not read[1].any()
+
+
+def test_a_query_reads_zero_in_a_state_that_has_forgotten_all():
+    features = draw_features(32, 8, generator=torch.Generator().manual_seed(0))
+    state = summarize(drawn(2, 3, 5, 8), drawn(2, 3, 5, 4), features, **OPTIONS)
+    state = state.weighed(torch.tensor([[0.0, -torch.inf, 0.0]]))
+    read = attend(drawn(2, 6, 1, 8), state, features, **OPTIONS)
+    assert not read[:, 2:4].any()
+    assert read[:, :2].any()
+    assert read[:, 4:].any()
+
+
+def test_a_long_stream_goes_on_averaging(monkeypatch):
+    features = draw_features(8, 4, generator=torch.Generator().manual_seed(0))
+    key, value = 0.3 * drawn(1, 1, 3000, 4), 1001 + 0.1 * drawn(1, 1, 3000, 4, seed=1)
+    before = summarize(key[:, :, :1], torch.full((1, 1, 1, 4), 1000.0), features)
+    before = before.weighed(torch.tensor([[100_000.0]]).log())  # a token now moves the mean by less than its last digit
+
+    def found():
+        state = before
+        for k, v in zip(key.split(1, 2), value.split(1, 2), strict=True):
+            state = stream_attention(k, k, v, state, features).state
+        return state.value
+
+    wide = features._replace(projection=features.projection.double())
+    exact = merge(FavorState(*(x.double() for x in before)), summarize(key.double(), value.double(), wide)).value
+    moved = (exact - 1000).abs().mean()
+    assert (found() - exact).abs().mean() < 0.2 * moved
+    assert (by_operators(monkeypatch, found) - exact).abs().mean() < 0.2 * moved
+
+
+def test_sums_keep_their_precision_under_autocast(monkeypatch):
+    features = draw_features(32, 8, generator=torch.Generator().manual_seed(0))
+    query, key, value = drawn(3, 2, 2, 1, 8)
+    state = summarize(key, value, features)
+    call = lambda: stream_attention(query, key, value, state, features)  # noqa: E731
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = call(), by_operators(monkeypatch, call)
+    torch.testing.assert_close(found.state, expected.state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.output, expected.output, rtol=1e-2, atol=1e-2)
+
+
+def test_a_bias_may_be_wider_than_the_tokens_and_a_batch_empty(monkeypatch):
+    features = draw_features(32, 8, generator=torch.Generator().manual_seed(0))
+    query, key, value = drawn(3, 2, 2, 1, 8)
+    state = summarize(key, value, features)
+    call = lambda: stream_attention(query, key, value, state, features, key_bias=drawn(2, 1).double())  # noqa: E731
+    torch.testing.assert_close(call(), by_operators(monkeypatch, call), rtol=1e-5, atol=1e-5)
+    none = FavorState(*(x[:0] for x in state))
+    assert stream_attention(query[:0], key[:0], value[:0], none, features).output.shape == (0, 2, 1, 8)
+    assert attend(query[:0], none, features).shape == (0, 2, 1, 8)
+    wide = FavorState(*(x.double() for x in state))
+    for tokens in (1, 2):  # the state that comes is that of the tokens, whatever their number
+        pair = (x.expand(2, 2, tokens, 8) for x in (query, key, value))
+        assert stream_attention(*pair, wide, features).state.value.dtype == torch.float32
+
+
+def test_forward_mode_is_refused_as_by_the_operators():
+    features = draw_features(32, 8, generator=torch.Generator().manual_seed(0))
+    query, key, value = drawn(3, 2, 2, 1, 8)
+    state = summarize(key, value, features)
+    for feature_map in FEATURE_MAPS:
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.func.jvp(lambda x, name=feature_map: attend(x, state, features, feature_map=name), (query,), (query,))
 
 
 def operators_are_called(monkeypatch, call) -> bool:

@@ -3,7 +3,7 @@
 Dimension key: b batch, h key heads, g query heads per key head, d head dim, e value dim, m features.
 
 With so little arithmetic an operator's own work is what costs, so that a single token goes by the formula wherever
-nothing but numbers is asked for: no graph, gradient or mask that hides something.
+nothing but numbers is asked for, on a CPU: no graph, gradient or mask that hides something.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from ...dispatch.operator import in_own_context
 from ...dispatch.tracing import is_readable, wants_gradients
 from ..feature_maps import FEATURE_MAPS
 from ..types import LOWEST_BIAS, AttendInputs, CausalInputs, FavorState, FeatureSpace
@@ -35,10 +36,12 @@ def is_one_query(inputs: AttendInputs) -> bool:
     return query.shape[-2] == 1 and _is_plain(query, state, space, impl)
 
 
+@in_own_context
 def one_token(inputs: CausalInputs) -> tuple[Tensor, FavorState]:
     """Take in one key, then let one query attend.
 
-        e_r = w_r . k - |k|^2 / 2 + c_r       L'_r = log(exp L_r + exp e_r)       V'_r = V_r + exp(e_r - L'_r) (v - V_r)
+        e_r = w_r . k - |k|^2 / 2 + c_r         L'_r = log(exp L_r + exp e_r)
+        V'_r = (exp(L_r) V_r + exp(e_r) v) / (exp(L_r) + exp(e_r))
         o = sum_r softmax_r(w_r . q + L'_r) V'_r
 
     Args:
@@ -60,17 +63,18 @@ def one_token(inputs: CausalInputs) -> tuple[Tensor, FavorState]:
     if space.log_weight is not None:
         exponent = exponent + space.log_weight
     if bias is not None and bias.is_floating_point():
-        exponent = exponent + bias
-    total = torch.logaddexp(before, exponent)
-    share = torch.exp(exponent - total).nan_to_num(0.0)  # both -inf: a feature of weight zero
-    state = FavorState(total, torch.lerp(values, value.to(dtype), share.unsqueeze(-1)))
+        exponent = exponent + bias.to(dtype)
+    largest = torch.maximum(before, exponent).clamp(min=torch.finfo(dtype).min / 2)  # -inf: a feature of weight zero
+    kept, share = torch.exp(before - largest).unsqueeze(-1), torch.exp(exponent - largest).unsqueeze(-1)
+    # not V + (v - V) share, which stands still once a step is less than half a digit of V, as after 1e7 / |V| tokens
+    values = (values * kept).addcmul_(share, value.to(dtype)).div_((kept + share).clamp(min=1.0))
+    state = FavorState(torch.logaddexp(before, exponent), values)
     return one_query(AttendInputs(query, state, space, inputs.impl)), state
 
 
+@in_own_context
 def one_query(inputs: AttendInputs) -> Tensor:
     """Let one query attend: o = sum_r softmax_r(w_r . q + L_r) V_r.
-
-    With the exponential map that is softmax attention to m landmarks under a bias, one call of torch.
 
     Args:
         inputs: of which `is_one_query` holds.
@@ -79,27 +83,28 @@ def one_query(inputs: AttendInputs) -> Tensor:
         (b, h g, 1, e) in query's dtype.
     """
     query, (total, values), space, _ = inputs
-    (b, h, _, e), dtype = values.shape, values.dtype
+    b, h, d, dtype = *total.shape[:2], query.shape[-1], values.dtype
     projection = space.projection_for(query).to(dtype)
-    tokens = _scaled(query.reshape(b, h, -1, query.shape[-1]), dtype, space.scale)
-    lowest = torch.finfo(dtype).min / 2  # of a sample all of whose keys are hidden, and whose values are zero
-    bias = total.clamp(min=lowest).unsqueeze(-2)
-    if space.feature_map == "exponential":
-        landmarks = projection.expand(b, h, *projection.shape[-2:])
-        output = F.scaled_dot_product_attention(tokens, landmarks, values, attn_mask=bias, scale=1.0)
-    else:
-        products = FEATURE_MAPS[space.feature_map].log_feature(tokens @ projection.mT)
-        output = torch.softmax(products + bias, -1) @ values
-    return output.reshape(b, -1, 1, e).to(query.dtype)
+    tokens = _scaled(query.reshape(b, h, query.shape[1] // h, d), dtype, space.scale)
+    products = FEATURE_MAPS[space.feature_map].log_feature(tokens @ projection.mT)
+    known = total.clamp(min=torch.finfo(dtype).min / 2).unsqueeze(-2)
+    output = torch.softmax(products + known, -1) @ values
+    unseen = total.amax(-1) == -torch.inf  # heads without a key, or that have forgotten all, whatever their values are
+    output = output.masked_fill(unseen[:, :, None, None], 0.0)
+    return output.reshape(b, query.shape[1], 1, values.shape[-1]).to(query.dtype)
 
 
 def _is_plain(query: Tensor, state: FavorState, space: FeatureSpace, impl: str) -> bool:
     tensors = (query, *state, *space.tensors)
     return (
         impl == "reference"
-        and state.value.dtype == accumulation_dtype(*tensors)
+        and query.device.type == "cpu"
+        and query.numel() > 0
+        and state.value.dtype == accumulation_dtype(query, *space.tensors)
         and is_readable(*tensors)
         and not wants_gradients(*tensors)
+        and not torch.jit.is_tracing()
+        and forward_ad._current_level < 0
     )
 
 
