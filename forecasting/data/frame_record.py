@@ -14,7 +14,7 @@ from .record import SensorRecord, sensor_record
 from .table_format import ID_NAMES, Table, TableFormat
 from .time_column import find_times, notes_of_sensors, other_times
 from .time_names import unit_in_name
-from .time_values import Times, is_text, times_of
+from .time_values import Times, is_numeric, is_text, times_of
 
 COUNTER_NAMES = frozenset(
     (
@@ -150,7 +150,7 @@ def _counts_rows(column: pd.Series, name: str) -> bool:
 
     Rows that were deleted or repeated leave jumps in a count by one.
     """
-    if getattr(column.dtype, "kind", "O") not in "fiu" or len(column) < 2 or column.isna().any():
+    if not is_numeric(column) or len(column) < 2 or column.isna().any():
         return False
     numbers = column.to_numpy(dtype=np.float64)
     steps = np.diff(numbers)

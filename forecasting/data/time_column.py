@@ -23,7 +23,7 @@ from .time_names import (
     plain_name,
     time_unit_in_name,
 )
-from .time_values import Times, is_clock, is_text, times_of
+from .time_values import Times, is_clock, is_numeric, is_text, times_of
 
 DAY_SECONDS = 86_400
 FORWARD = 0.75  # of the steps of a column that may hold the time: more back and forth than that is a sensor
@@ -54,7 +54,7 @@ def find_times(table: Table, wanted: str | None, *, has_index: bool = False) -> 
         return _times_at(names.index(wanted), table)
     named = [i for i, name in enumerate(names) if is_time_name(name)]
     dated = [i for i, column in enumerate(columns) if _holds_dates(column)]
-    dates = dated or [i for i in named if plain_name(names[i]) in CALENDAR_NAMES and _is_number(columns[i])]
+    dates = dated or [i for i in named if plain_name(names[i]) in CALENDAR_NAMES and is_numeric(columns[i])]
     joined = date_and_clock(dates[0], table) if len(dates) == 1 else None
     if joined is not None:
         return joined
@@ -72,7 +72,7 @@ def other_times(times: Times, table: Table) -> dict[int, str]:
     """
     found = dict.fromkeys(parts_of(times, table), "which repeats a part of the time")
     for i, (name, column) in enumerate(zip(table.names, table.columns, strict=True)):
-        if i in times.columns or (not may_be_time(name) and not is_time_name(name)) or not _is_number(column):
+        if i in times.columns or (not may_be_time(name) and not is_time_name(name)) or not is_numeric(column):
             continue
         numbers = _floats(column)
         if np.isnan(numbers).any() or (np.diff(numbers) < 0).any() or np.ptp(numbers) == 0:
@@ -97,7 +97,7 @@ def notes_of_sensors(table: Table, kept: Sequence[int], *, is_timed: bool) -> li
         table.names[i]
         for i in kept
         if says_time(table.names[i]) and not is_symbol(table.names[i])
-        if _is_number(table.columns[i]) and table.columns[i].nunique() > 1
+        if is_numeric(table.columns[i]) and table.columns[i].nunique() > 1
     ]
     return [
         f"took {name!r}, which does not grow from row to row, for a sensor; pass time_col_name={name!r} if it holds "
@@ -182,10 +182,6 @@ def _is_float(column: pd.Series) -> bool:
     return getattr(column.dtype, "kind", "O") == "f"
 
 
-def _is_number(column: pd.Series) -> bool:
-    return getattr(column.dtype, "kind", "O") in "fiu"
-
-
 def _steps(column: pd.Series) -> np.ndarray:
     return np.diff(_floats(column))
 
@@ -195,13 +191,13 @@ def _floats(column: pd.Series) -> np.ndarray:
 
 
 def _grows(column: pd.Series) -> bool:
-    return _is_number(column) and len(column) > 1 and bool((_steps(column) > 0).all())
+    return is_numeric(column) and len(column) > 1 and bool((_steps(column) > 0).all())
 
 
 def _runs_forward(index: int, table: Table) -> bool:
     """Tell whether a column grows from row to row, or, where its name is no symbol or part of a date, in most."""
     column = table.columns[index]
-    if not _is_number(column):
+    if not is_numeric(column):
         return False
     steps = _steps(column if must_grow(table.names[index]) else column.dropna())
     steps = steps[steps != 0] if _is_long(table, index) else steps

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .table_format import Table
 from .time_names import CLOCK_NAMES, HOUR_NAMES, MINUTE_NAMES, SECOND_NAMES, plain_name
-from .time_values import DAY, Times, clock_nanoseconds, is_clock, localized, times_of
+from .time_values import DAY, Times, clock_nanoseconds, is_clock, is_numeric, localized, times_of
 
 CALENDAR_PARTS = ("year", "month", "day", "hour", "minute", "second")
 DAYS_OF_YEAR = frozenset(("doy", "day_of_year", "dayofyear", "jday", "julian_day", "yday"))
@@ -80,14 +80,14 @@ def parts_of(times: Times, table: Table) -> list[int]:
     found = []
     for i, (name, column) in enumerate(zip(table.names, table.columns, strict=True)):
         part = plain_name(name)
-        if i not in times.columns and part in CALENDAR_PARTS and _is_number(column):
+        if i not in times.columns and part in CALENDAR_PARTS and _is_complete_number(column):
             found += [i] if np.array_equal(column.to_numpy(), getattr(local, part)) else []
     return found
 
 
 def _numbers_of_day(date: int, table: Table) -> tuple[tuple[int, ...], np.ndarray] | None:
     """Return the columns of numbers that tell the time of day, and it, (rows,) int64 nanoseconds since midnight."""
-    usable = [i != date and _is_number(column) for i, column in enumerate(table.columns)]
+    usable = [i != date and _is_complete_number(column) for i, column in enumerate(table.columns)]
     names = [plain_name(name) if use else "" for name, use in zip(table.names, usable, strict=True)]
     hours = _position(names, HOUR_NAMES)
     clock = _position(names, CLOCK_NAMES) if hours is None else None
@@ -132,5 +132,5 @@ def _position(names: list[str], wanted: Collection[str]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def _is_number(column: pd.Series) -> bool:
-    return getattr(column.dtype, "kind", "O") in "fiu" and not column.isna().any()
+def _is_complete_number(column: pd.Series) -> bool:
+    return is_numeric(column) and not column.isna().any()

@@ -83,6 +83,11 @@ def times_of(
     return _from_numbers(column, given, unit, source, name)
 
 
+def is_numeric(column: pd.Series) -> bool:
+    """Tell whether a column holds numbers, some of which may be missing."""
+    return getattr(column.dtype, "kind", "O") in "fiu"
+
+
 def is_text(column: pd.Series) -> bool:
     """Tell whether a column holds text, and nothing but text and missing entries."""
     if getattr(column.dtype, "kind", "O") not in "OTU":
@@ -133,7 +138,7 @@ def _from_text(column: pd.Series, given: TableFormat, source: str) -> Times:
 
 
 def _from_numbers(column: pd.Series, given: TableFormat, unit: str | None, source: str, name: str | None) -> Times:
-    if getattr(column.dtype, "kind", "O") not in "fiu":
+    if not is_numeric(column):
         raise ValueError(f"{source}: times must be dates or numbers, got {column.dtype}")
     numbers = column.to_numpy()
     if not np.isfinite(numbers).all():

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from small_forecaster import CONTEXT_LEN, D_CONTEXT, D_TARGET, NAN, TARGET_LEN, Silent, TimeMap, cpu_trainer, windows
+from small_forecaster import (
+    CONTEXT_LEN,
+    D_CONTEXT,
+    D_TARGET,
+    NAN,
+    TARGET_LEN,
+    Silent,
+    TimeMap,
+    cpu_trainer,
+    fit_and_load,
+    windows,
+)
 from torch import Tensor
 
 from favorcast.forecasting import (
@@ -349,10 +360,7 @@ def test_a_frozen_part_stays_and_a_trained_one_moves(linear_fit: str):
 
 def test_the_solution_is_kept_in_the_checkpoint(tmp_path):
     model = TimeMap(**RIDGE, use_global_norm=True)
-    trainer = cpu_trainer(max_epochs=1)
-    trainer.fit(model, data())
-    trainer.save_checkpoint(tmp_path / "model.ckpt")
-    loaded = TimeMap.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    loaded = fit_and_load(model, data(), tmp_path / "model.ckpt")
     context_x, context_y, target_x, _ = windows()
     torch.testing.assert_close(
         loaded.predict(context_x, context_y, target_x), model.predict(context_x, context_y, target_x), rtol=0, atol=0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_forecaster import CONTEXT_LEN, NAN, TARGET_LEN, TimeMap, cpu_trainer, windows
+from small_forecaster import CONTEXT_LEN, NAN, TARGET_LEN, TimeMap, cpu_trainer, fit_and_load, windows
 from torch import Tensor
 
 from favorcast.forecasting import DataModule, SimulationTimeSeries
@@ -107,9 +107,7 @@ def test_checkpoints_keep_shares_and_training_forgets_them(tmp_path):
 
 def test_checkpoints_from_before_there_were_shares_load_and_keep_everything(tmp_path):
     model = TimeMap(**RIDGE, use_global_norm=True)
-    trainer = cpu_trainer(max_epochs=1)
-    trainer.fit(model, data())
-    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    fit_and_load(model, data(), tmp_path / "model.ckpt")
     content = torch.load(tmp_path / "model.ckpt", weights_only=True)
     del content["state_dict"]["model_share.share"]
     torch.save(content, tmp_path / "old.ckpt")

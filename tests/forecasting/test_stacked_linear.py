@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_forecaster import CONTEXT_LEN, NAN, TARGET_LEN, Silent, TimeMap, cpu_trainer, windows
+from small_forecaster import CONTEXT_LEN, NAN, TARGET_LEN, Silent, TimeMap, cpu_trainer, fit_and_load, windows
 from torch import Tensor
 
 from favorcast.forecasting import DataModule, SimulationTimeSeries
@@ -147,10 +147,7 @@ def test_windows_normalised_each_by_itself_count_as_they_do_in_the_loss(kind: st
 
 def test_the_solution_is_kept_in_the_checkpoint(tmp_path):
     model = TimeMap(**RIDGE, use_global_norm=True)
-    trainer = cpu_trainer(max_epochs=1)
-    trainer.fit(model, data())
-    trainer.save_checkpoint(tmp_path / "model.ckpt")
-    loaded = TimeMap.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    loaded = fit_and_load(model, data(), tmp_path / "model.ckpt")
     inputs = windows()[:3]
     torch.testing.assert_close(loaded.predict(*inputs), model.predict(*inputs), rtol=0, atol=0)
     check_weights(TimeMap(**RIDGE, use_global_norm=True), tmp_path / "model.ckpt")

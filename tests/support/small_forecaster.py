@@ -1,5 +1,6 @@
 """A forecaster small enough to train in tests, and windows with every kind of outage."""
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -138,3 +139,11 @@ def cpu_trainer(**options: Any) -> pl.Trainer:
     """Build a quiet trainer on the CPU."""
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     return pl.Trainer(accelerator="cpu", devices=1, **(quiet | {"max_epochs": 1, "log_every_n_steps": 1} | options))
+
+
+def fit_and_load(model: TimeMap, data: pl.LightningDataModule, path: Path) -> TimeMap:
+    """Train a model for an epoch, save it, and return what the checkpoint holds."""
+    trainer = cpu_trainer(max_epochs=1)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(path)
+    return type(model).load_from_checkpoint(path, weights_only=True)

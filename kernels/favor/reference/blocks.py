@@ -71,9 +71,13 @@ def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
-def largest_entry(dtype: torch.dtype, head_dim: int) -> float:
-    """Bound entries so that |x|^2 stays finite: beyond it a key's weight is decided by its norm alone anyway."""
-    return math.sqrt(torch.finfo(dtype).max / (8 * head_dim))
+def scale_entries(tokens: Tensor, scale: float) -> Tensor:
+    """Multiply tokens (…, d) by sqrt(scale) in place, and return them.
+
+    Entries are bounded so that |x|^2 stays finite: beyond it a key's weight is decided by its norm alone anyway.
+    """
+    bound = math.sqrt(torch.finfo(tokens.dtype).max / (8 * tokens.shape[-1]))
+    return tokens.mul_(math.sqrt(scale)).clamp_(-bound, bound)
 
 
 Keyed = SummarizeInputs | CausalInputs
@@ -86,8 +90,7 @@ def load_keys(inputs: Keyed, group: HeadGroup, rows: slice, dtype: torch.dtype) 
     d = source.shape[-1]
     block = torch.ones((*source.shape[:-1], d + 2), dtype=dtype, device=source.device)
     entries, bias = block[..., :d], block[..., d]
-    bound = largest_entry(dtype, d)
-    entries.copy_(source).mul_(math.sqrt(space.scale)).clamp_(-bound, bound)
+    scale_entries(entries.copy_(source), space.scale)
     hidden = None if mask is None else _hidden(mask, group, rows)
     if hidden is not None:
         entries.masked_fill_(hidden.unsqueeze(-1), 0.0)
@@ -129,8 +132,7 @@ def load_queries(query: Tensor, group: HeadGroup, rows: slice, space: FeatureSpa
     source = query[group.batch, group.heads, :, rows]
     d = source.shape[-1]
     block = torch.ones((*source.shape[:-1], d + 1), dtype=dtype, device=query.device)
-    bound = largest_entry(dtype, d)
-    block[..., :d].copy_(source).mul_(math.sqrt(space.scale)).clamp_(-bound, bound)
+    scale_entries(block[..., :d].copy_(source), space.scale)
     return block.flatten(0, 1).flatten(1, 2)
 
 

@@ -8,8 +8,6 @@ nothing but numbers is asked for, on a CPU: no graph, gradient or mask that hide
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -18,7 +16,7 @@ from ...dispatch.operator import in_own_context
 from ...dispatch.tracing import is_readable, wants_gradients
 from ..feature_maps import FEATURE_MAPS
 from ..types import LOWEST_BIAS, AttendInputs, CausalInputs, FavorState, FeatureSpace
-from .blocks import accumulation_dtype, largest_entry
+from .blocks import accumulation_dtype, scale_entries
 
 
 def is_one_token(inputs: CausalInputs) -> bool:
@@ -55,7 +53,7 @@ def one_token(inputs: CausalInputs) -> tuple[Tensor, FavorState]:
     before, values = state
     dtype = values.dtype
     projection = space.projection_for(query).to(dtype)
-    token = _scaled(key, dtype, space.scale)
+    token = scale_entries(key.to(dtype, copy=True), space.scale)
     log_feature, _, has_norm = FEATURE_MAPS[space.feature_map]
     exponent = log_feature(token @ projection.mT).squeeze(-2)
     if has_norm:
@@ -69,7 +67,7 @@ def one_token(inputs: CausalInputs) -> tuple[Tensor, FavorState]:
     # not V + (v - V) share, which stands still once a step is less than half a digit of V, as after 1e7 / |V| tokens
     values = (values * kept).addcmul_(share, value.to(dtype)).div_((kept + share).clamp(min=1.0))
     state = FavorState(torch.logaddexp(before, exponent), values)
-    return one_query(AttendInputs(query, state, space, inputs.impl)), state
+    return _attended(query, state, space, projection), state
 
 
 @in_own_context
@@ -82,10 +80,16 @@ def one_query(inputs: AttendInputs) -> Tensor:
     Returns:
         (b, h g, 1, e) in query's dtype.
     """
-    query, (total, values), space, _ = inputs
+    query, state, space, _ = inputs
+    return _attended(query, state, space, space.projection_for(query).to(state.value.dtype))
+
+
+def _attended(query: Tensor, state: FavorState, space: FeatureSpace, projection: Tensor) -> Tensor:
+    """Return what one query reads, with W in the state's dtype as it meets the tokens."""
+    total, values = state
     b, h, d, dtype = *total.shape[:2], query.shape[-1], values.dtype
-    projection = space.projection_for(query).to(dtype)
-    tokens = _scaled(query.reshape(b, h, query.shape[1] // h, d), dtype, space.scale)
+    tokens = query.reshape(b, h, query.shape[1] // h, d).to(dtype, copy=True)
+    tokens = scale_entries(tokens, space.scale)
     products = FEATURE_MAPS[space.feature_map].log_feature(tokens @ projection.mT)
     known = total.clamp(min=torch.finfo(dtype).min / 2).unsqueeze(-2)
     output = torch.softmax(products + known, -1) @ values
@@ -110,8 +114,3 @@ def _is_plain(query: Tensor, state: FavorState, space: FeatureSpace, impl: str) 
 
 def _hides(mask: Tensor) -> bool:
     return bool((mask <= LOWEST_BIAS).any() if mask.is_floating_point() else mask.any())
-
-
-def _scaled(tokens: Tensor, dtype: torch.dtype, scale: float) -> Tensor:
-    largest = largest_entry(dtype, tokens.shape[-1])
-    return (tokens.to(dtype) * math.sqrt(scale)).clamp_(-largest, largest)
